@@ -1,0 +1,62 @@
+"""fedjax_sim: federated-learning simulation on JAX, whole rounds of many clients as one compiled program."""
+
+from fedjax_sim import aggregation, algorithms, data, engines, metrics, rules
+from fedjax_sim._src.types import (
+    Algorithm,
+    ClientContext,
+    ClientRule,
+    Delta,
+    Facts,
+    Mean,
+    Message,
+    RoundContext,
+    Stage,
+    StepContext,
+    Task,
+    Transform,
+    Variables,
+)
+from fedjax_sim.data import ClientData, cohorts
+from fedjax_sim.data.local_work import LocalWork
+from fedjax_sim.engines import SimState
+from fedjax_sim.evaluation import Evaluation, evaluate
+from fedjax_sim.history import Costs, Histories, History
+from fedjax_sim.simulate import NonFiniteModelError, Progress, Simulation
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Algorithm",
+    "ClientContext",
+    "ClientData",
+    "ClientRule",
+    "Costs",
+    "Delta",
+    "Evaluation",
+    "Facts",
+    "Histories",
+    "History",
+    "LocalWork",
+    "Mean",
+    "Message",
+    "NonFiniteModelError",
+    "Progress",
+    "RoundContext",
+    "SimState",
+    "Simulation",
+    "Stage",
+    "StepContext",
+    "Task",
+    "Transform",
+    "Variables",
+    "aggregation",
+    "algorithms",
+    "cohorts",
+    "data",
+    "engines",
+    "evaluate",
+    "metrics",
+    "models",
+    "rules",
+    "tasks",
+]

@@ -1,0 +1,1 @@
+"""Contracts and small tools that every floor above may import."""

@@ -1,0 +1,69 @@
+"""The key policy: every random number comes from ``fold_in(root, purpose, round, stage, client, draw, step)``.
+
+Lanes and devices never enter a key, so layout cannot change a result. Only threefry keys are accepted: under
+``rbg`` the bits that ``vmap`` draws differ from those of a loop.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Purposes under the root key of a run.
+INIT = 0
+COHORT = 1
+CLIENT = 2
+SERVER = 3
+
+# Purposes under a client's key.
+ORDER = 0
+BEGIN = 1
+STEP = 2
+FINISH = 3
+ENCODE = 4
+
+
+def root_key(seed: int | jax.Array) -> jax.Array:
+    """Key of a run, ``key[]``, from an integer or a threefry key.
+
+    Raises:
+      TypeError: ``seed`` is neither an integer nor a scalar typed threefry key.
+    """
+    if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
+        return jax.random.key(int(seed), impl="threefry2x32")
+    if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+        name = str(jax.random.key_impl(seed))
+        if "threefry2x32" not in name:
+            raise TypeError(
+                f"seed is a key of implementation {name!r}, expected 'threefry2x32': the numbers that other "
+                "implementations draw change under vmap, so results would depend on the lanes. "
+                "Use jax.random.key(seed, impl='threefry2x32')."
+            )
+        if seed.shape != ():
+            raise TypeError(f"seed is an array of keys of shape {seed.shape}, expected one key, shape ().")
+        return seed
+    raise TypeError(
+        f"seed is {type(seed).__name__}, expected an int or a typed key such as jax.random.key(0) "
+        "(raw uint32 keys: wrap them with jax.random.wrap_key_data)."
+    )
+
+
+def fold(key: jax.Array, *data) -> jax.Array:
+    """``fold_in`` of several integers in order."""
+    for item in data:
+        key = jax.random.fold_in(key, item)
+    return key
+
+
+def client_key(root: jax.Array, round_, stage: int, client, draw) -> jax.Array:
+    return fold(root, CLIENT, round_, stage, client, draw)
+
+
+def server_key(root: jax.Array, round_, stage: int) -> jax.Array:
+    return fold(root, SERVER, round_, stage)
+
+
+def host_generator(seed_words: tuple[int, ...], *data: int) -> np.random.Generator:
+    """A numpy generator for decisions made on the host, keyed like everything else (Philox, counter-based)."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([*seed_words, *data])))

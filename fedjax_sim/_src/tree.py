@@ -1,0 +1,69 @@
+"""Arithmetic on pytrees of arrays."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def add(a, b):
+    return jax.tree.map(jnp.add, a, b)
+
+
+def subtract(a, b):
+    return jax.tree.map(jnp.subtract, a, b)
+
+
+def scale(tree, factor):
+    """Multiplies every leaf; each keeps its dtype."""
+    return jax.tree.map(lambda x: x * jnp.asarray(factor).astype(x.dtype), tree)
+
+
+def zeros_like(tree):
+    """Zeros of the shapes and dtypes of ``tree``, which may hold ``ShapeDtypeStruct``."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
+
+
+def where(condition, a, b):
+    """Leafwise ``jnp.where``; ``condition`` is broadcast over trailing axes."""
+    condition = jnp.asarray(condition)
+
+    def select(x, y):
+        return jnp.where(condition.reshape(condition.shape + (1,) * (jnp.ndim(x) - condition.ndim)), x, y)
+
+    return jax.tree.map(select, a, b)
+
+
+def squared_norm(tree) -> jax.Array:
+    """Sum of squares over all leaves in float32, ``f32[]``."""
+    leaves = jax.tree.leaves(tree)
+    return sum((jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves), start=jnp.zeros((), jnp.float32))
+
+
+def global_norm(tree) -> jax.Array:
+    """L2 norm over all leaves in float32, ``f32[]``."""
+    return jnp.sqrt(squared_norm(tree))
+
+
+def all_finite(tree) -> jax.Array:
+    """``bool[]``: no inexact leaf holds NaN or infinity."""
+    checks = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.ones((), bool)
+
+
+def size(tree) -> int:
+    """Number of elements over all leaves."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def num_bytes(tree) -> int:
+    """Bytes over all leaves, which may be ``ShapeDtypeStruct``."""
+    return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+
+def spec(tree) -> Any:
+    """Shapes and dtypes of a tree, as ``ShapeDtypeStruct`` leaves."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)

@@ -1,0 +1,360 @@
+"""The contracts: what a task, a client rule, a transform and an algorithm are.
+
+Behaviour is a ``NamedTuple`` of pure functions. State is data: pytrees that those functions take and
+return. Nothing here computes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+
+Array = jax.Array
+Key = jax.Array
+"""A typed threefry key, shape ``[]``."""
+PyTree = Any
+Batch = Mapping[str, Array]
+"""Columns ``[batch, ...]`` plus ``"mask"``: ``bool[batch]``, False on rows that are padding (and zero)."""
+Outputs = Any
+
+
+class Mean(NamedTuple):
+    """A summable metric: add two of them and the quotient is the mean over both.
+
+    Attributes:
+      total: ``f32[...]``, weighted sum of the values.
+      weight: ``f32[...]``, sum of the weights.
+    """
+
+    total: Any
+    weight: Any
+
+
+Metrics = Mapping[str, Mean]
+
+
+class Variables(NamedTuple):
+    """Everything that a model computes with.
+
+    Attributes:
+      params: what clients train, send and the server updates.
+      frozen: broadcast once, never batched over clients, never sent.
+      stats: BatchNorm running statistics and their like; see ``Task.stats_policy``.
+    """
+
+    params: PyTree
+    frozen: PyTree = ()
+    stats: PyTree = ()
+
+
+class Delta(NamedTuple):
+    """A client update: end point minus start point.
+
+    Attributes:
+      params: change of ``Variables.params``, in its dtypes.
+      stats: change of ``Variables.stats``; ``()`` when statistics are not sent.
+    """
+
+    params: PyTree
+    stats: PyTree = ()
+
+
+# --- tasks -------------------------------------------------------------------------------------------------
+
+
+class Metric(Protocol):
+    """Per-example values and weights of one metric, ``(f32[batch], f32[batch])``; the mask is applied by the caller."""
+
+    def __call__(self, outputs: Outputs, batch: Batch, /) -> tuple[Array, Array]: ...
+
+
+class InitVariables(Protocol):
+    """The first model. Weights depend on the key and on the shapes and dtypes of ``sample`` alone.
+
+    ``sample`` is one row of zeros of every column of the data, with a mask that is True; a simulation makes it.
+    A task that was told its input's shape ignores it, one that was not raises without it.
+    """
+
+    def __call__(self, key: Key, sample: Batch | None = None, /) -> Variables: ...
+
+
+class Apply(Protocol):
+    """Runs the model; returns outputs and the new statistics (the old ones where nothing changes)."""
+
+    def __call__(
+        self, variables: Variables, batch: Batch, key: Key | None, /, *, train: bool
+    ) -> tuple[Outputs, PyTree]: ...
+
+
+class Loss(Protocol):
+    """Per-example loss ``f32[batch]``. The batch carries its mask, for losses that couple rows."""
+
+    def __call__(self, outputs: Outputs, batch: Batch, /) -> Array: ...
+
+
+StatsPolicy = Literal["none", "averaged", "local"]
+
+
+class Task(NamedTuple):
+    """A model's ``init`` and ``apply``, its per-example ``loss``, its ``metrics``.
+
+    Attributes:
+      init: key, and one row of zeros of the data, to ``Variables``.
+      apply: ``(variables, batch, key, train=...)`` to ``(outputs, stats)``.
+      loss: ``(outputs, batch)`` to ``f32[batch]``.
+      metrics: named metrics, each summable over examples.
+      stats_policy: what becomes of batch statistics: ``"none"`` (the model has none), ``"averaged"`` (their
+        change travels with the update), ``"local"`` (each client keeps its own).
+      check: called on the host with ``ClientData.columns`` before a simulation starts; raises on data that the
+        task cannot train on.
+    """
+
+    init: InitVariables
+    apply: Apply
+    loss: Loss
+    metrics: Mapping[str, Metric] = {}
+    stats_policy: StatsPolicy = "none"
+    check: Callable[[Mapping[str, Any]], None] | None = None
+
+
+# --- contexts ----------------------------------------------------------------------------------------------
+
+
+class ClientContext(NamedTuple):
+    """What a client's functions may know besides their own state.
+
+    Attributes:
+      key: for this client in this round and stage; independent of lanes and devices.
+      round: ``int32[]``, index of the round.
+      client: ``int32[]``, index of the client in the population.
+      draw: ``int32[]``, how-manieth time the client stands in this cohort (0 without replacement).
+      num_examples: ``int32[]``, examples the client holds.
+      num_steps: ``int32[]``, local steps it takes in this stage; may be 0.
+      group: ``int32[]``, index of its group (0 when there is one).
+      staleness: ``int32[]``, rounds between its broadcast and its arrival (0 when synchronous).
+      bound: ``f32[]``, L2 bound of the incoming message (infinite when there is none).
+    """
+
+    key: Key
+    round: Any
+    client: Any
+    draw: Any
+    num_examples: Any
+    num_steps: Any
+    group: Any
+    staleness: Any
+    bound: Any
+
+
+class StepContext(NamedTuple):
+    """What one local step may know: ``key`` (unique to client, round and step), ``step``, ``epoch``, ``phase``.
+
+    ``phase`` is ``f32[]`` in [0, 1): the share of the client's steps that are done.
+    """
+
+    key: Key
+    step: Any
+    epoch: Any
+    phase: Any
+
+
+class RoundContext(NamedTuple):
+    """What the server's functions may know.
+
+    Attributes:
+      key: for this round and stage.
+      round: ``int32[]``.
+      clients: ``int32[]``, clients that came: cohort members with at least one example.
+      expected_clients: Python float, a public constant of the cohort sampler.
+      population: Python int.
+      mask: ``bool[rows]`` of valid rows under a gather reduction, else ``None``.
+      bound: ``f32[]``, as in ``ClientContext``.
+      public: public data for the server, or ``None``.
+    """
+
+    key: Key
+    round: Any
+    clients: Any
+    expected_clients: float
+    population: int
+    mask: Any
+    bound: Any
+    public: Any = None
+
+
+# --- client rules ------------------------------------------------------------------------------------------
+
+Broadcast = Any
+ClientState = Any
+Work = Any
+Update = Any
+
+
+class RuleInit(Protocol):
+    """State of a client that takes part for the first time; persists between rounds. ``()`` for most rules."""
+
+    def __call__(self, broadcast: Broadcast, /) -> ClientState: ...
+
+
+class RuleBegin(Protocol):
+    def __call__(self, broadcast: Broadcast, state: ClientState, ctx: ClientContext, /) -> Work: ...
+
+
+class RuleStep(Protocol):
+    def __call__(
+        self, broadcast: Broadcast, work: Work, batch: Batch, ctx: StepContext, /
+    ) -> tuple[Work, Metrics]: ...
+
+
+class RuleFinish(Protocol):
+    def __call__(
+        self, broadcast: Broadcast, work: Work, state: ClientState, ctx: ClientContext, /
+    ) -> tuple[Update, ClientState, Metrics]: ...
+
+
+class ClientRule(NamedTuple):
+    """What a client does, cut so that an engine can interleave clients."""
+
+    init: RuleInit
+    begin: RuleBegin
+    step: RuleStep
+    finish: RuleFinish
+
+
+# --- transforms --------------------------------------------------------------------------------------------
+
+
+class Message(NamedTuple):
+    """What travels from a client to the sum.
+
+    Attributes:
+      value: pytree, what clipping, quantisers and noise act on.
+      aux: stack of small extras (weights, unclipped bits, counts), summed and never clipped, quantised or noised.
+        ``encode`` pushes at most one entry, the same layer's ``decode`` pops it.
+    """
+
+    value: PyTree
+    aux: tuple = ()
+
+
+MessageSpec = Message
+"""A ``Message`` whose leaves are ``jax.ShapeDtypeStruct``."""
+ServerPart = Any
+ClientPart = Any
+
+
+class Facts(NamedTuple):
+    """What is true of a transform whatever its input; ``chain`` reads it to refuse wrong compositions.
+
+    Attributes:
+      name: how messages call the layer.
+      reduction: how encoded messages are combined.
+      limits_norm: the encoded value's L2 norm has a bound that does not depend on the data.
+      breaks_bound: the encoded value may exceed a bound that held before it.
+      divisor: what ``decode`` divides the sum by: nothing, a public constant, or something the data decides.
+      noise_multiplier: standard deviation of the noise on the sum over the bound; ``None`` without noise.
+      neighbour: neighbour relation that the noise is meant for.
+    """
+
+    name: str
+    reduction: Literal["sum", "modular_sum", "gather"] = "sum"
+    limits_norm: bool = False
+    breaks_bound: bool = False
+    divisor: Literal["none", "public", "data"] = "none"
+    noise_multiplier: Any = None
+    neighbour: Literal["add_or_remove_one", "replace_one"] | None = None
+
+
+class TransformInit(Protocol):
+    def __call__(self, spec: MessageSpec, /) -> tuple[ServerPart, ClientPart]: ...
+
+
+class TransformBound(Protocol):
+    def __call__(self, server: ServerPart, incoming: Any, /) -> Any: ...
+
+
+class TransformEncode(Protocol):
+    def __call__(
+        self, message: Message, client: ClientPart, server: ServerPart, ctx: ClientContext, /
+    ) -> tuple[Message, ClientPart, Metrics]: ...
+
+
+class TransformDecode(Protocol):
+    def __call__(
+        self, message: Message, server: ServerPart, ctx: RoundContext, /
+    ) -> tuple[Message, ServerPart, Metrics]: ...
+
+
+class Transform(NamedTuple):
+    """One layer of an onion around the sum over clients.
+
+    Attributes:
+      init: the incoming message's shapes to the layer's parts of server and client state.
+      bound: L2 bound of the encoded value, given the bound of the incoming one.
+      encode: the client's side, before the sum.
+      decode: the server's side, after it.
+      facts: one ``Facts`` per layer; a chain has those of its parts.
+      parts: the layers of a chain; ``()`` for a single layer.
+    """
+
+    init: TransformInit
+    bound: TransformBound
+    encode: TransformEncode
+    decode: TransformDecode
+    facts: tuple[Facts, ...]
+    parts: tuple[Transform, ...] = ()
+
+
+# --- algorithms --------------------------------------------------------------------------------------------
+
+ServerState = Any
+
+
+class BroadcastFn(Protocol):
+    def __call__(self, server: ServerState, /) -> Broadcast: ...
+
+
+class ServerUpdate(Protocol):
+    def __call__(
+        self, server: ServerState, update: Update, ctx: RoundContext, /
+    ) -> tuple[ServerState, Metrics]: ...
+
+
+class Stage(NamedTuple):
+    """One pass over the cohort.
+
+    Attributes:
+      broadcast: what the clients receive.
+      client: the rule, or one rule per group of clients (models of other widths).
+      aggregate: transforms around the sum over clients.
+      update: the server's step with the decoded sum.
+      local: changes the simulation's ``LocalWork`` for this stage; ``None`` leaves it.
+    """
+
+    broadcast: BroadcastFn
+    client: ClientRule | Mapping[Any, ClientRule]
+    aggregate: Transform
+    update: ServerUpdate
+    local: Callable[[Any], Any] | None = None
+
+
+class Algorithm(NamedTuple):
+    """A client rule, a chain and a server update, once per stage.
+
+    Attributes:
+      name: for messages and files.
+      task: whose ``init`` makes the first model and whose metrics evaluate it.
+      init: first model to server state.
+      stages: passes over the cohort, in order; one for most algorithms.
+      params: the global model.
+      personal: a client's own model, ``None`` when the algorithm has none.
+    """
+
+    name: str
+    task: Task
+    init: Callable[[Variables], ServerState]
+    stages: tuple[Stage, ...]
+    params: Callable[[ServerState], Variables]
+    personal: Callable[[ServerState, ClientState], Variables] | None = None

@@ -1,0 +1,27 @@
+"""Transforms around the sum over clients: averaging, clipping, noise, compression, robust rules.
+
+Each is a ``Transform``; ``chain`` composes them and refuses wrong orders. ``run`` aggregates stacked updates in a loop
+of your own.
+"""
+
+from fedjax_sim.aggregation._chain import chain, identity
+from fedjax_sim.aggregation._clipping import AdaptiveClipState, adaptive_clip, clip_by_global_norm
+from fedjax_sim.aggregation._mean import coverage_mean, mean
+from fedjax_sim.aggregation._noise import gaussian_noise
+from fedjax_sim.aggregation._run import run
+from fedjax_sim.aggregation._robust import coordinate_median
+from fedjax_sim.aggregation._sparsify import top_k
+
+__all__ = [
+    "AdaptiveClipState",
+    "adaptive_clip",
+    "chain",
+    "clip_by_global_norm",
+    "coordinate_median",
+    "coverage_mean",
+    "gaussian_noise",
+    "identity",
+    "mean",
+    "run",
+    "top_k",
+]

@@ -1,0 +1,176 @@
+"""Composition of transforms, and the refusal of compositions that would be wrong."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim._src import keys, tree
+from fedjax_sim._src.types import Facts, Message, MessageSpec, Transform
+from fedjax_sim.aggregation._reduce import example_client_context
+
+
+def identity() -> Transform:
+    """The transform that changes nothing; ``chain`` drops it.
+
+    Guarantees:
+      ``chain(identity(), t)`` and ``chain(t, identity())`` are ``chain(t)``, keys included.
+    """
+    return Transform(
+        init=lambda spec: ((), ()),
+        bound=lambda server, incoming: incoming,
+        encode=lambda message, client, server, ctx: (message, client, {}),
+        decode=lambda message, server, ctx: (message, server, {}),
+        facts=(Facts("identity"),),
+    )
+
+
+def chain(*transforms: Transform) -> Transform:
+    """Composes transforms into an onion around the sum over clients.
+
+    ``encode`` runs first to last on the client, ``decode`` last to first on the server. Nested chains flatten and
+    identities drop out, so keys do not depend on nesting.
+
+    Guarantees:
+      Associative, with ``identity()`` as its identity.
+      The bound that a layer sees is the fold of the bounds of the layers before it.
+
+    Args:
+      *transforms: layers, the client's first step first.
+
+    Raises:
+      ValueError: the order is wrong or the composition not private although it holds noise; the message names the
+        layers and the order that would be right.
+
+    Example:
+      >>> from fedjax_sim import aggregation as agg
+      >>> private = agg.chain(
+      ...     agg.clip_by_global_norm(1.0), agg.mean(over="expected_cohort"), agg.gaussian_noise(0.8))
+      >>> [fact.name for fact in private.facts]
+      ['clip_by_global_norm', 'mean', 'gaussian_noise']
+    """
+    layers = tuple(layer for transform in transforms for layer in _layers(transform))
+    facts = tuple(layer.facts[0] for layer in layers)
+    _check_order(facts)
+    gathers = bool(facts) and facts[0].reduction == "gather"
+    names = _unique_names(facts)
+
+    def init(spec: MessageSpec):
+        parts = []
+        for layer in layers:
+            server, client = layer.init(spec)
+            if gathers and layer is not layers[0] and jax.tree.leaves(server):
+                raise ValueError(
+                    f"{layer.facts[0].name} keeps state on the server, but {facts[0].name} gathers messages, so that "
+                    "every client's row is decoded on its own. Use a layer without server state inside it."
+                )
+            parts.append((server, client))
+            spec = _encoded_spec(layer, spec, client, server)
+        return tuple(server for server, _ in parts), tuple(client for _, client in parts)
+
+    def bounds(server, incoming):
+        result = [jnp.asarray(incoming, jnp.float32)]
+        for layer, part in zip(layers, server, strict=True):
+            result.append(jnp.asarray(layer.bound(part, result[-1]), jnp.float32))
+        return result
+
+    def encode(message, client, server, ctx):
+        limits, parts, metrics = bounds(server, ctx.bound), [], {}
+        for index, layer in enumerate(layers):
+            here = ctx._replace(key=keys.fold(ctx.key, index), bound=limits[index])
+            message, part, measured = layer.encode(message, client[index], server[index], here)
+            parts.append(part)
+            metrics |= {f"{names[index]}/{name}": value for name, value in measured.items()}
+        return message, tuple(parts), metrics
+
+    def decode(message, server, ctx):
+        limits, parts, metrics = bounds(server, ctx.bound), list(server), {}
+        for index in reversed(range(len(layers))):
+            here = ctx._replace(key=keys.fold(ctx.key, index), bound=limits[index])
+            if gathers and index > 0:
+                message = _decode_rows(layers[index], message, server[index], here)
+                continue
+            message, parts[index], measured = layers[index].decode(message, server[index], here)
+            metrics |= {f"{names[index]}/{name}": value for name, value in measured.items()}
+        return message, tuple(parts), metrics
+
+    return Transform(init, lambda server, incoming: bounds(server, incoming)[-1], encode, decode, facts, layers)
+
+
+def _layers(transform: Transform) -> tuple[Transform, ...]:
+    if transform.parts or not transform.facts:
+        return transform.parts
+    return () if transform.facts[0].name == "identity" else (transform,)
+
+
+def _unique_names(facts: tuple[Facts, ...]) -> list[str]:
+    names = [fact.name for fact in facts]
+    return [f"{name}_{index}" if names.count(name) > 1 else name for index, name in enumerate(names)]
+
+
+def _encoded_spec(layer: Transform, spec: MessageSpec, client, server) -> MessageSpec:
+    encoded, _, _ = jax.eval_shape(layer.encode, spec, client, server, example_client_context())
+    return tree.spec(encoded)
+
+
+def _decode_rows(layer: Transform, message: Message, server, ctx) -> Message:
+    decode = lambda row: layer.decode(row, server, ctx)[0]  # noqa: E731
+    return jax.vmap(decode)(message)
+
+
+_PRIVATE_ORDER = "chain(clip_by_global_norm(C), mean(over='expected_cohort'), gaussian_noise(z))"
+
+
+def _check_order(facts: tuple[Facts, ...]) -> None:
+    """Refuses what is wrong whatever the data; walks the layers in the order in which clients run them."""
+    bounded, mean, gather, noise = False, None, None, None
+    for index, fact in enumerate(facts):
+        if fact.reduction == "gather":
+            if index > 0:
+                raise ValueError(
+                    f"{fact.name} gathers the messages of all clients and must stand first, so that it sees decoded "
+                    f"rows: chain({fact.name}(...), {', '.join(f.name + '(...)' for f in facts[:index])}, ...)."
+                )
+            gather = fact
+        if gather is not None and (fact.divisor != "none" or fact.noise_multiplier is not None):
+            raise ValueError(
+                f"{fact.name} acts on a sum over clients, but {gather.name} gathers the messages instead of summing "
+                f"them. Leave {fact.name} out, or aggregate with mean(...) instead of {gather.name}."
+            )
+        if fact.divisor != "none":
+            if mean is not None:
+                raise ValueError("chain has two means: the sum would be divided twice. Leave one out.")
+            if noise is not None:
+                raise ValueError(
+                    f"{noise.name} stands before {fact.name}: decoding runs last to first, so the noise would be added "
+                    f"to the mean instead of the sum, many times too strong. The right order: {_PRIVATE_ORDER}."
+                )
+            mean = fact
+        if fact.limits_norm:
+            if mean is not None and mean.divisor == "data":
+                raise ValueError(
+                    f"{fact.name} stands after a mean that weights by data: it would clip weighted updates. Clip "
+                    f"precedes weighting: chain({fact.name}(...), {mean.name}(...))."
+                )
+            if noise is not None:
+                raise ValueError(
+                    f"{fact.name} stands after {noise.name}, whose noise is scaled to the bound before it. "
+                    f"The right order: {_PRIVATE_ORDER}."
+                )
+            bounded = True
+        if fact.breaks_bound:
+            bounded = False
+        if fact.noise_multiplier is not None:
+            noise = fact
+            if not bounded:
+                raise ValueError(
+                    f"{fact.name} needs a bound on each client's message, and none holds where it stands: clip first, "
+                    f"and after any layer that can raise the norm (error feedback). The right order: {_PRIVATE_ORDER}."
+                )
+            if mean is None or mean.divisor == "data":
+                what = "no mean" if mean is None else "a mean whose divisor depends on the data"
+                raise ValueError(
+                    f"{fact.name} stands behind {what}. With noise the weights are uniform and the divisor is a "
+                    "public constant: example-weighted averaging, or division by the clients that happened to come, "
+                    f"with noise z*C/n is not private. Use {_PRIVATE_ORDER}."
+                )

@@ -1,0 +1,117 @@
+"""Clipping of client updates to a norm, fixed or adaptive."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim._src import checks, tree
+from fedjax_sim._src.types import Array, Facts, Mean, Message, Transform
+
+
+def clip_by_global_norm(clip_norm: float) -> Transform:
+    """Scales each client's message down to L2 norm ``clip_norm`` over the whole pytree (McMahan et al. 2018).
+
+    Guarantees:
+      The encoded value's L2 norm, taken in float32 over all leaves, is at most ``clip_norm`` up to rounding, for
+      every input. A message that is not finite becomes zero as a whole and is counted in the metric ``nonfinite``.
+      A message within the norm is unchanged.
+
+    Args:
+      clip_norm: the bound, above 0; may be traced.
+
+    Raises:
+      ValueError: ``clip_norm`` is not a finite number above 0.
+    """
+    checks.positive("clip_norm", clip_norm)
+
+    def encode(message, client, server, ctx):
+        value, clipped, finite = _clip(message.value, clip_norm)
+        return message._replace(value=value), client, _clip_metrics(clipped, finite, ctx)
+
+    return Transform(
+        init=lambda spec: ((), ()),
+        bound=lambda server, incoming: jnp.minimum(incoming, clip_norm),
+        encode=encode,
+        decode=lambda message, server, ctx: (message, server, {}),
+        facts=(Facts("clip_by_global_norm", limits_norm=True),),
+    )
+
+
+class AdaptiveClipState(NamedTuple):
+    """``clip_norm``: ``f32[]``, the norm of the next round."""
+
+    clip_norm: Array
+
+
+def adaptive_clip(
+    initial_norm: float = 0.1,
+    target_quantile: float = 0.5,
+    learning_rate: float = 0.2,
+    count_noise_std: float = 0.0,
+) -> Transform:
+    """Clips to a norm that follows a quantile of the update norms (Andrew et al. 2021, algorithm 1).
+
+    After each round ``C <- C * exp(-learning_rate * (b - target_quantile))``, where ``b`` is the noisy fraction of
+    clients that were NOT clipped: ``(sum of bits + N(0, count_noise_std^2)) / expected cohort``.
+
+    Guarantees:
+      The bound of a round is the norm that the round before left. The bit travels beside the value, so that it is
+      neither clipped nor noised with it; a message that is not finite becomes zero and sends bit 0.
+
+    Args:
+      initial_norm: the first round's bound.
+      target_quantile: in [0, 1].
+      learning_rate: of the geometric update; the paper uses 0.2.
+      count_noise_std: standard deviation of the noise on the sum of bits; the paper uses 0.05 times the cohort.
+
+    Raises:
+      ValueError: an argument outside its range.
+    """
+    checks.positive("initial_norm", initial_norm)
+    checks.not_negative("count_noise_std", count_noise_std)
+    checks.positive("learning_rate", learning_rate)
+    if not checks.is_traced(target_quantile) and not 0 <= target_quantile <= 1:
+        raise ValueError(f"target_quantile is {target_quantile}, expected a number in [0, 1].")
+
+    def encode(message, client, server, ctx):
+        value, clipped, finite = _clip(message.value, server.clip_norm)
+        # A client without examples sends zeros; it did not come and says nothing about the quantile.
+        unclipped = (~clipped & finite & (jnp.asarray(ctx.num_examples) > 0)).astype(jnp.float32)
+        return Message(value, (*message.aux, unclipped)), client, _clip_metrics(clipped, finite, ctx)
+
+    def decode(message, server, ctx):
+        *aux, unclipped = message.aux
+        noise = count_noise_std * jax.random.normal(ctx.key, (), jnp.float32)
+        fraction = (unclipped + noise) / ctx.expected_clients
+        norm = server.clip_norm * jnp.exp(-learning_rate * (fraction - target_quantile))
+        measured = {"clip_norm": Mean(server.clip_norm, jnp.ones(())), "unclipped": Mean(fraction, jnp.ones(()))}
+        return message._replace(aux=tuple(aux)), AdaptiveClipState(norm), measured
+
+    return Transform(
+        init=lambda spec: (AdaptiveClipState(jnp.asarray(initial_norm, jnp.float32)), ()),
+        bound=lambda server, incoming: jnp.minimum(incoming, server.clip_norm),
+        encode=encode,
+        decode=decode,
+        facts=(Facts("adaptive_clip", limits_norm=True),),
+    )
+
+
+def _clip(value, norm):
+    """The clipped value, whether the norm was above the limit, whether it was finite."""
+    actual = tree.global_norm(value)
+    finite = jnp.isfinite(actual)
+    factor = jnp.minimum(1.0, norm / jnp.where(actual > 0, actual, 1.0))
+    # where, not a product: zero times NaN is NaN.
+    clipped = jax.tree.map(lambda x: jnp.where(finite, x * factor.astype(x.dtype), 0).astype(x.dtype), value)
+    return clipped, finite & (actual > norm), finite
+
+
+def _clip_metrics(clipped, finite, ctx):
+    came = (jnp.asarray(ctx.num_examples) > 0).astype(jnp.float32)
+    return {
+        "clipped": Mean(clipped.astype(jnp.float32) * came, came),
+        "nonfinite": Mean((~finite).astype(jnp.float32) * came, came),
+    }

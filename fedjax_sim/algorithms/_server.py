@@ -1,0 +1,51 @@
+"""The server's side that most algorithms share: an optax step on the pseudo-gradient."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from fedjax_sim._src import tree
+from fedjax_sim._src.types import Delta, Mean, PyTree, Variables
+
+
+class ServerState(NamedTuple):
+    """The global model and the server optimizer's state."""
+
+    variables: Variables
+    optimizer: PyTree
+
+
+def init(optimizer: optax.GradientTransformation):
+    """``Algorithm.init`` for an optimizer."""
+
+    def init_(variables: Variables) -> ServerState:
+        return ServerState(variables, optimizer.init(variables.params))
+
+    return init_
+
+
+def apply_delta(
+    optimizer: optax.GradientTransformation, variables: Variables, state: PyTree, delta: Delta
+) -> tuple[Variables, PyTree]:
+    """One server step: minus the mean update is the pseudo-gradient (Reddi et al. 2021, algorithm 1).
+
+    Statistics move by their mean change; the optimizer does not see them.
+    """
+    pseudo_gradient = tree.scale(delta.params, -1.0)
+    updates, state = optimizer.update(pseudo_gradient, state, variables.params)
+    params = optax.apply_updates(variables.params, updates)
+    stats = variables.stats if delta.stats == () else tree.add(variables.stats, delta.stats)
+    return variables._replace(params=params, stats=stats), state
+
+
+def update(optimizer: optax.GradientTransformation):
+    """``Stage.update`` for an optimizer and a ``Delta``."""
+
+    def update_(server: ServerState, delta: Delta, ctx) -> tuple[ServerState, dict[str, Mean]]:
+        variables, state = apply_delta(optimizer, server.variables, server.optimizer, delta)
+        return ServerState(variables, state), {"aggregate_norm": Mean(tree.global_norm(delta.params), jnp.ones(()))}
+
+    return update_

@@ -1,0 +1,98 @@
+"""Reading arrays from files; whatever goes wrong, the error names the file and the array. Never unpickles."""
+
+from __future__ import annotations
+
+import contextlib
+import lzma
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+_DAMAGED = (EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+
+
+@contextlib.contextmanager
+def errors_name(*paths: Path) -> Iterator[None]:
+    """Turns what is wrong with the contents of files into a ``ValueError`` that begins with their names."""
+    try:
+        yield
+    except (IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"{' with '.join(map(str, paths))}: {error}") from error
+
+
+class Npz:
+    """The arrays of an ``.npz`` file, each read when it is first asked for.
+
+    Attributes:
+      names: of all arrays in the file.
+
+    Raises:
+      FileNotFoundError, IsADirectoryError: there is no such file.
+      ValueError: the file is damaged or of another kind.
+    """
+
+    names: tuple[str, ...]
+
+    def __init__(self, path: Path):
+        _check_is_file(path)
+        self._path = path
+        self._arrays: dict[str, np.ndarray] = {}
+        try:
+            # np.load does not close a file that it opened and then could not read.
+            with path.open("rb") as stream:
+                archive = np.load(stream, allow_pickle=False)
+        except _DAMAGED as error:
+            raise ValueError(
+                f"{path} is no readable .npz file (truncated, or of another kind): {error}"
+            ) from error
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError(f"{path} holds a single array, expected an .npz file. Write it with np.savez.")
+        self.names = tuple(archive.files)
+
+    def read(self, name: str) -> np.ndarray:
+        """One array.
+
+        Raises:
+          ValueError: it is not there, is damaged, or holds Python objects. Combine with ``errors_name``.
+        """
+        if name not in self.names:
+            raise ValueError(f"no array is called {name!r}, the file has {', '.join(self.names)}.")
+        if name not in self._arrays:
+            try:
+                with np.load(self._path, allow_pickle=False) as archive:
+                    self._arrays[name] = archive[name]
+            except _DAMAGED as error:
+                if "allow_pickle" in str(error):
+                    raise ValueError(
+                        f"array {name!r} holds Python objects, which are not read because unpickling runs code. "
+                        "Save numbers (ragged rows: pad them to one length), or read only the other columns."
+                    ) from error
+                raise ValueError(f"array {name!r} cannot be read, the file is damaged: {error}") from error
+        return self._arrays[name]
+
+
+def read_npy_xz(path: Path) -> np.ndarray:
+    """The array of an ``.npy`` file compressed with xz.
+
+    Raises:
+      FileNotFoundError, IsADirectoryError: there is no such file.
+      ValueError: the file is damaged or of another kind, or holds Python objects.
+    """
+    _check_is_file(path)
+    try:
+        with lzma.open(path) as stream:
+            return np.load(stream, allow_pickle=False)
+    except _DAMAGED as error:
+        raise ValueError(
+            f"{path} is no readable .npy.xz file (truncated, or of another kind): {error}"
+        ) from error
+
+
+def _check_is_file(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, expected a file.")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist, expected a file.")

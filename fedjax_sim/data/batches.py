@@ -1,0 +1,84 @@
+"""Batches inside the program: which rows a step looks at, and their gather from flat columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim._src import keys
+from fedjax_sim._src.types import Array, Batch
+from fedjax_sim.data.local_work import LocalWork
+
+_SHUFFLE_ROUNDS = 24
+
+
+def shuffled(key: jax.Array, index: Array, size: Array) -> Array:
+    """Places ``index`` of a keyed permutation of ``range(size)``, both traced.
+
+    The cost follows the rows that are asked for, not the client's size, and nothing is stored: a client of a million
+    rows costs no more per batch than one of ten. Swap-or-not shuffle (Hoang, Morris, Rogaway 2012): in every round
+    each place has one partner, and a keyed coin decides whether the two swap.
+
+    Args:
+      key: threefry key, ``key[]``.
+      index: ``int32[...]``; places outside ``[0, size)`` give an unspecified row inside it.
+      size: ``int32[]``.
+
+    Returns:
+      ``int32[...]`` rows in ``[0, size)``; distinct for distinct places.
+    """
+    words = jax.random.bits(key, (2,), jnp.uint32)
+    size = jnp.maximum(size, 1).astype(jnp.uint32)
+    place = jnp.minimum(index.astype(jnp.uint32), size - 1)
+    for round_ in range(_SHUFFLE_ROUNDS):
+        salt = _mix(words[0] + jnp.uint32((0x9E3779B9 * (round_ + 1)) & 0xFFFFFFFF))
+        offset = salt % size
+        partner = offset + jnp.where(place > offset, size, jnp.uint32(0)) - place
+        coin = _mix(jnp.maximum(place, partner) ^ salt ^ words[1])
+        # The top bit: the low bits of a multiplicative hash are its weakest.
+        place = jnp.where(coin >> 31 == 1, partner, place)
+    return place.astype(jnp.int32)
+
+
+def _mix(x: Array) -> Array:
+    """Murmur3's finaliser: a bijection of uint32 in which every input bit reaches every output bit."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def step_rows(local: LocalWork, key: jax.Array, step: Array, size: Array) -> tuple[Array, Array]:
+    """Rows of one local step and which of them exist: ``(int32[rows], bool[rows])``, rows = ``local.rows_per_step``.
+
+    ``key`` belongs to the client, the round and the purpose ``keys.ORDER``; every epoch folds its number into it.
+    """
+    count = local.rows_per_step
+    per_epoch = jnp.maximum(size // count if local.drop_remainder else (size + count - 1) // count, 1)
+    place = (step % per_epoch) * count + jnp.arange(count, dtype=jnp.int32)
+    valid = place < size
+    if not local.shuffle:
+        return place, valid
+    return shuffled(keys.fold(key, step // per_epoch), place, size), valid
+
+
+def epoch_of(local: LocalWork, step: Array, size: Array) -> Array:
+    """Which pass over its data a client is in, ``int32[]``."""
+    count = local.rows_per_step
+    per_epoch = jnp.maximum(size // count if local.drop_remainder else (size + count - 1) // count, 1)
+    return step // per_epoch
+
+
+def gather(columns: Mapping[str, Array], start: Array, rows: Array, valid: Array) -> Batch:
+    """Rows of one client as a batch with its mask; rows that do not exist are zero.
+
+    They are zeroed here, and not only masked in the loss, because NaN times zero is NaN in a gradient.
+    """
+    index = start + jnp.where(valid, rows, 0)
+
+    def take(column: Array) -> Array:
+        picked = column.at[index].get(mode="clip")
+        return jnp.where(valid.reshape(valid.shape + (1,) * (picked.ndim - 1)), picked, 0).astype(column.dtype)
+
+    return {**{name: take(column) for name, column in columns.items()}, "mask": valid}

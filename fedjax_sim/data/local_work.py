@@ -1,0 +1,87 @@
+"""How much a client trains in a round, and in what order it sees its examples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from fedjax_sim._src import checks
+
+ExplicitRows = Callable[[np.random.Generator, int], np.ndarray]
+"""``(generator, num_examples)`` to ``int[steps, batch_size]``: rows of the client's own data, -1 for padding."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalWork:
+    """Local work of every cohort client.
+
+    An epoch is ``ceil(n / (batch_size * batches_per_step))`` steps over a client's ``n`` examples. The last batch of
+    an epoch is partial: its missing rows are zero and masked, nothing wraps around. With ``drop_remainder`` an epoch
+    has ``floor`` instead, and a client with fewer examples than a step needs takes no step at all. A client without
+    examples takes no step.
+
+    Attributes:
+      epochs: passes over the client's examples; ``None`` means as many as ``max_steps`` needs.
+      batch_size: rows of a batch.
+      max_steps: upper limit of local steps; ``None`` for no limit.
+      batches_per_step: with more than one, a rule's ``step`` receives batches ``[batches_per_step, batch_size, ...]``
+        (Per-FedAvg, accumulation); with one, ``[batch_size, ...]``.
+      shuffle: a new keyed order in every epoch; otherwise the order of storage.
+      drop_remainder: leave the last partial step out.
+      rows: explicit rows made on the host, instead of epochs and order; then ``max_steps`` is required, and
+        ``epochs``, ``shuffle`` and ``drop_remainder`` have no effect. The generator is keyed by run, round, client
+        and draw.
+
+    Raises:
+      ValueError: a count below 1, or a combination that leaves the number of steps open.
+
+    Example:
+      >>> import fedjax_sim as fs
+      >>> fs.LocalWork(epochs=2, batch_size=20).steps([0, 1, 20, 45])
+      array([0, 2, 2, 6])
+    """
+
+    epochs: int | None = 1
+    batch_size: int = 20
+    max_steps: int | None = None
+    batches_per_step: int = 1
+    shuffle: bool = True
+    drop_remainder: bool = False
+    rows: ExplicitRows | None = None
+
+    def __post_init__(self):
+        for name in ("batch_size", "batches_per_step"):
+            checks.positive_int(f"LocalWork.{name}", getattr(self, name))
+        for name in ("epochs", "max_steps"):
+            if getattr(self, name) is not None:
+                checks.positive_int(f"LocalWork.{name}", getattr(self, name))
+        if self.max_steps is None and (self.epochs is None or self.rows is not None):
+            reason = "explicit rows" if self.rows is not None else "epochs=None"
+            raise ValueError(f"LocalWork with {reason} leaves the number of steps open: give max_steps.")
+        if self.rows is not None and self.batches_per_step > 1:
+            raise ValueError(
+                "LocalWork takes explicit rows for one batch per step: let rows return [steps, batch_size] with "
+                "batches_per_step=1 and a larger batch_size."
+            )
+
+    @property
+    def rows_per_step(self) -> int:
+        """Examples that one local step looks at, at most."""
+        return self.batch_size * self.batches_per_step
+
+    def steps_per_epoch(self, sizes) -> np.ndarray:
+        """Steps of one epoch, ``int64[clients]``, for clients of these sizes."""
+        sizes = np.asarray(sizes, np.int64)
+        return sizes // self.rows_per_step if self.drop_remainder else -(-sizes // self.rows_per_step)
+
+    def steps(self, sizes) -> np.ndarray:
+        """Steps of a round, ``int64[clients]``; with explicit rows, the upper limit."""
+        per_epoch = self.steps_per_epoch(sizes)
+        if self.rows is not None:
+            return np.where(np.asarray(sizes) > 0, self.max_steps, 0)
+        if self.epochs is None:
+            return np.where(per_epoch > 0, self.max_steps, 0)
+        total = per_epoch * self.epochs
+        return total if self.max_steps is None else np.minimum(total, self.max_steps)

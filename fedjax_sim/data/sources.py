@@ -1,0 +1,291 @@
+"""Sources: where federated data sets come from. Nothing here downloads."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax_sim.data._files import Npz, errors_name, read_npy_xz
+from fedjax_sim.data._ids import as_ids
+from fedjax_sim.data.client_data import ClientData
+from fedjax_sim.data.federated import Federated
+from fedjax_sim.data.federated import split as split_examples  # `npz` has an argument called split
+from fedjax_sim.data.partitions import dirichlet
+
+
+def digits(
+    clients: int = 50,
+    alpha: float = 0.3,
+    seed: int = 0,
+    test_fraction: float = 0.2,
+    min_examples: int = 2,
+) -> Federated:
+    """The handwritten digits that come with scikit-learn: 1,797 images, 10 classes, no download.
+
+    Columns: ``x`` is ``uint8[examples, 8, 8, 1]``, the original levels 0..16 stretched to 0..255 (ink is bright);
+    ``y`` is ``int32[examples]``. A label-Dirichlet partition makes the clients, then each client's examples are
+    divided into training and test.
+
+    Args:
+      clients, alpha, seed, min_examples: as in ``dirichlet``; with ``min_examples`` of 2 or more, every client has
+        both training and test examples.
+      test_fraction, seed: as in ``split``.
+
+    Raises:
+      ValueError: as ``dirichlet`` and ``split``.
+
+    Source: Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits, UCI; its test part.
+
+    Example:
+      >>> import fedjax_sim as fs
+      >>> data = fs.data.digits(clients=10, alpha=1.0)
+      >>> data.train
+      ClientData(10 clients with 97 to 200 of 1439 examples, x: uint8[8, 8, 1], y: int32[], 97.9 kB)
+    """
+    from sklearn.datasets import load_digits  # slow to import, and absent from accelerator images
+
+    pixels, labels = load_digits(return_X_y=True)
+    columns = {
+        "x": np.rint(pixels.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8),
+        "y": labels.astype(np.int32),
+    }
+    partition = dirichlet(columns["y"], clients, alpha, seed, min_examples)
+    data = ClientData.from_arrays(columns, partition.owner, ids=range(clients))
+    moved = partition.repaired
+    notes = (
+        (f"{moved.sum()} examples were moved to {np.count_nonzero(moved)} clients below {min_examples}.",)
+        if moved.any()
+        else ()
+    )
+    return Federated(*split_examples(data, test_fraction, seed), name="digits", classes=10, notes=notes)
+
+
+def npz(
+    path: str | Path,
+    *,
+    client: str = "client",
+    client_names: str | None = None,
+    split: str = "split",
+    columns: Iterable[str] | Mapping[str, str] | None = None,
+    label: str = "y",
+    channel_axis: str | Iterable[str] = (),
+    test_fraction: float | None = None,
+    seed: int = 0,
+) -> Federated:
+    """Reads a flat ``.npz`` file: arrays ``[examples, ...]``, one of which says who owns each row.
+
+    Training and test part have the same clients in the same order; a client may be empty in either. Arrays keep
+    their storage type, except an integer label column, which becomes int32; it also gives ``classes`` (largest label
+    plus one) unless there are negative labels.
+
+    Args:
+      path: the file.
+      client: array ``[examples]``: ids, or, where the file has ``client_names``, positions in it.
+      client_names: array ``[clients]`` of all ids, in the order wanted. By default ``<client>_name`` if the file has
+        one. Without names, the ids are those that occur, sorted.
+      split: array ``[examples]``, 0 for training and 1 for test. A file without ``"split"`` is all training data, its
+        test part is empty.
+      columns: what to keep: names, or new name to name in the file. By default every array of numbers with as many
+        rows as ``client``, other than ``client`` and ``split``; arrays of other lengths and text are left out.
+      label: the label column (its new name), if there is one.
+      channel_axis: columns ``[examples, height, width]`` that get a trailing axis of length 1, as convolutions expect.
+      test_fraction: divides a file without split inside each client, by ``fedjax_sim.data.split``.
+      seed: for ``test_fraction``.
+
+    Raises:
+      FileNotFoundError, IsADirectoryError: there is no such file.
+      ValueError: the file is damaged, holds Python objects, lacks an array, or arrays do not fit together.
+
+    Example:
+      >>> import tempfile, numpy as np, fedjax_sim as fs
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     np.savez(folder + "/toy.npz", x=np.zeros((3, 2)), y=[0, 1, 1], split=[0, 1, 0],
+      ...              client=[1, 1, 0], client_name=["ann", "bo"])
+      ...     data = fs.data.npz(folder + "/toy.npz")
+      >>> data.train.ids, data.train.sizes, data.test.sizes, data.classes
+      (array(['ann', 'bo'], dtype='<U3'), array([1, 1]), array([0, 1]), 2)
+    """
+    path = Path(path)
+    file = Npz(path)
+    has_split = split in file.names or split != "split"  # a name that the caller chose must be there
+    if has_split and test_fraction is not None:
+        raise ValueError(
+            f"{path} has a split of its own ({split!r}), expected no test_fraction. Leave it out."
+        )
+    if client_names is None and f"{client}_name" in file.names:
+        client_names = f"{client}_name"
+
+    with errors_name(path):
+        owner, ids = _owners(file, client, client_names)
+        kept = _chosen(file, columns, len(owner), {client, client_names, split})
+        classes = _make_labels(kept, label)
+        for name in [channel_axis] if isinstance(channel_axis, str) else channel_axis:
+            _add_channel_axis(kept, name)
+        is_test = _is_test(file.read(split), split, len(owner)) if has_split else np.zeros(len(owner), bool)
+        for name, array in kept.items():
+            if array.shape[:1] != owner.shape:
+                raise ValueError(
+                    f"column {name!r} has shape {list(array.shape)}, expected {len(owner)} rows, as {client!r}."
+                )
+        train, test = (
+            ClientData.from_arrays({name: array[rows] for name, array in kept.items()}, owner[rows], ids=ids)
+            for rows in (~is_test, is_test)
+        )
+    if test_fraction is not None:
+        train, test = split_examples(train, test_fraction, seed)
+    return Federated(train, test, name=path.stem, classes=classes)
+
+
+def mnist_by_writer(folder: str | Path) -> Federated:
+    """MNIST with the people who wrote it as clients: 539 writers to train on, 297 others to test on.
+
+    Columns: ``x`` is ``uint8[examples, 28, 28, 1]`` (ink is bright), ``y`` is ``int32[examples]``; ids are NIST's
+    writer numbers, below 611 for census employees and from 2100 for high-school students.
+
+    Args:
+      folder: holds ``train_images.npy.xz``, ``test_images.npy.xz`` (``uint8[examples, 28, 28]``, MNIST's order) and
+        ``labels_writers.npz`` (``{train,test}_{label,writer}``).
+
+    Raises:
+      FileNotFoundError, IsADirectoryError: one of the files is not there.
+      ValueError: one is damaged, or they do not fit together.
+
+    Source: LeCun et al. 1998; writers from Yadav and Bottou 2019 (arXiv 1905.10498), QMNIST.
+    """
+    folder = Path(folder)
+    labels = folder / "labels_writers.npz"
+    file = Npz(labels)
+    parts = []
+    for part in ("train", "test"):
+        images = folder / f"{part}_images.npy.xz"
+        columns = {"x": read_npy_xz(images)}
+        with errors_name(images, labels):
+            columns["y"] = file.read(f"{part}_label").astype(np.int32)
+            _add_channel_axis(columns, "x")
+            parts.append(ClientData.from_arrays(columns, file.read(f"{part}_writer")))
+    return Federated(*parts, name="mnist_by_writer", classes=10)
+
+
+_SOURCES: dict[str, Callable[..., Federated]] = {
+    "digits": digits,
+    "npz": npz,
+    "mnist_by_writer": mnist_by_writer,
+}
+
+
+def load(name: str, **options: Any) -> Federated:
+    """A data set by name: ``"digits"``, ``"npz:FILE"``, ``"mnist_by_writer:FOLDER"``.
+
+    Args:
+      name: a source; after a colon, the file or folder that it reads.
+      **options: arguments of the function of that name in ``fedjax_sim.data``.
+
+    Raises:
+      TypeError: the source does not take such an option.
+      ValueError: there is no such source, a path is missing or there is one too many; also as the source itself.
+
+    Example:
+      >>> import fedjax_sim as fs
+      >>> fs.data.load("digits", clients=5, seed=1).train.num_clients
+      5
+    """
+    source, colon, path = name.partition(":")
+    if source not in _SOURCES:
+        known = ", ".join(_usage(known) for known in _SOURCES)
+        close = difflib.get_close_matches(source, _SOURCES, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"no data source is called {source!r}, expected one of {known}.{hint}")
+    function, path_name, accepted = _SOURCES[source], *_arguments(source)
+    for option in options:
+        if option not in accepted:
+            raise TypeError(
+                f"data source {source!r} takes no option {option!r}, it takes {', '.join(accepted) or 'none'}."
+            )
+    if (path_name is None and colon) or (path_name is not None and not path):
+        raise ValueError(f"data source is {name!r}, expected {_usage(source)!r}.")
+    return function(path, **options) if path_name else function(**options)
+
+
+def _arguments(source: str) -> tuple[str | None, list[str]]:
+    """The name of the path that a source reads, if it reads one, and its options."""
+    parameters = inspect.signature(_SOURCES[source]).parameters.values()
+    path = next((p.name for p in parameters if p.default is p.empty), None)
+    return path, [p.name for p in parameters if p.name != path]
+
+
+def _usage(source: str) -> str:
+    path, _ = _arguments(source)
+    return f"{source}:{path.upper()}" if path else source
+
+
+def _owners(file: Npz, client: str, client_names: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """The id that owns each row, and all ids."""
+    owner = as_ids(client, file.read(client))
+    if client_names is None:
+        return owner, np.unique(owner)
+    ids = as_ids(client_names, file.read(client_names))
+    if owner.dtype.kind == "U":
+        return owner, ids
+    outside = owner[(owner < 0) | (owner >= len(ids))]
+    if outside.size:
+        raise ValueError(
+            f"array {client!r} holds {outside[0]}, expected 0 to {len(ids) - 1}: positions in {client_names!r}."
+        )
+    return ids[owner], ids
+
+
+def _chosen(
+    file: Npz,
+    columns: Iterable[str] | Mapping[str, str] | None,
+    num_examples: int,
+    not_columns: set[str | None],
+) -> dict[str, np.ndarray]:
+    if columns is None:
+        arrays = {name: file.read(name) for name in file.names if name not in not_columns}
+        return {
+            name: array
+            for name, array in arrays.items()
+            if array.shape[:1] == (num_examples,) and array.dtype.kind not in "SU"
+        }
+    if not isinstance(columns, Mapping):
+        names = [columns] if isinstance(columns, str) else list(columns)
+        columns = dict(zip(names, names, strict=True))
+    return {new: file.read(name) for new, name in columns.items()}
+
+
+def _make_labels(columns: dict[str, np.ndarray], label: str) -> int | None:
+    """Makes the label column int32 where it is one of integers; returns the number of classes."""
+    labels = columns.get(label)
+    if labels is None or labels.dtype.kind not in "iu" or labels.size == 0:
+        return None
+    limits = np.iinfo(np.int32)
+    if labels.min() < limits.min or labels.max() > limits.max:
+        raise ValueError(
+            f"label column {label!r} holds numbers from {labels.min()} to {labels.max()}, expected int32."
+        )
+    columns[label] = labels.astype(np.int32)
+    return int(labels.max()) + 1 if labels.min() >= 0 else None
+
+
+def _add_channel_axis(columns: dict[str, np.ndarray], name: str) -> None:
+    if name not in columns:
+        raise ValueError(f"channel_axis names {name!r}, expected one of the columns {', '.join(columns)}.")
+    if columns[name].ndim != 3:
+        raise ValueError(
+            f"column {name!r} has shape {list(columns[name].shape)}, expected [examples, height, width]."
+        )
+    columns[name] = columns[name][..., None]
+
+
+def _is_test(array: np.ndarray, name: str, num_examples: int) -> np.ndarray:
+    if array.shape != (num_examples,) or not np.isin(array, (0, 1)).all():
+        raise ValueError(
+            f"array {name!r} is {array.dtype}{list(array.shape)} with values {np.unique(array)[:5].tolist()}, "
+            f"expected [{num_examples}] of 0 (training) and 1 (test)."
+        )
+    return array.astype(bool)

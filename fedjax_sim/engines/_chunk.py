@@ -1,0 +1,156 @@
+"""A chunk of rounds as one pure function: rounds in a loop, stages in a round, a pass over each group's queue."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim._src import keys, tree
+from fedjax_sim._src.types import Mean
+from fedjax_sim.aggregation._reduce import accumulator, gathers
+from fedjax_sim.data.plans import Plan, Queue
+from fedjax_sim.engines._client import Turn, strong
+from fedjax_sim.engines._lane_queue import Deposit, FinishForm, LaneQueue, Shared
+from fedjax_sim.engines._problem import Problem, aggregate, groups
+from fedjax_sim.engines._state import SimState
+
+
+class RoundReport(NamedTuple):
+    """What the host gets back for each round; leaves of a chunk have a leading axis ``[rounds]``.
+
+    Attributes:
+      metrics: ``{name: Mean}`` with leaves ``f32[replicas]`` (``f32[]`` for a single run).
+      model_finite: ``bool[replicas]``, whether the server's state is finite after the round.
+      turns_finite: per stage and group, ``bool[devices, cap]``: whether each turn's update was finite.
+      lane_steps: ``int32[devices]``, steps times lanes, over all stages and groups.
+    """
+
+    metrics: Any
+    model_finite: Any
+    turns_finite: tuple
+    lane_steps: Any
+
+
+def merge_stage_metrics(per_stage: list[dict]) -> dict:
+    """The last stage's metrics under their own names, those of earlier ones under ``stage<i>/``."""
+    merged = {}
+    for index, metrics in enumerate(per_stage):
+        prefix = "" if index == len(per_stage) - 1 else f"stage{index}/"
+        merged |= {prefix + name: value for name, value in metrics.items()}
+    return merged
+
+
+class Chunk:
+    """The function ``(state, columns, plan, hyper) -> (state, reports)`` on one device of a mesh.
+
+    Inside, every leaf of the state has a leading axis ``[replicas]``. With ``axis`` the sums over clients are also
+    summed over that mesh axis, once per stage; the server's part is computed by every device alike.
+    """
+
+    def __init__(self, problem: Problem, lanes: int, finish: FinishForm, axis: str | None):
+        self.problem, self.lanes, self.finish, self.axis = problem, lanes, finish, axis
+        self.replicas = problem.replicas or 1
+
+    def __call__(self, state: SimState, columns, plan: Plan, hyper):
+        """Args: state leaves ``[replicas, ...]``; plan arrays ``[rounds, 1, cap]``, this device's part."""
+        room = plan.clients.shape[0]
+
+        def queues_of(index) -> tuple[Queue, ...]:
+            return jax.tree.map(lambda x: x[index, 0], plan.queues)
+
+        def one_round(state: SimState, index):
+            return self._round(state, columns, queues_of(index), plan.clients[index], hyper)
+
+        shapes = jax.eval_shape(one_round, state, jnp.int32(0))[1]
+        reports = jax.tree.map(lambda x: jnp.zeros((room, *x.shape), x.dtype), shapes)
+
+        def body(index, carry):
+            state, reports = carry
+            state, report = one_round(state, index)
+            put = lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, index, 0)  # noqa: E731
+            return strong(state), jax.tree.map(put, reports, report)
+
+        return jax.lax.fori_loop(0, plan.rounds, body, (strong(state), reports))
+
+    def _round(self, state: SimState, columns, queues: tuple[Queue, ...], clients, hyper):
+        server, table, parts = state.server, state.clients, list(state.aggregate)
+        round_ = state.round[0]
+        per_stage, finite, lane_steps = [], [], jnp.int32(0)
+        for stage in range(len(parts)):
+            broadcast = jax.vmap(lambda h, s, stage=stage: self._stage(h, stage).broadcast(s), axis_size=self.replicas)(
+                hyper, server
+            )
+            shared = Shared(hyper, broadcast, parts[stage], state.key, round_, columns)
+            message, mask, table, metrics, stage_finite, steps = self._cohort(stage, shared, table, queues)
+            server, parts[stage], measured = self._server(
+                stage, hyper, server, message, parts[stage], mask, state.key, round_, clients
+            )
+            per_stage.append({**metrics, **measured})
+            finite.append(stage_finite)
+            lane_steps += steps
+        state = SimState(server, table, tuple(parts), state.round + 1, state.key)
+        healthy = jax.vmap(tree.all_finite, axis_size=self.replicas)(server)
+        metrics = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), merge_stage_metrics(per_stage))
+        return state, RoundReport(metrics, healthy, tuple(finite), lane_steps[None])
+
+    def _stage(self, hyper, stage: int):
+        return self.problem.build(hyper).stages[stage]
+
+    def _cohort(self, stage: int, shared: Shared, table, queues: tuple[Queue, ...]):
+        """All turns of a stage, and their reduction over the mesh."""
+        declared = self.problem.algorithm().stages[stage]
+        rows_kept = gathers(aggregate(declared))
+        passes = [
+            LaneQueue(
+                Turn(self.problem, stage, g), stage, g,
+                lanes=self.lanes, finish=self.finish, replicas=self.replicas, gathers=rows_kept,
+            )
+            for g in range(len(groups(declared)))
+        ]
+        caps = [queue.entries.client.shape[0] for queue in queues]
+        specs = [p.specs(shared, table, q.entries) for p, q in zip(passes, queues, strict=True)]
+        shape = (self.replicas, sum(caps)) if rows_kept else (self.replicas,)
+        message = accumulator(specs[0][0], shape)
+        metrics = jax.tree.map(lambda x: jnp.zeros((self.replicas, *x.shape), x.dtype), specs[0][1])
+        finite, masks, steps, offset = [], [], jnp.int32(0), 0
+        for queue_pass, queue, cap in zip(passes, queues, caps, strict=True):
+            deposit = Deposit(message, metrics, table, jnp.ones(cap, bool), jnp.int32(0))
+            deposit = queue_pass.run(shared, queue.entries, queue.count, queue.rows[stage], deposit, offset)
+            message, metrics, table = deposit.message, deposit.metrics, deposit.table
+            finite.append(deposit.finite[None])
+            masks.append(self._valid_rows(queue))
+            steps += deposit.ticks * min(self.lanes, cap)
+            offset += cap
+        mask = jnp.concatenate(masks, axis=1) if rows_kept else None
+        if self.axis is not None:
+            metrics = jax.lax.psum(metrics, self.axis)
+            if rows_kept:
+                message, mask = jax.lax.all_gather((message, mask), self.axis, axis=1, tiled=True)
+            else:
+                message = jax.lax.psum(message, self.axis)
+        return message, mask, table, metrics, tuple(finite), steps
+
+    def _valid_rows(self, queue: Queue):
+        """``bool[replicas, cap]``: rows of a gather that a client with examples has written."""
+        there = (jnp.arange(queue.entries.client.shape[0]) < queue.count) & (queue.entries.examples > 0)
+        return there & (queue.entries.replica == jnp.arange(self.replicas)[:, None])
+
+    def _server(self, stage, hyper, server, message, part, mask, root, round_, clients):
+        """Decode and server update, for every replica."""
+
+        def one(hyper, server, message, part, mask, root, clients):
+            key = keys.server_key(root, round_, stage)
+            ctx = self.problem.round_context(key, round_, clients, mask)
+            declared = self._stage(hyper, stage)
+            decoded, part, decoding = aggregate(declared).decode(message, part, ctx)
+            server, updating = declared.update(server, decoded.value, ctx)
+            return server, part, {**decoding, **updating}
+
+        return jax.vmap(one, axis_size=self.replicas)(hyper, server, message, part, mask, root, clients)
+
+
+def empty_mean() -> Mean:
+    """A metric that nothing was added to."""
+    return Mean(jnp.zeros(()), jnp.zeros(()))

@@ -1,0 +1,112 @@
+"""One client's turn as pure functions of arrays: what every engine runs, and the only place that does.
+
+Engines differ in how they schedule turns. That randomness, rows and contexts are made here, from the entry alone,
+is why the schedule cannot change a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim._src import keys, tree
+from fedjax_sim._src.types import Array, ClientContext, Mean, Message, Metrics, StepContext
+from fedjax_sim.data import batches
+from fedjax_sim.data.plans import Entry
+from fedjax_sim.engines._problem import Problem, aggregate, groups
+
+
+class Row(NamedTuple):
+    """A client's row of the client table: the rule's state, the chain's part, whether the state was ever made."""
+
+    state: Any
+    part: Any
+    seen: Any
+
+
+class Sent(NamedTuple):
+    """What a turn leaves: the encoded message, the client's row, metrics, and whether the update was finite."""
+
+    message: Message
+    row: Row
+    metrics: Metrics
+    finite: Array
+
+
+class Turn:
+    """``begin``, ``step`` and ``finish`` of one (stage, group), with everything static bound."""
+
+    def __init__(self, problem: Problem, stage: int, group: int):
+        self._problem = problem
+        self._stage = stage
+        self._group = group
+        self.local = problem.works(problem.algorithm())[stage]
+
+    def _rule(self, hyper):
+        return groups(self._problem.build(hyper).stages[self._stage])[self._group]
+
+    def key(self, root: jax.Array, round_, entry: Entry) -> jax.Array:
+        return keys.client_key(root, round_, self._stage, entry.client, entry.draw)
+
+    def _context(self, key, round_, entry: Entry) -> ClientContext:
+        return ClientContext(
+            key=key, round=round_, client=entry.client, draw=entry.draw, num_examples=entry.examples,
+            num_steps=entry.steps[self._stage], group=jnp.asarray(self._group, jnp.int32), staleness=entry.version,
+            bound=jnp.float32(jnp.inf),
+        )
+
+    def _state(self, hyper, broadcast, row: Row):
+        """The client's state: made at first participation, read from its row afterwards."""
+        if self._stage > 0 or not jax.tree.leaves(row.state):
+            return row.state
+        return tree.where(row.seen, row.state, self._rule(hyper).init(broadcast))
+
+    def begin(self, hyper, broadcast, key, round_, entry: Entry, row: Row):
+        ctx = self._context(keys.fold(key, keys.BEGIN), round_, entry)
+        return strong(self._rule(hyper).begin(broadcast, self._state(hyper, broadcast, row), ctx))
+
+    def step(self, hyper, broadcast, columns: Mapping[str, Array], rows, key, entry: Entry, step, work):
+        """One local step; ``rows`` are the explicit rows of this step, or ``None`` for the keyed order."""
+        if rows is None:
+            picked, valid = batches.step_rows(self.local, keys.fold(key, keys.ORDER), step, entry.examples)
+        else:
+            picked, valid = rows, rows >= 0
+        batch = batches.gather(columns, entry.start, picked, valid)
+        if self.local.batches_per_step > 1:
+            shape = (self.local.batches_per_step, self.local.batch_size)
+            batch = {name: x.reshape(*shape, *x.shape[1:]) for name, x in batch.items()}
+        steps = jnp.maximum(entry.steps[self._stage], 1)
+        ctx = StepContext(
+            keys.fold(key, keys.STEP, step), step, batches.epoch_of(self.local, step, entry.examples), step / steps
+        )
+        work, metrics = self._rule(hyper).step(broadcast, work, batch, ctx)
+        return strong(work), dict(metrics)
+
+    def finish(self, hyper, broadcast, server_part, key, round_, entry: Entry, work, row: Row) -> Sent:
+        ctx = self._context(keys.fold(key, keys.FINISH), round_, entry)
+        state = self._state(hyper, broadcast, row)
+        update, state, metrics = self._rule(hyper).finish(broadcast, work, state, ctx)
+        norm = tree.global_norm(jax.tree.map(lambda x: jnp.asarray(x), update))
+        came = (entry.examples > 0).astype(jnp.float32)
+        transform = aggregate(self._problem.build(hyper).stages[self._stage])
+        message, part, encoded = transform.encode(
+            Message(update), row.part, server_part, ctx._replace(key=keys.fold(key, keys.ENCODE))
+        )
+        measured = {**metrics, **encoded}
+        if jax.tree.leaves(update):
+            measured["update_norm"] = Mean(norm * came, came)
+        seen = row.seen if isinstance(row.seen, tuple) else jnp.ones((), bool)
+        return Sent(message, strong(Row(state, part, seen)), measured, jnp.isfinite(norm))
+
+
+def strong(values):
+    """Drops weak types, so that loop carries keep theirs."""
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)) if not _is_key(x) else x, values)
+
+
+def _is_key(x) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key) if hasattr(x, "dtype") else False
+

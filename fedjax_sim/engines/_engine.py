@@ -1,0 +1,54 @@
+"""What an engine is: something that turns a problem into a compiled round function."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_sim.data.plans import Plan
+from fedjax_sim.engines._chunk import RoundReport
+from fedjax_sim.engines._problem import Problem
+from fedjax_sim.engines._state import SimState
+
+
+class RoundFn(abc.ABC):
+    """``(state, columns, plan, hyper) -> (state, reports)`` for a chunk of rounds.
+
+    Attributes:
+      lanes: clients that train at a time on a device, once it is known.
+    """
+
+    lanes: int | None
+
+    @abc.abstractmethod
+    def place_columns(self, columns: Mapping[str, np.ndarray]) -> Any:
+        """The data's columns on the engine's devices."""
+
+    @abc.abstractmethod
+    def place_state(self, state: SimState) -> SimState:
+        """A copy of the state that the engine may consume."""
+
+    @abc.abstractmethod
+    def compilations(self) -> int:
+        """Programs compiled so far for chunks of rounds."""
+
+    @abc.abstractmethod
+    def __call__(self, state: SimState, columns: Any, plan: Plan, hyper: Any = ()) -> tuple[SimState, RoundReport]:
+        """Runs ``plan.rounds`` rounds; consumes ``state``."""
+
+
+class Engine(NamedTuple):
+    """An engine.
+
+    Attributes:
+      name: for reports.
+      devices: how many devices share a cohort.
+      compile: a problem to its round function; compilation itself happens at the first call.
+    """
+
+    name: str
+    devices: int
+    compile: Callable[[Problem], RoundFn]

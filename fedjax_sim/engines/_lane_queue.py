@@ -1,0 +1,231 @@
+"""Continuous batching: L lanes work through one queue of clients' turns.
+
+Between two events every lane takes the same number of steps, the smallest remainder. At an event the lanes whose
+client is done finish, deposit what it sends, and begin the next turns of the queue. So the cost follows the number of
+batches, not the longest client times the cohort; a lane that runs out of turns computes on and is never looked at.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim._src import tree
+from fedjax_sim._src.types import Array, Message
+from fedjax_sim.data.plans import Entry
+from fedjax_sim.engines._client import Row, Sent, Turn, strong
+from fedjax_sim.engines._state import ClientTable
+
+FinishForm = Literal["compact", "masked"]
+_FOREVER = jnp.iinfo(jnp.int32).max
+
+
+class Lane(NamedTuple):
+    """One slot of the vmapped axis; all leaves ``[lanes, ...]``.
+
+    ``position`` is the turn's place in the queue, at or beyond its end when the lane has run dry. ``broadcast`` is
+    the lane's own copy when a program holds several replicas, else ``()``: all lanes share one.
+    """
+
+    position: Array
+    entry: Entry
+    key: Any
+    step: Array
+    work: Any
+    metrics: Any
+    broadcast: Any
+
+
+class Deposit(NamedTuple):
+    """What a pass over a queue accumulates.
+
+    Attributes:
+      message: sums ``[replicas, ...]``, or rows ``[replicas, cap, ...]`` under a gather.
+      metrics: sums ``[replicas]``.
+      table: the client table, leaves ``[replicas, slots, ...]``.
+      finite: ``bool[cap]``, whether each turn's update was finite.
+      ticks: ``int32[]``, steps that the lanes took together.
+    """
+
+    message: Message
+    metrics: Any
+    table: ClientTable
+    finite: Array
+    ticks: Array
+
+
+class Shared(NamedTuple):
+    """What all turns of a pass read; the leaves of all but ``columns`` have a leading axis ``[replicas]``."""
+
+    hyper: Any
+    broadcast: Any
+    server_part: Any
+    root: Any
+    round: Any
+    columns: Any
+
+
+class LaneQueue:
+    """The pass of one (stage, group) over a queue; everything static bound."""
+
+    def __init__(
+        self, turn: Turn, stage: int, group: int, *, lanes: int, finish: FinishForm, replicas: int, gathers: bool
+    ):
+        self.turn, self.stage, self.group = turn, stage, group
+        self.lanes, self.replicas, self.gathers = lanes, replicas, gathers
+        self.compact = finish == "compact" or lanes == 1
+
+    # --- what a turn reads and writes ---
+
+    def _of(self, values, replica):
+        """One replica's part of values with a leading axis ``[replicas]``."""
+        if self.replicas == 1:
+            return jax.tree.map(lambda x: x[0], values)
+        return jax.tree.map(lambda x: x[replica], values)
+
+    def _row(self, table: ClientTable, entry: Entry) -> Row:
+        row = Row(table.states[self.group] if table.states else (), table.parts[self.stage], table.seen)
+        return jax.tree.map(lambda x: x[entry.replica, entry.slot], row)
+
+    def _start(self, shared: Shared, table: ClientTable, entries: Entry, metrics, position) -> Lane:
+        """A lane at the beginning of a turn; beyond the queue's end, at the beginning of some turn."""
+        cap = entries.client.shape[0]
+        entry = jax.tree.map(lambda x: x[jnp.minimum(position, cap - 1)], entries)
+        broadcast, hyper = self._of(shared.broadcast, entry.replica), self._of(shared.hyper, entry.replica)
+        key = self.turn.key(self._of(shared.root, entry.replica), shared.round, entry)
+        work = self.turn.begin(hyper, broadcast, key, shared.round, entry, self._row(table, entry))
+        own = () if self.replicas == 1 else broadcast
+        return Lane(position, entry, key, jnp.zeros((), jnp.int32), work, tree.zeros_like(metrics), own)
+
+    def _broadcast(self, shared: Shared, lane: Lane):
+        return self._of(shared.broadcast, 0) if self.replicas == 1 else lane.broadcast
+
+    def _tick(self, shared: Shared, rows, lane: Lane) -> Lane:
+        picked = None if rows is None else rows[lane.position, lane.step]
+        hyper = self._of(shared.hyper, lane.entry.replica)
+        work, measured = self.turn.step(
+            hyper, self._broadcast(shared, lane), shared.columns, picked, lane.key, lane.entry, lane.step, lane.work
+        )
+        return lane._replace(work=work, step=lane.step + 1, metrics=tree.add(lane.metrics, measured))
+
+    def _end(self, shared: Shared, table: ClientTable, lane: Lane) -> Sent:
+        replica = lane.entry.replica
+        sent = self.turn.finish(
+            self._of(shared.hyper, replica), self._broadcast(shared, lane), self._of(shared.server_part, replica),
+            lane.key, shared.round, lane.entry, lane.work, self._row(table, lane.entry),
+        )
+        return sent._replace(metrics={**lane.metrics, **sent.metrics})
+
+    # --- the pass ---
+
+    def specs(self, shared: Shared, table: ClientTable, entries: Entry):
+        """Specs of a turn's message and metrics, and of the metrics of its steps."""
+
+        def one(shared, table, entries):
+            entry = jax.tree.map(lambda x: x[0], entries)
+            hyper, broadcast = self._of(shared.hyper, entry.replica), self._of(shared.broadcast, entry.replica)
+            key = self.turn.key(self._of(shared.root, entry.replica), shared.round, entry)
+            row = self._row(table, entry)
+            work = self.turn.begin(hyper, broadcast, key, shared.round, entry, row)
+            rows = None
+            _, measured = self.turn.step(hyper, broadcast, shared.columns, rows, key, entry, entry.client, work)
+            part = self._of(shared.server_part, entry.replica)
+            sent = self.turn.finish(hyper, broadcast, part, key, shared.round, entry, work, row)
+            return sent.message, {**measured, **sent.metrics}, measured
+
+        return jax.eval_shape(one, shared, table, entries)
+
+    def run(self, shared: Shared, entries: Entry, count, rows, deposit: Deposit, offset: int) -> Deposit:
+        """Runs all turns of a queue.
+
+        Args:
+          shared: what turns read.
+          entries: ``[cap]`` each; ``count`` of them are turns.
+          count: ``int32[]``.
+          rows: explicit rows ``int32[cap, steps, batch_size]`` or ``None``.
+          deposit: what was accumulated before.
+          offset: first row of the gather that belongs to this queue.
+        """
+        step_metrics = self.specs(shared, deposit.table, entries)[2]
+        lanes = min(self.lanes, entries.client.shape[0])
+        start = lambda table, position: self._start(shared, table, entries, step_metrics, position)  # noqa: E731
+        first = jax.vmap(start, in_axes=(None, 0))(deposit.table, jnp.arange(lanes, dtype=jnp.int32))
+        tick = jax.vmap(lambda lane: self._tick(shared, rows, lane))
+
+        def unfinished(carry):
+            lane, _, _ = carry
+            return jnp.any(lane.position < count)
+
+        def until_next_event(carry):
+            lane, upcoming, deposit = carry
+            live = lane.position < count
+            remaining = jnp.where(live, lane.entry.steps[:, self.stage] - lane.step, _FOREVER)
+            steps = jnp.min(remaining)
+            lane = jax.lax.fori_loop(0, steps, lambda _, lane: tick(lane), lane)
+            deposit = deposit._replace(ticks=deposit.ticks + steps)
+            return self._event(shared, start, lane, upcoming, deposit, live & (remaining == steps), offset)
+
+        carry = (strong(first), jnp.int32(lanes), deposit)
+        return jax.lax.while_loop(unfinished, until_next_event, carry)[2]
+
+    def _event(self, shared, start, lane: Lane, upcoming, deposit: Deposit, done, offset):
+        """Finishes lanes that are done and gives them the next turns: one lane at a time, or all at once, masked.
+
+        With the compact form an event of several lanes takes several passes through the loop, with no step between.
+        """
+        if self.compact:
+            place = jnp.argmax(done)
+            chosen = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, place, keepdims=True), lane)
+            mask = jnp.ones(1, bool)
+        else:
+            chosen, mask = lane, done
+        sent = jax.vmap(lambda one: self._end(shared, deposit.table, one))(chosen)
+        deposit = self._collect(deposit, sent, chosen, mask, offset)
+        order = upcoming + jnp.cumsum(mask, dtype=jnp.int32) - 1
+        fresh = jax.vmap(start, in_axes=(None, 0))(deposit.table, jnp.where(mask, order, chosen.position))
+        fresh = strong(fresh)
+        if self.compact:
+            lane = jax.tree.map(
+                lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, place, axis=0), lane, fresh
+            )
+        else:
+            lane = tree.where(mask, fresh, lane)
+        return lane, upcoming + jnp.sum(mask, dtype=jnp.int32), deposit
+
+    def _collect(self, deposit: Deposit, sent: Sent, lane: Lane, mask, offset) -> Deposit:
+        """Adds what the masked lanes send; everything else is replaced by zero before it can touch a sum."""
+        replica = lane.entry.replica
+
+        def add(total, values):
+            values = jnp.where(mask.reshape((-1,) + (1,) * (values.ndim - 1)), values, 0).astype(total.dtype)
+            if self.replicas == 1:
+                return total + jnp.sum(values, axis=0, keepdims=True, dtype=total.dtype)
+            return total.at[replica].add(values)
+
+        def place(rows, values):
+            index = jnp.where(mask, lane.position + offset, rows.shape[1])
+            return rows.at[replica, index].set(values.astype(rows.dtype), mode="drop")
+
+        def keep(table, values):
+            if self.compact:
+                at = (replica[0], lane.entry.slot[0]) + (0,) * (table.ndim - 2)
+                return jax.lax.dynamic_update_slice(table, values[None].astype(table.dtype), at)
+            index = jnp.where(mask, lane.entry.slot, table.shape[1])
+            return table.at[replica, index].set(values.astype(table.dtype), mode="drop")
+
+        table = deposit.table
+        states = list(table.states)
+        if states:
+            states[self.group] = jax.tree.map(keep, states[self.group], sent.row.state)
+        parts = list(table.parts)
+        parts[self.stage] = jax.tree.map(keep, parts[self.stage], sent.row.part)
+        table = ClientTable(tuple(states), tuple(parts), jax.tree.map(keep, table.seen, sent.row.seen))
+        position = jnp.where(mask, lane.position, deposit.finite.shape[0])
+        return deposit._replace(
+            message=jax.tree.map(place if self.gathers else add, deposit.message, sent.message),
+            metrics=jax.tree.map(add, deposit.metrics, sent.metrics),
+            table=table,
+            finite=deposit.finite.at[position].set(sent.finite, mode="drop"),
+        )

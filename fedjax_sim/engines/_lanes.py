@@ -1,0 +1,181 @@
+"""The lanes engine and its sharded form: a chunk of rounds as one compiled program, on one device or a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fedjax_sim._src import checks
+from fedjax_sim.engines._auto import auto_lanes
+from fedjax_sim.engines._chunk import Chunk, RoundReport
+from fedjax_sim.engines._engine import Engine, RoundFn
+from fedjax_sim.engines._lane_queue import FinishForm
+from fedjax_sim.engines._problem import Problem
+from fedjax_sim.engines._state import ClientTable, SimState
+
+AXIS = "clients"
+
+
+def client_mesh(devices: int | None = None) -> Mesh:
+    """A mesh of one axis, ``clients``, over the first ``devices`` devices (all by default).
+
+    CPU cores become devices with ``jax.config.update("jax_num_cpu_devices", n)`` before JAX starts; the command line
+    does that, the library does not.
+
+    Raises:
+      ValueError: more devices than there are.
+    """
+    available = jax.devices()
+    count = len(available) if devices is None else devices
+    checks.positive_int("devices", count)
+    if count > len(available):
+        raise ValueError(
+            f"devices is {count}, but JAX sees {len(available)} of kind {available[0].platform}. For virtual CPU "
+            f"devices call jax.config.update('jax_num_cpu_devices', {count}) before anything else touches JAX."
+        )
+    return Mesh(np.asarray(available[:count]), (AXIS,))
+
+
+def lanes(lanes: int | Literal["auto"] = "auto", *, finish: FinishForm | Literal["auto"] = "auto") -> Engine:
+    """Continuous batching of clients on one device: a chunk of rounds is one compiled program.
+
+    Args:
+      lanes: clients that train at a time. Results do not depend on it, speed and memory do. ``"auto"`` goes by the
+        size of a step on this backend.
+      finish: how lanes whose client is done are finished: ``"compact"`` one at a time, ``"masked"`` all lanes at
+        once with a mask; ``"auto"`` is compact on CPU and masked elsewhere.
+
+    Raises:
+      ValueError: a lane count below 1 or an unknown form.
+    """
+    return _engine("lanes", None, lanes, finish)
+
+
+def sharded(
+    mesh: Mesh | None = None,
+    *,
+    lanes: int | Literal["auto"] = "auto",
+    finish: FinishForm | Literal["auto"] = "auto",
+) -> Engine:
+    """The lanes on every device of a mesh axis named ``clients``; one sum over devices per stage and round.
+
+    The data is on every device. Clients that keep state live on a home device with their state.
+
+    Args:
+      mesh: from ``client_mesh``; all devices by default.
+      lanes: per device.
+      finish: as for ``lanes``.
+
+    Raises:
+      ValueError: a mesh whose axes are not ``("clients",)``.
+    """
+    mesh = client_mesh() if mesh is None else mesh
+    if mesh.axis_names != (AXIS,):
+        raise ValueError(f"mesh has axes {mesh.axis_names}, expected ('{AXIS}',): use fs.engines.client_mesh().")
+    return _engine("sharded", mesh, lanes, finish)
+
+
+def _engine(name: str, mesh: Mesh | None, lanes, finish) -> Engine:
+    if lanes != "auto":
+        checks.positive_int("lanes", lanes)
+    checks.one_of("finish", finish, ("auto", "compact", "masked"))
+
+    def compile_(problem: Problem) -> RoundFn:
+        return _LaneRounds(problem, mesh, lanes, finish)
+
+    return Engine(name, 1 if mesh is None else mesh.size, compile_)
+
+
+class _LaneRounds(RoundFn):
+    """Owns the jitted program, and where its arguments live."""
+
+    def __init__(self, problem: Problem, mesh: Mesh | None, lanes, finish):
+        self._problem, self._mesh = problem, mesh
+        self._requested = lanes
+        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        self._finish: FinishForm = ("compact" if platform == "cpu" else "masked") if finish == "auto" else finish
+        self._platform = platform
+        self.lanes: int | None = None if lanes == "auto" else lanes
+        self._jitted: Any = None
+
+    def resolve(self, state: SimState) -> int:
+        """The lane count, chosen at first use when it is ``"auto"``."""
+        if self.lanes is None:
+            self.lanes = auto_lanes(self._problem, state, self._platform)
+        return self.lanes
+
+    def place_columns(self, columns: Mapping[str, np.ndarray]):
+        sharding = None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec())
+        return {name: jax.device_put(np.asarray(column), sharding) for name, column in columns.items()}
+
+    def place_state(self, state: SimState) -> SimState:
+        """A copy of the state on the engine's devices, which the compiled program may take over."""
+        if self._mesh is None:
+            return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
+        shardings = jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), self._state_specs(state, 0))
+        copy = jax.tree.map(lambda x: jnp.array(x, copy=True), state)
+        return jax.tree.map(jax.device_put, copy, shardings)
+
+    def _state_specs(self, state: SimState, shift: int) -> SimState:
+        """Rows of the client table are split over devices; everything else is everywhere."""
+        replica_axes = (None,) if shift or self._problem.replicas is not None else ()
+        rows = PartitionSpec(*replica_axes, AXIS)
+        everywhere = jax.tree.map(lambda x: PartitionSpec(), state)
+        return SimState(
+            everywhere.server, jax.tree.map(lambda x: rows, state.clients), everywhere.aggregate, everywhere.round,
+            everywhere.key,
+        )
+
+    def lower(self, state, columns, plan, hyper=()):
+        """The lowered program, to look at: ``.compile().memory_analysis()``, ``.as_text()``."""
+        return self._program(state, plan).lower(state, columns, plan, hyper)
+
+    def __call__(self, state, columns, plan, hyper=()) -> tuple[SimState, RoundReport]:
+        return self._program(state, plan)(state, columns, plan, hyper)
+
+    def compilations(self) -> int:
+        """How many programs were compiled so far."""
+        return 0 if self._jitted is None else self._jitted._cache_size()
+
+    def _program(self, state, plan):
+        if self._jitted is None:
+            self._jitted = jax.jit(self._function(state, plan), donate_argnums=0)
+        return self._jitted
+
+    def _function(self, state, plan):
+        chunk = Chunk(self._problem, self.resolve(state), self._finish, None if self._mesh is None else AXIS)
+        single = self._problem.replicas is None
+
+        def run(state, columns, plan, hyper):
+            if single:
+                state, hyper = jax.tree.map(lambda x: x[None], (state, hyper))
+            body = chunk if self._mesh is None else self._shard(chunk, state, plan)
+            state, reports = body(state, columns, plan, hyper)
+            if single:
+                state = jax.tree.map(lambda x: x[0], state)
+                reports = reports._replace(
+                    metrics=jax.tree.map(lambda x: x[:, 0], reports.metrics), model_finite=reports.model_finite[:, 0]
+                )
+            return state, reports
+
+        return run
+
+    def _shard(self, chunk: Chunk, state, plan):
+        over_devices = PartitionSpec(None, AXIS)
+        everywhere = PartitionSpec()
+        plan_specs = plan._replace(
+            rounds=everywhere, clients=everywhere, queues=jax.tree.map(lambda x: over_devices, plan.queues)
+        )
+        state_specs = self._state_specs(state, 1)
+        reports = RoundReport(everywhere, everywhere, over_devices, over_devices)
+        return jax.shard_map(
+            chunk, mesh=self._mesh, in_specs=(state_specs, everywhere, plan_specs, everywhere),
+            # Sums over clients are equal on all devices by construction (psum), which the checker cannot follow
+            # through loops of dynamic length.
+            out_specs=(state_specs, reports), check_vma=False,
+        )

@@ -1,0 +1,154 @@
+"""What an engine compiles: an algorithm and the static facts around it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim._src import keys, tree
+from fedjax_sim._src.types import Algorithm, ClientRule, Message, RoundContext, Stage, StepContext, Transform, Variables
+from fedjax_sim.aggregation import chain
+from fedjax_sim.aggregation._reduce import example_client_context
+from fedjax_sim.data.local_work import LocalWork
+from fedjax_sim.engines._state import ClientTable, SimState
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """An algorithm with everything static that a compiled round depends on.
+
+    Attributes:
+      build: hyper-parameters (a pytree, possibly traced) to the algorithm; a constant function for most runs.
+      local: the simulation's local work.
+      columns: specs of the data's columns, ``{name: ShapeDtypeStruct[N, ...]}``.
+      population: number of clients.
+      expected_clients: the sampler's expected cohort.
+      example_hyper: hyper-parameters of one run, for the facts that do not depend on them.
+      replicas: runs in one program; ``None`` for a single run whose state has no replica axis.
+      public: public data for the server.
+    """
+
+    build: Callable[[Any], Algorithm]
+    local: LocalWork
+    columns: Mapping[str, jax.ShapeDtypeStruct]
+    population: int
+    expected_clients: float
+    example_hyper: Any = ()
+    replicas: int | None = None
+    public: Any = None
+
+    def algorithm(self) -> Algorithm:
+        return self.build(self.example_hyper)
+
+    def works(self, algorithm: Algorithm) -> tuple[LocalWork, ...]:
+        """Local work of each stage."""
+        return tuple(self.local if s.local is None else s.local(self.local) for s in algorithm.stages)
+
+    def round_context(self, key, round_, clients, mask) -> RoundContext:
+        return RoundContext(
+            key, round_, clients, self.expected_clients, self.population, mask, jnp.float32(jnp.inf), self.public
+        )
+
+
+def groups(stage: Stage) -> tuple[ClientRule, ...]:
+    """The stage's rules in the order of their groups; one for most."""
+    return (stage.client,) if isinstance(stage.client, ClientRule) else tuple(stage.client.values())
+
+
+def group_names(algorithm: Algorithm) -> tuple:
+    """Names of the groups of clients; ``(None,)`` when all clients are alike.
+
+    Raises:
+      ValueError: stages that disagree on their groups.
+    """
+    named = [tuple(s.client) if not isinstance(s.client, ClientRule) else (None,) for s in algorithm.stages]
+    if len(set(named)) != 1:
+        raise ValueError(f"the stages of {algorithm.name} have groups {named}, expected the same in every stage.")
+    return named[0]
+
+
+def aggregate(stage: Stage) -> Transform:
+    """The stage's transforms as a chain, so that keys do not depend on whether one was written."""
+    return chain(stage.aggregate)
+
+
+def example_batch(columns: Mapping[str, jax.ShapeDtypeStruct], local: LocalWork) -> dict[str, jax.ShapeDtypeStruct]:
+    """Spec of the batch that a step receives."""
+    many = (local.batches_per_step,) if local.batches_per_step > 1 else ()
+    shape = (*many, local.batch_size)
+    batch = {name: jax.ShapeDtypeStruct((*shape, *spec.shape[1:]), spec.dtype) for name, spec in columns.items()}
+    return batch | {"mask": jax.ShapeDtypeStruct(shape, jnp.bool_)}
+
+
+def turn_specs(problem: Problem, algorithm: Algorithm, stage: int, group: int, broadcast, state):
+    """Specs of what one client's turn makes: the update it sends, the state it keeps, its step metrics.
+
+    Raises:
+      TypeError: the rule's work or state changes its structure or dtypes; names the rule's group and stage.
+    """
+    rule = groups(algorithm.stages[stage])[group]
+    local = problem.works(algorithm)[stage]
+    ctx = example_client_context()
+    zero = jnp.zeros((), jnp.int32)
+    step_ctx = StepContext(keys.root_key(0), zero, zero, jnp.zeros(()))
+    work = jax.eval_shape(rule.begin, broadcast, state, ctx)
+    stepped, metrics = jax.eval_shape(rule.step, broadcast, work, example_batch(problem.columns, local), step_ctx)
+    _check_same(f"{algorithm.name}, stage {stage}: a client's work before and after step", work, stepped)
+    update, kept, _ = jax.eval_shape(rule.finish, broadcast, work, state, ctx)
+    _check_same(f"{algorithm.name}, stage {stage}: a client's state before and after finish", state, kept)
+    return update, kept, metrics
+
+
+def _check_same(what: str, before, after) -> None:
+    b, a = tree.spec(before), tree.spec(after)
+    if jax.tree.structure(b) != jax.tree.structure(a):
+        raise TypeError(f"{what} have different structures: {jax.tree.structure(b)} and {jax.tree.structure(a)}.")
+    for (path, x), y in zip(jax.tree.leaves_with_path(b), jax.tree.leaves(a), strict=True):
+        if x.shape != y.shape or x.dtype != y.dtype:
+            raise TypeError(
+                f"{what} differ at {jax.tree_util.keystr(path) or 'the root'}: {x.dtype}{list(x.shape)} became "
+                f"{y.dtype}{list(y.shape)}. Keep shapes and dtypes (a Python float or a float64 leaf often does this)."
+            )
+
+
+def initial_state(problem: Problem, algorithm: Algorithm, variables: Variables, key: jax.Array, slots: int) -> SimState:
+    """State before the first round; ``slots`` is the number of rows of the client table. Pure."""
+    server = algorithm.init(variables)
+    states: tuple = ()
+    parts, server_parts = [], []
+    for index, stage in enumerate(algorithm.stages):
+        broadcast = jax.eval_shape(stage.broadcast, server)
+        rules = groups(stage)
+        if index == 0:
+            # Stages share one state per client: the first stage's rules make it.
+            states = tuple(tree.spec(jax.eval_shape(rule.init, broadcast)) for rule in rules)
+        specs = [turn_specs(problem, algorithm, index, g, broadcast, states[g])[0] for g in range(len(rules))]
+        for spec in specs[1:]:
+            _check_same(f"{algorithm.name}, stage {index}: the updates of two groups", specs[0], spec)
+        server_part, client_part = aggregate(stage).init(Message(tree.spec(specs[0])))
+        server_parts.append(server_part)
+        parts.append(jax.tree.map(lambda x: jnp.broadcast_to(x, (slots, *jnp.shape(x))), client_part))
+    table = ClientTable(
+        jax.tree.map(lambda x: jnp.zeros((slots, *x.shape), x.dtype), states),
+        tuple(parts),
+        jnp.zeros(slots, bool) if jax.tree.leaves(states) else (),
+    )
+    return SimState(server, table, tuple(server_parts), jnp.zeros((), jnp.int32), key)
+
+
+def message_spec(problem: Problem, algorithm: Algorithm, stage: int, broadcast, state: SimState) -> Message:
+    """Spec of the encoded message that a client sends in a stage."""
+    kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (state.clients.states, state.clients.parts))
+    own, part = kept[0][0] if kept[0] else (), kept[1][stage]
+    update = turn_specs(problem, algorithm, stage, 0, broadcast, own)[0]
+    encode = aggregate(algorithm.stages[stage]).encode
+    ctx = example_client_context()
+    return jax.eval_shape(encode, Message(tree.spec(update)), part, state.aggregate[stage], ctx)[0]
+
+
+def keeps_client_state(state: SimState) -> bool:
+    return bool(jax.tree.leaves((state.clients.states, state.clients.parts)))

@@ -1,0 +1,100 @@
+"""Summable metrics: each is a pair (total, weight), so that it adds over batches, clients and devices.
+
+Source of the pattern: FedJAX's and CLU's metrics; a mean of means is never taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim._src.types import Batch, Mean, Metric, Metrics, Outputs, Task
+
+__all__ = ["accuracy", "add", "batch_means", "example_values", "mean", "squared_error", "top_k_accuracy"]
+
+
+def mean(metric: Mean) -> jax.Array:
+    """``total / weight``, ``f32[...]``; 0 where the weight is 0.
+
+    >>> import jax.numpy as jnp
+    >>> from fedjax_sim.metrics import Mean, mean
+    >>> float(mean(Mean(jnp.float32(3.0), jnp.float32(2.0))))
+    1.5
+    """
+    weight = jnp.asarray(metric.weight, jnp.float32)
+    return jnp.where(weight > 0, jnp.asarray(metric.total) / jnp.where(weight > 0, weight, 1), 0)
+
+
+def add(a: Metrics, b: Metrics) -> Metrics:
+    """Sums two dictionaries of metrics with equal names."""
+    return jax.tree.map(jnp.add, dict(a), dict(b))
+
+
+def accuracy(label: str = "y") -> Metric:
+    """Share of examples whose largest logit is at the label.
+
+    Outputs are logits ``f32[batch, ..., classes]``, the label column is ``int[batch, ...]``. Labels below 0 are
+    left out, so that padded positions of a sequence do not count.
+    """
+
+    def metric(outputs: Outputs, batch: Batch):
+        return _hits(jnp.argmax(outputs, axis=-1) == batch[label], batch[label] >= 0)
+
+    return metric
+
+
+def top_k_accuracy(k: int, label: str = "y") -> Metric:
+    """Share of examples whose label is among the ``k`` largest logits; ``k <= 0`` gives 0, ties count once.
+
+    A logit equal to the label's counts as larger only if it stands before it, so that exactly ``k`` places exist.
+    """
+
+    def metric(outputs: Outputs, batch: Batch):
+        labels = batch[label]
+        classes = outputs.shape[-1]
+        at_label = jnp.take_along_axis(outputs, jnp.clip(labels, 0, classes - 1)[..., None], axis=-1)
+        before = jnp.arange(classes) < labels[..., None]
+        rank = jnp.sum((outputs > at_label) | ((outputs == at_label) & before), axis=-1)
+        return _hits(rank < k, labels >= 0)
+
+    return metric
+
+
+def squared_error(label: str = "y") -> Metric:
+    """Mean over an example's outputs of the squared difference to the label column, of the same shape."""
+
+    def metric(outputs: Outputs, batch: Batch):
+        error = jnp.square(outputs - batch[label].astype(outputs.dtype))
+        per_example = jnp.mean(error.reshape(error.shape[0], -1), axis=-1)
+        return per_example, jnp.ones_like(per_example)
+
+    return metric
+
+
+def _hits(hit: jax.Array, counted: jax.Array) -> tuple[jax.Array, jax.Array]:
+    axes = tuple(range(1, hit.ndim))
+    weight = counted.astype(jnp.float32)
+    return jnp.sum(hit * weight, axis=axes), jnp.sum(weight, axis=axes)
+
+
+def example_values(task: Task, outputs: Outputs, batch: Batch, loss: jax.Array | None = None) -> Mapping[str, Mean]:
+    """Every metric of a task, and its loss, per example: ``{name: Mean(f32[batch], f32[batch])}``.
+
+    Padded rows have total 0 and weight 0, whatever the model made of them.
+    """
+    mask = batch["mask"]
+    loss = task.loss(outputs, batch) if loss is None else loss
+    values = {"loss": (loss, jnp.ones_like(loss))}
+    values |= {name: metric(outputs, batch) for name, metric in task.metrics.items()}
+    return {
+        name: Mean(jnp.where(mask, total, 0).astype(jnp.float32), jnp.where(mask, weight, 0).astype(jnp.float32))
+        for name, (total, weight) in values.items()
+    }
+
+
+def batch_means(task: Task, outputs: Outputs, batch: Batch, loss: jax.Array | None = None) -> dict[str, Mean]:
+    """The sums of ``example_values`` over a batch: ``{name: Mean(f32[], f32[])}``."""
+    values = example_values(task, outputs, batch, loss)
+    return {name: Mean(jnp.sum(value.total), jnp.sum(value.weight)) for name, value in values.items()}

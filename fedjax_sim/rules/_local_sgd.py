@@ -1,0 +1,75 @@
+"""Local training with any optimizer: the client side of FedAvg."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import optax
+
+from fedjax_sim._src import tree
+from fedjax_sim._src.types import ClientRule, Delta, PyTree, Task, Variables
+from fedjax_sim.rules._gradients import gradient
+
+
+class Training(NamedTuple):
+    """A client's working state: its parameters, its optimizer's state and its statistics."""
+
+    params: PyTree
+    optimizer: PyTree
+    stats: PyTree
+
+
+def local_sgd(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    *,
+    correction: Callable[[PyTree, PyTree], PyTree] | None = None,
+) -> ClientRule:
+    """Trains the broadcast model on the client's batches (McMahan et al. 2017, algorithm 1, ClientUpdate).
+
+    The optimizer starts anew in every round. The update is a ``Delta``: end minus start. With the task's
+    ``stats_policy="local"`` a client's batch statistics stay with it between rounds and are not sent.
+
+    Args:
+      task: model, loss and metrics.
+      optimizer: any optax transformation.
+      correction: ``(params, start)`` to a pytree that is added to the gradient.
+
+    Returns:
+      A rule whose broadcast is ``Variables``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, fedjax_sim as fs
+      >>> task = fs.tasks.regression(fs.models.linear(1), sample_input=jnp.zeros((1, 2)))
+      >>> rule = fs.rules.local_sgd(task, optax.sgd(0.1))
+      >>> batches = {"x": jnp.ones((3, 4, 2)), "y": jnp.ones((3, 4, 1))}     # three steps of four rows
+      >>> update = fs.rules.run(rule, task.init(jax.random.key(0)), batches, jax.random.key(1))
+      >>> sorted(update.params["Dense_0"])
+      ['bias', 'kernel']
+    """
+    keeps_stats = task.stats_policy == "local"
+
+    def init(broadcast: Variables):
+        return broadcast.stats if keeps_stats else ()
+
+    def begin(broadcast: Variables, state, ctx):
+        stats = state if keeps_stats else broadcast.stats
+        return Training(broadcast.params, optimizer.init(broadcast.params), stats)
+
+    def step(broadcast: Variables, work: Training, batch, ctx):
+        grads, stats, metrics = gradient(
+            task, Variables(work.params, broadcast.frozen, work.stats), batch, ctx.key
+        )
+        if correction is not None:
+            grads = tree.add(grads, correction(work.params, broadcast.params))
+        updates, state = optimizer.update(grads, work.optimizer, work.params)
+        return Training(optax.apply_updates(work.params, updates), state, stats), metrics
+
+    def finish(broadcast: Variables, work: Training, state, ctx):
+        change = tree.subtract(work.params, broadcast.params)
+        if keeps_stats:
+            return Delta(change), work.stats, {}
+        return Delta(change, tree.subtract(work.stats, broadcast.stats)), state, {}
+
+    return ClientRule(init, begin, step, finish)

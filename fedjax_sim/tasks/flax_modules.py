@@ -1,0 +1,175 @@
+"""Tasks from flax modules, linen and nnx."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim import metrics as metrics_
+from fedjax_sim._src import checks
+from fedjax_sim._src.types import Batch, Key, Loss, Metric, Outputs, PyTree, StatsPolicy, Task, Variables
+from fedjax_sim.tasks import losses
+from fedjax_sim.tasks._columns import LabelKind, check_columns
+from fedjax_sim.tasks._modules import pure_module
+
+__all__ = ["from_flax"]
+
+LossName = Literal["softmax_cross_entropy", "sigmoid_binary_cross_entropy", "squared_error"]
+BatchStats = Literal["refuse", "averaged", "local"]
+
+_BATCH_STATS = (
+    "the model keeps batch statistics (BatchNorm), and clients' batches are not from one distribution. "
+    "Choose batch_stats='averaged' (their change travels with the update), batch_stats='local' (each client keeps "
+    "its own, as in FedBN), or a model with GroupNorm or LayerNorm. BatchNorm counts the zero rows that fill up "
+    "a short batch unless the model passes a mask on to it; see row_mask."
+)
+
+
+def from_flax(
+    module: Any,
+    *,
+    loss: LossName | Loss,
+    sample_input: Any = None,
+    input: str = "x",
+    label: str = "y",
+    metrics: Mapping[str, Metric] | None = None,
+    classes: int | None = None,
+    scale: float | Literal["auto"] = "auto",
+    batch_stats: BatchStats = "refuse",
+    row_mask: str | None = None,
+) -> Task:
+    """A task from any flax module that is called with one array.
+
+    The module is told whether it trains through ``train``, ``training`` or ``deterministic``, whichever its
+    ``__call__`` takes; nnx modules are also switched by their ``train()`` and ``eval()``. Dropout draws from the key
+    of the call alone. An nnx module's random streams start anew at every call.
+
+    ``Variables.params`` is a nested dict of arrays: the collection ``params``, or every ``nnx.Param``. Statistics
+    are ``batch_stats`` and ``nnx.BatchStat``. All other variables are constants: they are in ``frozen``, and
+    what the module writes into them is dropped.
+
+    Args:
+      module: a linen module; an nnx module, whose own weights are where training starts, whatever the seed; or a
+        function from ``nnx.Rngs`` to an nnx module, such as its class, which gives every seed its own weights.
+      loss: ``"softmax_cross_entropy"``, ``"sigmoid_binary_cross_entropy"`` or ``"squared_error"`` (see
+        ``tasks.losses``), or a function ``(outputs, batch) -> f32[batch]``.
+      sample_input: what linen modules infer their shapes from: an array or ``ShapeDtypeStruct`` ``[batch, ...]``, or
+        such a shape for float32. Without it, ``init`` needs the sample row that simulations pass.
+      input: name of the column that the module is called with.
+      label: name of the column that a named loss reads.
+      metrics: named metrics; ``None`` takes the usual one for a named loss (accuracy, squared error).
+      classes: number of classes, to check labels; ``None`` takes ``module.classes`` if there is one.
+      scale: factor that makes float32 inputs of the column; ``"auto"`` is 1/255 for uint8 images, and leaves
+        every other dtype as it is.
+      batch_stats: what becomes of batch statistics: ``"refuse"`` is an error if the model has any, ``"averaged"``
+        sends their change with the update, ``"local"`` keeps each client's own.
+      row_mask: name of an argument of the module that takes the mask of valid rows, ``bool[batch]``, for its
+        BatchNorm; ``None`` passes nothing.
+
+    Raises:
+      TypeError: the module, the loss or the sample is of another kind.
+      ValueError: an unknown name; batch statistics without a policy (for linen modules without ``sample_input``
+        at ``init``); ``classes`` differs from the module's.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> import fedjax_sim.tasks as tasks
+    >>> task = tasks.from_flax(lambda rngs: nnx.Linear(4, 3, rngs=rngs), loss="softmax_cross_entropy")
+    >>> variables = task.init(jax.random.key(0))
+    >>> batch = {"x": jnp.ones((2, 4)), "y": jnp.array([0, 2]), "mask": jnp.ones(2, bool)}
+    >>> outputs, _ = task.apply(variables, batch, None, train=False)
+    >>> task.loss(outputs, batch).shape
+    (2,)
+    """
+    checks.one_of("batch_stats", batch_stats, ("refuse", "averaged", "local"))
+    if scale != "auto":
+        checks.positive("scale", scale)
+    model = pure_module(module)
+    loss_fn, default_metrics, labels = _resolve_loss(loss, label)
+    classes = _resolve_classes(module, classes)
+    fixed_sample = None if sample_input is None else _zeros(sample_input)
+
+    def init(key: Key, sample: Batch | None = None) -> Variables:
+        x = fixed_sample if fixed_sample is not None or sample is None else sample[input]
+        if x is None and model.needs_sample:
+            raise ValueError(
+                "the shapes of the model's parameters depend on its input, and none is known: build the task with "
+                "sample_input=jnp.zeros((1, ...)), or pass a sample batch, task.init(key, {'x': ...})."
+            )
+        variables = model.init(key, None if x is None else _scaled(x, scale))
+        if batch_stats == "refuse" and jax.tree.leaves(variables.stats):
+            raise ValueError(_BATCH_STATS)
+        return variables
+
+    def apply(variables: Variables, batch: Batch, key: Key | None, *, train: bool) -> tuple[Outputs, PyTree]:
+        extra = {} if row_mask is None else {row_mask: batch["mask"]}
+        return model.call(variables, _scaled(batch[input], scale), key, train=train, **extra)
+
+    policy: StatsPolicy = "none" if batch_stats == "refuse" else batch_stats
+    if fixed_sample is not None or not model.needs_sample:
+        # The model is known already: a mistake shows now, not at the first round.
+        variables = jax.eval_shape(init, jax.random.key(0))
+        policy = policy if jax.tree.leaves(variables.stats) else "none"
+    check = functools.partial(
+        check_columns,
+        input=input,
+        label=label,
+        labels=labels,
+        classes=classes,
+        vocabulary=_attribute(module, "vocabulary"),
+    )
+    return Task(init, apply, loss_fn, dict(default_metrics if metrics is None else metrics), policy, check)
+
+
+def _resolve_loss(loss: LossName | Loss, label: str) -> tuple[Loss, Mapping[str, Metric], LabelKind]:
+    if callable(loss):
+        return loss, {}, "any"
+    checks.one_of("loss", loss, ("softmax_cross_entropy", "sigmoid_binary_cross_entropy", "squared_error"))
+    if loss == "softmax_cross_entropy":
+        return losses.softmax_cross_entropy(label), {"accuracy": metrics_.accuracy(label)}, "class"
+    if loss == "sigmoid_binary_cross_entropy":
+        return losses.sigmoid_binary_cross_entropy(label), {}, "number"
+    squared_error = metrics_.squared_error(label)
+
+    def metric(outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        return squared_error(losses.aligned(outputs, batch[label], label), batch)
+
+    return losses.squared_error(label), {"squared_error": metric}, "number"
+
+
+def _resolve_classes(module: Any, classes: int | None) -> int | None:
+    own = _attribute(module, "classes")
+    if classes is None:
+        return own
+    checks.positive_int("classes", classes)
+    if own is not None and own != classes:
+        raise ValueError(f"classes is {classes}, but the module has classes={own}.")
+    return classes
+
+
+def _attribute(module: Any, name: str) -> int | None:
+    value = getattr(module, name, None)
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _zeros(sample: Any) -> jax.Array:
+    """One row of zeros of the sample's shape and dtype; a bare shape is float32."""
+    if isinstance(sample, (tuple, list)):
+        sample = jax.ShapeDtypeStruct(tuple(sample), jnp.float32)
+    if not hasattr(sample, "shape") or not hasattr(sample, "dtype") or not sample.shape:
+        raise TypeError(
+            f"sample_input is {sample!r}, expected an array or ShapeDtypeStruct [batch, ...], or such a shape."
+        )
+    return jnp.zeros((1, *sample.shape[1:]), sample.dtype)
+
+
+def _scaled(x: jax.Array, scale: float | Literal["auto"]) -> jax.Array:
+    if scale == "auto":
+        if x.dtype != jnp.uint8:
+            return x
+        scale = 1 / 255
+    return x.astype(jnp.float32) * jnp.float32(scale)

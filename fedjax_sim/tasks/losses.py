@@ -1,0 +1,102 @@
+"""Per-example losses ``(outputs, batch) -> f32[batch]``, made from the name of the label column.
+
+Each takes the mean over the positions or outputs of an example, never over the batch: the caller masks and averages.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_sim._src.types import Batch, Loss, Outputs
+
+__all__ = ["sigmoid_binary_cross_entropy", "softmax_cross_entropy", "squared_error"]
+
+
+def softmax_cross_entropy(label: str = "y") -> Loss:
+    """Cross-entropy of logits ``f32[batch, ..., classes]`` with integer labels ``int[batch, ...]``.
+
+    The mean over an example's positions; those with a label below 0 are padding and left out. An example without
+    any valid position has loss 0 and no gradient.
+
+    Raises:
+      ValueError: at the call, when the labels are no integers or their shape is not that of the logits' positions.
+
+    >>> import jax.numpy as jnp
+    >>> from fedjax_sim.tasks import losses
+    >>> loss = losses.softmax_cross_entropy()
+    >>> loss(jnp.zeros((1, 3, 4)), {"y": jnp.array([[2, 0, -1]])}).round(4).tolist()
+    [1.3862999677658081]
+    """
+
+    def loss(outputs: Outputs, batch: Batch) -> jax.Array:
+        labels = batch[label]
+        if labels.shape != outputs.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise ValueError(
+                f"softmax_cross_entropy got outputs {outputs.dtype}{list(outputs.shape)} and column {label!r} "
+                f"{labels.dtype}{list(labels.shape)}, expected logits [batch, ..., classes] and integers [batch, ...]."
+            )
+        valid = (labels >= 0).astype(outputs.dtype)
+        # Signed, so that the lower limit is representable; the clipped rows are multiplied by 0 below.
+        index = jnp.maximum(labels.astype(jnp.int32), 0)
+        values = optax.losses.softmax_cross_entropy_with_integer_labels(outputs, index) * valid
+        axes = tuple(range(1, values.ndim))
+        return jnp.sum(values, axis=axes) / jnp.maximum(jnp.sum(valid, axis=axes), 1)
+
+    return loss
+
+
+def sigmoid_binary_cross_entropy(label: str = "y") -> Loss:
+    """Cross-entropy of logits ``f32[batch]`` or ``f32[batch, 1]`` with labels 0 and 1, ``[batch]``.
+
+    With several labels per example, both are ``[batch, labels]`` and the loss is their mean.
+
+    >>> import jax.numpy as jnp
+    >>> from fedjax_sim.tasks import losses
+    >>> loss = losses.sigmoid_binary_cross_entropy()
+    >>> loss(jnp.zeros((2, 1)), {"y": jnp.array([0, 1])}).round(4).tolist()
+    [0.6930999755859375, 0.6930999755859375]
+    """
+
+    def loss(outputs: Outputs, batch: Batch) -> jax.Array:
+        outputs = aligned(outputs, batch[label], label)
+        values = optax.losses.sigmoid_binary_cross_entropy(outputs, batch[label].astype(outputs.dtype))
+        return jnp.mean(values.reshape(values.shape[0], -1), axis=-1)
+
+    return loss
+
+
+def squared_error(label: str = "y") -> Loss:
+    """Squared difference of outputs and labels, both ``[batch, ...]``, as a mean over an example's outputs.
+
+    Without the factor 1/2. Outputs ``f32[batch, 1]`` fit labels ``[batch]``.
+
+    >>> import jax.numpy as jnp
+    >>> from fedjax_sim.tasks import losses
+    >>> losses.squared_error()(jnp.zeros((2, 1)), {"y": jnp.array([1.0, 3.0])}).tolist()
+    [1.0, 9.0]
+    """
+
+    def loss(outputs: Outputs, batch: Batch) -> jax.Array:
+        outputs = aligned(outputs, batch[label], label)
+        values = optax.losses.squared_error(outputs, batch[label].astype(outputs.dtype))
+        return jnp.mean(values.reshape(values.shape[0], -1), axis=-1)
+
+    return loss
+
+
+def aligned(outputs: jax.Array, labels: jax.Array, label: str) -> jax.Array:
+    """Outputs in the shape of the labels: ``[batch, 1]`` becomes ``[batch]``.
+
+    Raises:
+      ValueError: the shapes differ otherwise. Broadcasting would silently pair every output with every label.
+    """
+    if outputs.shape == (*labels.shape, 1):
+        return outputs[..., 0]
+    if outputs.shape != labels.shape:
+        raise ValueError(
+            f"the outputs have shape {list(outputs.shape)} and column {label!r} {list(labels.shape)}, "
+            f"expected equal shapes, or outputs {[*labels.shape, 1]}."
+        )
+    return outputs

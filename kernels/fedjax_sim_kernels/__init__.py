@@ -1,0 +1,10 @@
+"""Operations that ``vmap`` over clients and compiled loops make slow, rewritten; depends on jax alone.
+
+Each operation is a package: ``reference`` says what it computes, the other modules are faster forms of the same
+function, ``shapes`` is the list that tests and benchmarks share. The package's own function is the form to use.
+"""
+
+from fedjax_sim_kernels.conv import conv2d
+from fedjax_sim_kernels.pooling import max_pool2d
+
+__all__ = ["conv2d", "max_pool2d"]
