@@ -145,17 +145,21 @@ class Simulation:
 
     def _sample(self) -> dict[str, jax.Array]:
         """One row of zeros, for models that learn their input's shape at initialisation."""
-        rows = {name: jnp.zeros((1, *column.shape[1:]), column.dtype) for name, column in self.data.columns.items()}
+        rows = {name: jnp.zeros((1, *spec.shape[1:]), spec.dtype) for name, spec in self._column_specs().items()}
         return rows | {"mask": jnp.ones(1, bool)}
+
+    def _column_specs(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Columns as the device will hold them: without 64-bit mode, JAX keeps int64 and float64 in 32 bits."""
+        on_device = jax.dtypes.canonicalize_dtype
+        return {name: jax.ShapeDtypeStruct(c.shape, on_device(c.dtype)) for name, c in self.data.columns.items()}
 
     def _slots(self) -> int:
         """Rows of the client table: the population, padded to equal shares for the devices."""
         return -(-self.data.num_clients // self.engine.devices) * self.engine.devices
 
     def _make_problem(self, build: Callable[[Any], Algorithm], hyper: Any = (), replicas: int | None = None) -> Problem:
-        columns = {name: jax.ShapeDtypeStruct(c.shape, c.dtype) for name, c in self.data.columns.items()}
         return Problem(
-            build, self.local, columns, self.data.num_clients, self.cohort.expected(self.data.num_clients), hyper,
+            build, self.local, self._column_specs(), self.data.num_clients, self.cohort.expected(self.data.num_clients), hyper,
             replicas, self._public,
         )
 
@@ -411,7 +415,7 @@ class _Runner:
 
     def _history(self, replica: int) -> History:
         rows = self.metrics[replica]
-        names = rows[0].keys() if rows else ()
+        names = dict.fromkeys(name for row in rows for name in row)
         stacked = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
         return History(self.first, stacked, dict(self.evaluations[replica]), self.costs)
 

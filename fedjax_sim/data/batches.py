@@ -4,36 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 
-from fedjax_sim._src import keys
 from fedjax_sim._src.types import Array, Batch
 from fedjax_sim.data.local_work import LocalWork
 
 _SHUFFLE_ROUNDS = 24
 
 
-def shuffled(key: jax.Array, index: Array, size: Array) -> Array:
-    """Places ``index`` of a keyed permutation of ``range(size)``, both traced.
+def shuffled(words: Array, epoch: Array, index: Array, size: Array) -> Array:
+    """Places ``index`` of a permutation of ``range(size)`` that two random words and the epoch select, all traced.
 
     The cost follows the rows that are asked for, not the client's size, and nothing is stored: a client of a million
     rows costs no more per batch than one of ten. Swap-or-not shuffle (Hoang, Morris, Rogaway 2012): in every round
-    each place has one partner, and a keyed coin decides whether the two swap.
+    each place has one partner, and a keyed coin decides whether the two swap. Its coins come from a hash, not from
+    threefry: a step then draws no random number of its own, and an order of examples needs no more.
 
     Args:
-      key: threefry key, ``key[]``.
+      words: ``uint32[2]``, random bits of the client in this round.
+      epoch: ``int32[]``; every epoch has its own order.
       index: ``int32[...]``; places outside ``[0, size)`` give an unspecified row inside it.
       size: ``int32[]``.
 
     Returns:
       ``int32[...]`` rows in ``[0, size)``; distinct for distinct places.
     """
-    words = jax.random.bits(key, (2,), jnp.uint32)
+    seed = _mix(words[0] ^ _mix(jnp.asarray(epoch).astype(jnp.uint32) + words[1]))
     size = jnp.maximum(size, 1).astype(jnp.uint32)
     place = jnp.minimum(index.astype(jnp.uint32), size - 1)
     for round_ in range(_SHUFFLE_ROUNDS):
-        salt = _mix(words[0] + jnp.uint32((0x9E3779B9 * (round_ + 1)) & 0xFFFFFFFF))
+        salt = _mix(seed + jnp.uint32((0x9E3779B9 * (round_ + 1)) & 0xFFFFFFFF))
         offset = salt % size
         partner = offset + jnp.where(place > offset, size, jnp.uint32(0)) - place
         coin = _mix(jnp.maximum(place, partner) ^ salt ^ words[1])
@@ -49,25 +49,26 @@ def _mix(x: Array) -> Array:
     return x ^ (x >> 16)
 
 
-def step_rows(local: LocalWork, key: jax.Array, step: Array, size: Array) -> tuple[Array, Array]:
+def step_rows(local: LocalWork, words: Array, step: Array, size: Array) -> tuple[Array, Array]:
     """Rows of one local step and which of them exist: ``(int32[rows], bool[rows])``, rows = ``local.rows_per_step``.
 
-    ``key`` belongs to the client, the round and the purpose ``keys.ORDER``; every epoch folds its number into it.
+    ``words``: ``uint32[2]``, random bits of the client in this round.
     """
-    count = local.rows_per_step
-    per_epoch = jnp.maximum(size // count if local.drop_remainder else (size + count - 1) // count, 1)
-    place = (step % per_epoch) * count + jnp.arange(count, dtype=jnp.int32)
-    valid = place < size
-    if not local.shuffle:
-        return place, valid
-    return shuffled(keys.fold(key, step // per_epoch), place, size), valid
+    epoch, place_in_epoch = _epoch(local, step, size)
+    place = place_in_epoch * local.rows_per_step + jnp.arange(local.rows_per_step, dtype=jnp.int32)
+    rows = shuffled(words, epoch, place, size) if local.shuffle else place
+    return rows, place < size
 
 
 def epoch_of(local: LocalWork, step: Array, size: Array) -> Array:
-    """Which pass over its data a client is in, ``int32[]``."""
+    """Which pass over its data a client of ``size`` examples is in, ``int32[]``."""
+    return _epoch(local, step, size)[0]
+
+
+def _epoch(local: LocalWork, step: Array, size: Array) -> tuple[Array, Array]:
     count = local.rows_per_step
     per_epoch = jnp.maximum(size // count if local.drop_remainder else (size + count - 1) // count, 1)
-    return step // per_epoch
+    return step // per_epoch, step % per_epoch
 
 
 def gather(columns: Mapping[str, Array], start: Array, rows: Array, valid: Array) -> Batch:

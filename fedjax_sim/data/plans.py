@@ -191,6 +191,8 @@ class Planner:
                     roots[replica[turn]], keys.CLIENT, round_, stage, int(client), int(draw[turn])
                 )
                 size = int(self.sizes[client])
+                if size == 0:  # no step, and nothing that rows could name
+                    continue
                 rows = np.asarray(work.rows(generator, size))
                 check_rows(rows, work, size, int(client))
                 values[turn, : len(rows)] = rows

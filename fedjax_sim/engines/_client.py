@@ -19,6 +19,20 @@ from fedjax_sim.data.plans import Entry
 from fedjax_sim.engines._problem import Problem, aggregate, groups
 
 
+class TurnKeys(NamedTuple):
+    """Keys of one client in one round and stage, made once at the beginning of its turn.
+
+    Attributes:
+      turn: threefry key that the client's contexts fold their purpose into.
+      step: threefry key that each step folds its number into.
+      order: ``uint32[2]``, random words behind the order of the examples.
+    """
+
+    turn: jax.Array
+    step: jax.Array
+    order: Array
+
+
 class Row(NamedTuple):
     """A client's row of the client table: the rule's state, the chain's part, whether the state was ever made."""
 
@@ -48,8 +62,10 @@ class Turn:
     def _rule(self, hyper):
         return groups(self._problem.build(hyper).stages[self._stage])[self._group]
 
-    def key(self, root: jax.Array, round_, entry: Entry) -> jax.Array:
-        return keys.client_key(root, round_, self._stage, entry.client, entry.draw)
+    def keys(self, root: jax.Array, round_, entry: Entry) -> TurnKeys:
+        key = keys.client_key(root, round_, self._stage, entry.client, entry.draw)
+        order = jax.random.bits(keys.fold(key, keys.ORDER), (2,), jnp.uint32)
+        return TurnKeys(key, keys.fold(key, keys.STEP), order)
 
     def _context(self, key, round_, entry: Entry) -> ClientContext:
         return ClientContext(
@@ -64,14 +80,14 @@ class Turn:
             return row.state
         return tree.where(row.seen, row.state, self._rule(hyper).init(broadcast))
 
-    def begin(self, hyper, broadcast, key, round_, entry: Entry, row: Row):
-        ctx = self._context(keys.fold(key, keys.BEGIN), round_, entry)
+    def begin(self, hyper, broadcast, own: TurnKeys, round_, entry: Entry, row: Row):
+        ctx = self._context(keys.fold(own.turn, keys.BEGIN), round_, entry)
         return strong(self._rule(hyper).begin(broadcast, self._state(hyper, broadcast, row), ctx))
 
-    def step(self, hyper, broadcast, columns: Mapping[str, Array], rows, key, entry: Entry, step, work):
+    def step(self, hyper, broadcast, columns: Mapping[str, Array], rows, own: TurnKeys, entry: Entry, step, work):
         """One local step; ``rows`` are the explicit rows of this step, or ``None`` for the keyed order."""
         if rows is None:
-            picked, valid = batches.step_rows(self.local, keys.fold(key, keys.ORDER), step, entry.examples)
+            picked, valid = batches.step_rows(self.local, own.order, step, entry.examples)
         else:
             picked, valid = rows, rows >= 0
         batch = batches.gather(columns, entry.start, picked, valid)
@@ -80,20 +96,20 @@ class Turn:
             batch = {name: x.reshape(*shape, *x.shape[1:]) for name, x in batch.items()}
         steps = jnp.maximum(entry.steps[self._stage], 1)
         ctx = StepContext(
-            keys.fold(key, keys.STEP, step), step, batches.epoch_of(self.local, step, entry.examples), step / steps
+            keys.fold(own.step, step), step, batches.epoch_of(self.local, step, entry.examples), step / steps
         )
         work, metrics = self._rule(hyper).step(broadcast, work, batch, ctx)
         return strong(work), dict(metrics)
 
-    def finish(self, hyper, broadcast, server_part, key, round_, entry: Entry, work, row: Row) -> Sent:
-        ctx = self._context(keys.fold(key, keys.FINISH), round_, entry)
+    def finish(self, hyper, broadcast, server_part, own: TurnKeys, round_, entry: Entry, work, row: Row) -> Sent:
+        ctx = self._context(keys.fold(own.turn, keys.FINISH), round_, entry)
         state = self._state(hyper, broadcast, row)
         update, state, metrics = self._rule(hyper).finish(broadcast, work, state, ctx)
         norm = tree.global_norm(jax.tree.map(lambda x: jnp.asarray(x), update))
         came = (entry.examples > 0).astype(jnp.float32)
         transform = aggregate(self._problem.build(hyper).stages[self._stage])
         message, part, encoded = transform.encode(
-            Message(update), row.part, server_part, ctx._replace(key=keys.fold(key, keys.ENCODE))
+            Message(update), row.part, server_part, ctx._replace(key=keys.fold(own.turn, keys.ENCODE))
         )
         measured = {**metrics, **encoded}
         if jax.tree.leaves(update):

@@ -49,7 +49,7 @@ def _step_flops(problem: Problem, stage: int, broadcast, state: SimState) -> flo
     for group in range(len(groups(algorithm.stages[stage]))):
         turn = Turn(problem, stage, group)
         row = row_spec(state, stage, group)
-        key = jax.eval_shape(lambda: keys.root_key(0))
+        key = jax.eval_shape(turn.keys, jax.eval_shape(lambda: keys.root_key(0)), zero, entry)
         work = jax.eval_shape(turn.begin, problem.example_hyper, broadcast, key, zero, entry, row)
         local = turn.local
         rows = None if local.rows is None else jax.ShapeDtypeStruct((local.batch_size,), jnp.int32)

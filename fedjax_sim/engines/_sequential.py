@@ -92,8 +92,7 @@ class _SequentialRounds(RoundFn):
                 hyper, server, messages, masks, parts[stage], state.key, state.round, np.int32(clients),
                 message_spec(self._problem, self._problem.build(hyper), stage, broadcast, state),
             )
-            summed = jax.tree.map(lambda *x: sum(x), *metrics) if metrics else {}
-            per_stage.append({**summed, **measured})
+            per_stage.append({**_sum_by_name(metrics), **measured})
             finite.append(tuple(stage_finite))
         state = SimState(server, table, tuple(parts), state.round + 1, state.key)
         report = RoundReport(merge_stage_metrics(per_stage), self._finite(server), tuple(finite), np.array([steps]))
@@ -123,21 +122,21 @@ class _SequentialRounds(RoundFn):
 
 class _JittedTurn:
     def __init__(self, turn: Turn):
-        self._key = jax.jit(turn.key)
+        self._keys = jax.jit(turn.keys)
         self._begin = jax.jit(turn.begin)
         self.step = jax.jit(turn.step, donate_argnums=7)
         self._finish = jax.jit(turn.finish)
         self._add = jax.jit(tree.add)
 
     def __call__(self, hyper, broadcast, part, root, round_, columns, entry, rows, row: Row, stage: int):
-        key = self._key(root, round_, entry)
-        work = self._begin(hyper, broadcast, key, round_, entry, row)
+        own = self._keys(root, round_, entry)
+        work = self._begin(hyper, broadcast, own, round_, entry, row)
         total = None
         for step in range(int(entry.steps[stage])):
             picked = None if rows is None else rows[step]
-            work, measured = self.step(hyper, broadcast, columns, picked, key, entry, np.int32(step), work)
+            work, measured = self.step(hyper, broadcast, columns, picked, own, entry, np.int32(step), work)
             total = measured if total is None else self._add(total, measured)
-        sent = self._finish(hyper, broadcast, part, key, round_, entry, work, row)
+        sent = self._finish(hyper, broadcast, part, own, round_, entry, work, row)
         return sent._replace(metrics={**(total or {}), **sent.metrics})
 
 
@@ -171,6 +170,14 @@ class _JittedServer:
         decoded, part, decoding = aggregate(stage).decode(message, part, ctx)
         server, updating = stage.update(server, decoded.value, ctx)
         return server, part, {**decoding, **updating}
+
+
+def _sum_by_name(metrics: list[dict]) -> dict:
+    """Sums each metric over the turns that measured it: one without a step has no loss."""
+    total: dict = {}
+    for measured in metrics:
+        total |= {n: jax.tree.map(jnp.add, total[n], v) if n in total else v for n, v in measured.items()}
+    return total
 
 
 def _read(table: ClientTable, stage: int, group: int, client) -> Row:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from fedjax_sim_kernels.conv import conv2d
+from fedjax_sim_kernels.lstm import lstm
 from fedjax_sim_kernels.pooling import max_pool2d
 from fedjax_sim_kernels.windows import Padding
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
-from jax import lax
 from jax.nn.initializers import Initializer
 
 __all__ = ["LSTM", "Conv", "max_pool"]
@@ -90,17 +90,7 @@ class LSTM(nn.Module):
         )
         bias = self.param("bias", _forget_gate_at_one, (4 * size,), jnp.float32)
         inputs = jnp.moveaxis(x @ kernel + bias, 1, 0)
-
-        def step(carry: tuple[jax.Array, jax.Array], gates_in: jax.Array):
-            hidden, cell = carry
-            i, f, g, o = jnp.split(gates_in + hidden @ recurrent, 4, axis=-1)
-            cell = nn.sigmoid(f) * cell + nn.sigmoid(i) * jnp.tanh(g)
-            hidden = nn.sigmoid(o) * jnp.tanh(cell)
-            return (hidden, cell), hidden
-
-        zeros = jnp.zeros((x.shape[0], size), inputs.dtype)
-        _, outputs = lax.scan(step, (zeros, zeros), inputs)
-        return jnp.moveaxis(outputs, 0, 1)
+        return jnp.moveaxis(lstm(inputs, recurrent), 0, 1)
 
 
 def _forget_gate_at_one(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:

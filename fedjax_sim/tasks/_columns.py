@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
 
 LabelKind = Literal["class", "number", "any"]
@@ -56,11 +57,11 @@ def _numbers(columns: Mapping[str, Any], name: str, role: str) -> np.ndarray:
     if name not in columns:
         raise ValueError(f"the data has no column {name!r} for the {role}, it has {sorted(columns)}.")
     values = np.asarray(columns[name])
-    if values.ndim == 0 or not (np.issubdtype(values.dtype, np.number) or values.dtype == bool):
+    if values.ndim == 0 or not (jnp.issubdtype(values.dtype, np.number) or values.dtype == bool):
         raise ValueError(
             f"column {name!r} is {values.dtype}{list(values.shape)}, expected numbers [examples, ...]."
         )
-    if np.issubdtype(values.dtype, np.inexact):
+    if jnp.issubdtype(values.dtype, np.inexact):
         finite = np.isfinite(values)
         if not finite.all():
             row, value = _first(values, ~finite)

@@ -17,7 +17,7 @@ class Call(Protocol):
     """Runs the model on one array; returns outputs and statistics."""
 
     def __call__(
-        self, variables: Variables, x: jax.Array, key: Key | None, /, *, train: bool, **extra: jax.Array
+        self, variables: Variables, x: jax.Array, key: Key | None, /, *, train: bool, **extra: Any
     ) -> tuple[Any, PyTree]: ...
 
 
@@ -51,7 +51,7 @@ def pure_module(module: Any) -> PureModule:
     )
 
 
-def _mode_arguments(call: Callable[..., Any]) -> Callable[[bool], dict[str, bool]]:
+def _mode_arguments(call: Callable[..., Any]) -> Callable[[bool], dict[str, Any]]:
     """How a module wants to be told whether it trains; ``{}`` when it does not ask."""
     names = inspect.signature(call).parameters
     if "train" in names:
@@ -76,7 +76,7 @@ def _from_linen(module: linen.Module) -> PureModule:
         params, stats = collections.pop("params", {}), collections.pop("batch_stats", ())
         return Variables(params, collections or (), stats)
 
-    def call(variables: Variables, x: jax.Array, key: Key | None, *, train: bool, **extra: jax.Array):
+    def call(variables: Variables, x: jax.Array, key: Key | None, *, train: bool, **extra: Any):
         collections = {**(variables.frozen or {}), "params": variables.params}
         if variables.stats:
             collections["batch_stats"] = variables.stats
@@ -112,7 +112,7 @@ def _from_nnx(module: Any) -> PureModule:
         _, params, stats, _, rest = nnx.split(create(key), *_KINDS)
         return Variables(_as_dict(params) or {}, _as_dict(rest), _as_dict(stats))
 
-    def call(variables: Variables, x: jax.Array, key: Key | None, *, train: bool, **extra: jax.Array):
+    def call(variables: Variables, x: jax.Array, key: Key | None, *, train: bool, **extra: Any):
         if random_of and key is None and train:
             raise ValueError(
                 "the nnx module draws random numbers in training (dropout), but no key was given."
@@ -156,6 +156,10 @@ def _random_state(example: dict, key: Key | None) -> nnx.State:
     key = jax.random.key(0) if key is None else key
     streams = []
     for i, (path, variable) in enumerate(example.items()):
-        fresh = jax.random.fold_in(key, i) if isinstance(variable, nnx.RngKey) else jnp.zeros((), jnp.uint32)
-        streams.append((path, variable.replace(jnp.broadcast_to(fresh, variable.shape))))
+        shape = variable.get_value().shape
+        if isinstance(variable, nnx.RngKey):
+            fresh = jax.random.split(jax.random.fold_in(key, i), shape)
+        else:
+            fresh = jnp.zeros(shape, jnp.uint32)
+        streams.append((path, variable.replace(fresh)))
     return nnx.from_flat_state(streams)

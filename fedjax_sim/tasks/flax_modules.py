@@ -158,13 +158,13 @@ def _attribute(module: Any, name: str) -> int | None:
 
 def _zeros(sample: Any) -> jax.Array:
     """One row of zeros of the sample's shape and dtype; a bare shape is float32."""
-    if isinstance(sample, (tuple, list)):
-        sample = jax.ShapeDtypeStruct(tuple(sample), jnp.float32)
-    if not hasattr(sample, "shape") or not hasattr(sample, "dtype") or not sample.shape:
+    is_shape = isinstance(sample, (tuple, list)) and all(isinstance(size, int) for size in sample)
+    spec: Any = jax.ShapeDtypeStruct(tuple(sample), jnp.float32) if is_shape else sample
+    if not hasattr(spec, "shape") or not hasattr(spec, "dtype") or not spec.shape:
         raise TypeError(
             f"sample_input is {sample!r}, expected an array or ShapeDtypeStruct [batch, ...], or such a shape."
         )
-    return jnp.zeros((1, *sample.shape[1:]), sample.dtype)
+    return jnp.zeros((1, *spec.shape[1:]), spec.dtype)
 
 
 def _scaled(x: jax.Array, scale: float | Literal["auto"]) -> jax.Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 from flax import traverse_util
 
@@ -61,9 +62,9 @@ def trainable(task: Task, predicate: str | Callable[[str], bool]) -> Task:
     return task._replace(init=init, apply=apply)
 
 
-def _flat(params: PyTree) -> dict[tuple[str, ...], object]:
+def _flat(params: PyTree) -> dict[tuple[str, ...], Any]:
     if not isinstance(params, dict):
         raise TypeError(
             f"the parameters are {type(params).__name__}, expected nested dicts with string keys."
         )
-    return traverse_util.flatten_dict(params)
+    return dict(traverse_util.flatten_dict(params))

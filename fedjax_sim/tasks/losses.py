@@ -26,8 +26,9 @@ def softmax_cross_entropy(label: str = "y") -> Loss:
     >>> import jax.numpy as jnp
     >>> from fedjax_sim.tasks import losses
     >>> loss = losses.softmax_cross_entropy()
-    >>> loss(jnp.zeros((1, 3, 4)), {"y": jnp.array([[2, 0, -1]])}).round(4).tolist()
-    [1.3862999677658081]
+    >>> values = loss(jnp.zeros((1, 3, 4)), {"y": jnp.array([[2, 0, -1]])})
+    >>> f"{values[0]:.4f}"
+    '1.3863'
     """
 
     def loss(outputs: Outputs, batch: Batch) -> jax.Array:
@@ -55,8 +56,9 @@ def sigmoid_binary_cross_entropy(label: str = "y") -> Loss:
     >>> import jax.numpy as jnp
     >>> from fedjax_sim.tasks import losses
     >>> loss = losses.sigmoid_binary_cross_entropy()
-    >>> loss(jnp.zeros((2, 1)), {"y": jnp.array([0, 1])}).round(4).tolist()
-    [0.6930999755859375, 0.6930999755859375]
+    >>> values = loss(jnp.zeros((2, 1)), {"y": jnp.array([0, 1])})
+    >>> [f"{value:.4f}" for value in values]
+    ['0.6931', '0.6931']
     """
 
     def loss(outputs: Outputs, batch: Batch) -> jax.Array:

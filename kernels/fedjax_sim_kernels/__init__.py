@@ -5,6 +5,7 @@ function, ``shapes`` is the list that tests and benchmarks share. The package's 
 """
 
 from fedjax_sim_kernels.conv import conv2d
+from fedjax_sim_kernels.lstm import lstm
 from fedjax_sim_kernels.pooling import max_pool2d
 
-__all__ = ["conv2d", "max_pool2d"]
+__all__ = ["conv2d", "lstm", "max_pool2d"]

@@ -13,7 +13,7 @@ Padding = Literal["VALID", "SAME"] | Sequence[tuple[int, int]]
 
 
 def resolve_padding(
-    padding: Padding, image: tuple[int, int], window: tuple[int, int], strides: tuple[int, int]
+    padding: Padding, image: tuple[int, ...], window: tuple[int, ...], strides: tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Rows and columns to add, ``((top, bottom), (left, right))``.
 

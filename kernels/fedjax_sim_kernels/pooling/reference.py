@@ -32,6 +32,7 @@ def max_pool2d(
     """
     strides = window if strides is None else strides
     pads = resolve_padding(padding, x.shape[1:3], window, strides)
+    # A concrete scalar of the dtype: the form from which JAX recognises the differentiable maximum.
     return lax.reduce_window(
-        x, jnp.array(-jnp.inf, x.dtype), lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0))
+        x, x.dtype.type(-jnp.inf), lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0))
     )

@@ -1,0 +1,77 @@
+"""Keys: one root, a fold for every purpose, and nothing of lanes or devices in them."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_sim._src import keys
+
+ROOT = keys.root_key(0)
+
+
+def words(key) -> tuple[int, ...]:
+    return tuple(np.asarray(jax.random.key_data(key)).ravel().tolist())
+
+
+def test_a_root_key_is_threefry_whatever_the_default():
+    with jax.default_prng_impl("rbg"):
+        assert words(keys.root_key(5)) == words(jax.random.key(5, impl="threefry2x32"))
+
+
+def test_a_threefry_key_is_taken_as_it_is():
+    key = jax.random.key(3, impl="threefry2x32")
+    assert keys.root_key(key) is key
+    assert words(keys.root_key(np.int64(3))) == words(key)
+
+
+@pytest.mark.parametrize(
+    ("seed", "message"),
+    [
+        (lambda: jax.random.key(0, impl="rbg"), "expected 'threefry2x32'"),
+        (lambda: jax.random.key(0, impl="unsafe_rbg"), "expected 'threefry2x32'"),
+        (lambda: jax.random.split(jax.random.key(0)), r"array of keys of shape \(2,\)"),
+        (lambda: jnp.zeros(2, jnp.uint32), "expected an int or a typed key"),
+        (lambda: 1.0, "seed is float"),
+        (lambda: True, "seed is bool"),
+    ],
+)
+def test_other_seeds_are_refused(seed, message):
+    with pytest.raises(TypeError, match=message):
+        keys.root_key(seed())
+
+
+def test_purposes_are_distinct():
+    assert len({keys.INIT, keys.COHORT, keys.CLIENT, keys.SERVER}) == 4
+    assert len({keys.ORDER, keys.BEGIN, keys.STEP, keys.FINISH, keys.ENCODE}) == 5
+
+
+def test_fold_is_fold_in_in_order():
+    assert words(keys.fold(ROOT, 1, 2)) == words(jax.random.fold_in(jax.random.fold_in(ROOT, 1), 2))
+    assert words(keys.fold(ROOT, 1, 2)) != words(keys.fold(ROOT, 2, 1))
+    assert words(keys.fold(ROOT)) == words(ROOT)
+
+
+def test_no_two_clients_rounds_stages_draws_or_servers_share_a_key():
+    seen = [words(keys.client_key(ROOT, *place)) for place in itertools.product(range(3), repeat=4)]
+    seen += [words(keys.server_key(ROOT, *place)) for place in itertools.product(range(3), repeat=2)]
+    seen += [words(keys.fold(ROOT, keys.INIT))]
+    assert len(set(seen)) == len(seen) == 81 + 9 + 1
+
+
+def test_keys_do_not_depend_on_vmap_or_jit():
+    make = lambda client: jax.random.key_data(keys.client_key(ROOT, 2, 0, client, 1))  # noqa: E731
+    together = jax.jit(jax.vmap(make))(jnp.arange(4))
+    alone = np.stack([make(client) for client in range(4)])
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_the_hosts_generator_is_a_function_of_its_words():
+    draw = lambda *data: tuple(keys.host_generator((0, 1), *data).integers(0, 2**32, 4))  # noqa: E731
+    assert draw(keys.COHORT, 3) == draw(keys.COHORT, 3)
+    assert len({draw(keys.COHORT, 3), draw(keys.COHORT, 4), draw(keys.CLIENT, 3), draw(3, keys.COHORT)}) == 4
+    assert tuple(keys.host_generator((0, 2), keys.COHORT, 3).integers(0, 2**32, 4)) != draw(keys.COHORT, 3)

@@ -1,0 +1,81 @@
+"""How many steps a client takes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fedjax_sim as fs
+
+
+@given(
+    size=st.integers(0, 60), epochs=st.none() | st.integers(1, 3), batch=st.integers(1, 9),
+    per_step=st.integers(1, 3), limit=st.none() | st.integers(1, 12), drop=st.booleans(),
+)
+def test_steps_are_those_of_a_loop(size, epochs, batch, per_step, limit, drop):
+    """A loop over epochs and over slices of a client's rows takes as many."""
+    if epochs is None and limit is None:
+        return
+    local = fs.LocalWork(
+        epochs=epochs, batch_size=batch, batches_per_step=per_step, max_steps=limit, drop_remainder=drop
+    )
+    rows = batch * per_step
+    per_epoch = [min(start + rows, size) - start for start in range(0, size, rows)]
+    per_epoch = [n for n in per_epoch if n == rows or not drop]
+    assert local.rows_per_step == rows
+    assert local.steps_per_epoch(size) == len(per_epoch)
+    total = len(per_epoch) * epochs if epochs is not None else limit if per_epoch else 0
+    assert local.steps(size) == (total if limit is None else min(total, limit))
+
+
+def test_a_client_without_examples_takes_no_step():
+    for local in (
+        fs.LocalWork(),
+        fs.LocalWork(epochs=None, max_steps=5),
+        fs.LocalWork(max_steps=5, rows=lambda generator, size: np.zeros((1, 20), int)),
+    ):
+        assert local.steps([0]).tolist() == [0]
+
+
+def test_a_client_smaller_than_a_step_takes_none_with_drop_remainder():
+    assert fs.LocalWork(batch_size=10, drop_remainder=True).steps([9, 10, 19]).tolist() == [0, 1, 1]
+    forever = fs.LocalWork(epochs=None, max_steps=7, batch_size=10, drop_remainder=True)
+    assert forever.steps([9, 10]).tolist() == [0, 7]
+
+
+def test_epochs_none_takes_exactly_max_steps():
+    assert fs.LocalWork(epochs=None, max_steps=7, batch_size=10).steps([1, 1000]).tolist() == [7, 7]
+
+
+def test_with_explicit_rows_the_limit_is_max_steps():
+    local = fs.LocalWork(max_steps=7, rows=lambda generator, size: np.zeros((1, 20), int))
+    assert local.steps([0, 1, 1000]).tolist() == [0, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epochs": 0}, "LocalWork.epochs is 0"),
+        ({"batch_size": 2.5}, "LocalWork.batch_size is 2.5"),
+        ({"batches_per_step": 0}, "LocalWork.batches_per_step is 0"),
+        ({"max_steps": -1}, "LocalWork.max_steps is -1"),
+        ({"epochs": None}, "leaves the number of steps open: give max_steps"),
+        ({"rows": lambda generator, size: None}, "leaves the number of steps open: give max_steps"),
+        (
+            {"rows": lambda generator, size: None, "max_steps": 1, "batches_per_step": 2},
+            "explicit rows for one batch per step",
+        ),
+    ],
+)
+def test_what_leaves_the_steps_open_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fs.LocalWork(**arguments)
+
+
+def test_it_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        fs.LocalWork().epochs = 2
