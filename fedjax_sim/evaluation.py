@@ -66,7 +66,9 @@ def evaluate(task: Task, variables: Variables, data: ClientData, *, batch_size: 
     """
     checks.positive_int("batch_size", batch_size)
     if data.num_examples == 0:
-        raise ValueError(f"the data has {data.num_clients} clients and no example: there is nothing to evaluate on.")
+        raise ValueError(
+            f"the data has {data.num_clients} clients and no example: there is nothing to evaluate on."
+        )
     if task.check is not None:
         task.check(data.columns)
     owner = np.repeat(np.arange(data.num_clients, dtype=np.int32), data.sizes)
@@ -74,7 +76,9 @@ def evaluate(task: Task, variables: Variables, data: ClientData, *, batch_size: 
     totals = None
     for start in range(0, data.num_examples, batch_size):
         rows = min(batch_size, data.num_examples - start)
-        batch = {name: _padded(column[start : start + rows], batch_size) for name, column in data.columns.items()}
+        batch = {
+            name: _padded(column[start : start + rows], batch_size) for name, column in data.columns.items()
+        }
         batch["mask"] = np.arange(batch_size) < rows
         sums = run(variables, batch, _padded(owner[start : start + rows], batch_size))
         totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
@@ -82,7 +86,11 @@ def evaluate(task: Task, variables: Variables, data: ClientData, *, batch_size: 
 
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:
-    return rows if len(rows) == size else np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
+    return (
+        rows
+        if len(rows) == size
+        else np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
+    )
 
 
 @functools.lru_cache(maxsize=32)
@@ -113,7 +121,9 @@ def _summarise(sums: Mapping[str, tuple[np.ndarray, np.ndarray]], data: ClientDa
         examples[name] = float(total.sum() / weight.sum()) if weight.sum() > 0 else float("nan")
         clients[name] = {
             "mean": float(np.mean(there)) if len(there) else float("nan"),
-            "weighted": float(np.average(there, weights=data.sizes[weight > 0])) if len(there) else float("nan"),
+            "weighted": float(np.average(there, weights=data.sizes[weight > 0]))
+            if len(there)
+            else float("nan"),
             "worst_decile": float(np.mean(ordered[:tenth])) if len(there) else float("nan"),
         }
         per_client[name] = values

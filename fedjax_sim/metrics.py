@@ -79,7 +79,9 @@ def _hits(hit: jax.Array, counted: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.sum(hit * weight, axis=axes), jnp.sum(weight, axis=axes)
 
 
-def example_values(task: Task, outputs: Outputs, batch: Batch, loss: jax.Array | None = None) -> Mapping[str, Mean]:
+def example_values(
+    task: Task, outputs: Outputs, batch: Batch, loss: jax.Array | None = None
+) -> Mapping[str, Mean]:
     """Every metric of a task, and its loss, per example: ``{name: Mean(f32[batch], f32[batch])}``.
 
     Padded rows have total 0 and weight 0, whatever the model made of them.
@@ -89,7 +91,9 @@ def example_values(task: Task, outputs: Outputs, batch: Batch, loss: jax.Array |
     values = {"loss": (loss, jnp.ones_like(loss))}
     values |= {name: metric(outputs, batch) for name, metric in task.metrics.items()}
     return {
-        name: Mean(jnp.where(mask, total, 0).astype(jnp.float32), jnp.where(mask, weight, 0).astype(jnp.float32))
+        name: Mean(
+            jnp.where(mask, total, 0).astype(jnp.float32), jnp.where(mask, weight, 0).astype(jnp.float32)
+        )
         for name, (total, weight) in values.items()
     }
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim import engines
+from fedjax_sim._runner import Callback, NonFiniteModelError, Progress, Runner, root_words
 from fedjax_sim._src import checks, keys, tree
 from fedjax_sim._src.types import Algorithm, Variables
 from fedjax_sim.data import ClientData
@@ -19,45 +18,12 @@ from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.data.plans import Plan, Planner
 from fedjax_sim.engines import Engine, SimState
-from fedjax_sim.engines._costs import turn_costs
+from fedjax_sim.engines._costs import TurnCosts, turn_costs
 from fedjax_sim.engines._problem import Problem, group_names, initial_state, keeps_client_state
 from fedjax_sim.evaluation import Evaluation, evaluate
-from fedjax_sim.history import Costs, Histories, History
+from fedjax_sim.history import Histories, History
 
-
-class NonFiniteModelError(FloatingPointError):
-    """The global model became NaN or infinite.
-
-    Attributes:
-      round: index of the round that did it.
-      clients: ids of the clients whose update was not finite in that round; empty when the server's own step did it.
-      history: the rounds before it.
-    """
-
-    def __init__(self, message: str, round_: int, clients: tuple, history: History):
-        super().__init__(message)
-        self.round, self.clients, self.history = round_, clients, history
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """What a callback sees after every chunk of rounds.
-
-    Attributes:
-      done: rounds of this run that are done.
-      rounds: rounds that were asked for.
-      history: of the rounds so far.
-      snapshot: makes a copy of the state, which stays valid.
-    """
-
-    done: int
-    rounds: int
-    history: History
-    snapshot: Callable[[], SimState]
-
-
-Callback = Callable[[Progress], Any]
-"""Called after every chunk; a return value of True ends the run."""
+__all__ = ["Callback", "NonFiniteModelError", "Progress", "Simulation"]
 
 
 class Simulation:
@@ -107,15 +73,19 @@ class Simulation:
         self.local = LocalWork() if local is None else local
         self.engine = engines.lanes() if engine is None else engine
         self.rounds_per_chunk = rounds_per_chunk
+        if data.num_examples == 0:
+            raise ValueError(f"the data has {data.num_clients} clients and no example: there is nothing to train on.")
         if algorithm.task.check is not None:
             algorithm.task.check(data.columns)
         self._group = _group_indices(algorithm, groups, data.num_clients)
         self._public = public
         self._problem = self._make_problem(lambda hyper: algorithm)
         cohort.cap(data.num_clients)
-        self._template = self._check_state(self._problem, algorithm)
+        self._initialise = self._initialiser(self._problem)
+        self._template = self._check_state(self._initialise, ())
         self._rounds = self.engine.compile(self._problem)
         self._columns: Any = None
+        self._turn_costs: TurnCosts | None = None
 
     # --- state ---
 
@@ -130,45 +100,63 @@ class Simulation:
           TypeError: a key of another implementation than threefry.
           ValueError: variables of other shapes than the task's.
         """
-        return self._init(self._problem, self.algorithm, seed, variables)
-
-    def _init(self, problem: Problem, algorithm: Algorithm, seed, variables: Variables | None) -> SimState:
         root = keys.root_key(seed)
-        drawn = lambda: algorithm.task.init(keys.fold(root, keys.INIT), self._sample())  # noqa: E731
-        if variables is None:
-            variables = drawn()
-        else:
-            _check_variables(variables, jax.eval_shape(drawn))
-            variables = jax.tree.map(jnp.asarray, variables)
-        make = jax.jit(lambda v, k: initial_state(problem, algorithm, v, k, self._slots()))
-        return make(variables, root)
+        if variables is not None:
+            drawn = jax.eval_shape(
+                lambda: self.algorithm.task.init(keys.fold(root, keys.INIT), self._sample())
+            )
+            _check_variables(variables, drawn)
+        return self._initialise((), root, variables)
+
+    def _initialiser(self, problem: Problem) -> Callable[..., SimState]:
+        """Compiled ``(hyper, root, variables or None)`` to the state before the first round."""
+
+        def initialise(hyper, root, variables=None) -> SimState:
+            algorithm = problem.build(hyper)
+            if variables is None:
+                variables = algorithm.task.init(keys.fold(root, keys.INIT), self._sample())
+            return initial_state(problem, algorithm, variables, root, self._slots())
+
+        return jax.jit(initialise)
 
     def _sample(self) -> dict[str, jax.Array]:
         """One row of zeros, for models that learn their input's shape at initialisation."""
-        rows = {name: jnp.zeros((1, *spec.shape[1:]), spec.dtype) for name, spec in self._column_specs().items()}
+        rows = {
+            name: jnp.zeros((1, *spec.shape[1:]), spec.dtype) for name, spec in self._column_specs().items()
+        }
         return rows | {"mask": jnp.ones(1, bool)}
 
     def _column_specs(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Columns as the device will hold them: without 64-bit mode, JAX keeps int64 and float64 in 32 bits."""
         on_device = jax.dtypes.canonicalize_dtype
-        return {name: jax.ShapeDtypeStruct(c.shape, on_device(c.dtype)) for name, c in self.data.columns.items()}
+        return {
+            name: jax.ShapeDtypeStruct(c.shape, on_device(c.dtype)) for name, c in self.data.columns.items()
+        }
 
     def _slots(self) -> int:
         """Rows of the client table: the population, padded to equal shares for the devices."""
         return -(-self.data.num_clients // self.engine.devices) * self.engine.devices
 
-    def _make_problem(self, build: Callable[[Any], Algorithm], hyper: Any = (), replicas: int | None = None) -> Problem:
+    def _make_problem(
+        self, build: Callable[[Any], Algorithm], hyper: Any = (), replicas: int | None = None
+    ) -> Problem:
         return Problem(
-            build, self.local, self._column_specs(), self.data.num_clients, self.cohort.expected(self.data.num_clients), hyper,
-            replicas, self._public,
+            build,
+            self.local,
+            self._column_specs(),
+            self.data.num_clients,
+            self.cohort.expected(self.data.num_clients),
+            hyper,
+            replicas,
+            self._public,
         )
 
-    def _check_state(self, problem: Problem, algorithm: Algorithm) -> SimState:
+    def _check_state(self, initialise, hyper) -> SimState:
         """Specs of the state; tracing them finds rules and transforms that do not fit together."""
-        template = jax.eval_shape(lambda: self._init(problem, algorithm, 0, None))
+        template = jax.eval_shape(initialise, hyper, keys.root_key(0))
         if keeps_client_state(template) and self.cohort.sampling == "with_replacement":
             raise ValueError(
-                f"{algorithm.name} keeps state per client, and the cohort is drawn with replacement: a client that "
+                f"{self.algorithm.name} keeps state per client, and the cohort is drawn with replacement: a client that "
                 "stands in a cohort twice would start both turns from the same state and one result would be lost. "
                 "Draw without replacement."
             )
@@ -201,9 +189,11 @@ class Simulation:
           NonFiniteModelError: the model became NaN or infinite; names the round and the clients.
         """
         checks.positive_int("rounds", rounds)
-        runner = _Runner(self, self._rounds, self._problem, (), evaluate_on, every, callbacks)
-        state, members = runner.run(state, rounds)
-        return state, members[0]
+        if self._turn_costs is None:
+            self._turn_costs = turn_costs(self._problem, state)
+        runner = self._runner(self._rounds, self._turn_costs, 1, evaluate_on, every, callbacks)
+        state, histories = runner.run(state, rounds)
+        return state, histories[0]
 
     def sweep(
         self,
@@ -236,17 +226,37 @@ class Simulation:
         hyper, build = _hyperparameters(len(seeds), algorithm, hyperparameters, self.algorithm)
         one = lambda index: jax.tree.map(lambda x: x[index], hyper)  # noqa: E731
         problem = self._make_problem(build, one(0), len(seeds))
-        self._check_state(problem, problem.algorithm())
-        states = [self._init(problem, build(one(i)), seed, None) for i, seed in enumerate(seeds)]
+        initialise = self._initialiser(problem)
+        self._check_state(initialise, one(0))
+        states = [initialise(one(index), keys.root_key(seed)) for index, seed in enumerate(seeds)]
         state = jax.tree.map(lambda *x: jnp.stack(x), *states)
-        runner = _Runner(self, self.engine.compile(problem), problem, hyper, evaluate_on, every, callbacks)
-        state, members = runner.run(state, rounds)
+        rounds_fn, costs = self.engine.compile(problem), turn_costs(problem, state)
+        runner = self._runner(
+            rounds_fn, costs, len(seeds), evaluate_on, every, callbacks, hyper, single=False
+        )
+        state, histories = runner.run(state, rounds)
         finals = tuple(jax.tree.map(lambda x, i=i: x[i], state) for i in range(len(seeds)))
-        return Histories(tuple(members), finals)
+        return Histories(tuple(histories), finals)
+
+    def _runner(
+        self, rounds_fn, costs, replicas, evaluate_on, every, callbacks, hyper: Any = (), single: bool = True
+    ) -> Runner:
+        if every is not None:
+            checks.positive_int("every", every)
+            if evaluate_on is None:
+                raise ValueError("every is given without evaluate_on: there is no data to evaluate on.")
+        evaluation = None if evaluate_on is None else lambda state: self.evaluate(state, evaluate_on)
+        return Runner(
+            rounds_fn, self.planner(replicas), self._placed_columns(), self.data.ids, self.rounds_per_chunk, costs,
+            hyper, single, evaluation, every, callbacks,
+        )  # fmt: skip
 
     def evaluate(self, state: SimState, data: ClientData, *, batch_size: int = 512) -> Evaluation:
         """Evaluates the global model: over all examples, and over clients."""
         variables = self.algorithm.params(state.server)
+        if self.engine.devices > 1:
+            # One copy is enough: on a mesh every device would compute the same batch.
+            variables = jax.device_put(variables, jax.devices()[0])
         return evaluate(self.algorithm.task, variables, data, batch_size=batch_size)
 
     # --- for a look inside ---
@@ -255,15 +265,21 @@ class Simulation:
         """The host's side of a round: who trains where, for how long."""
         works = self._problem.works(self.algorithm)
         return Planner(
-            self.data.sizes, self.data.offsets[:-1], self.cohort, works, self._group,
-            len(group_names(self.algorithm)), replicas, self.engine.devices,
+            self.data.sizes,
+            self.data.offsets[:-1],
+            self.cohort,
+            works,
+            self._group,
+            len(group_names(self.algorithm)),
+            replicas,
+            self.engine.devices,
             homes=keeps_client_state(self._template) and self.engine.devices > 1,
         )
 
     def plan(self, state: SimState, rounds: int | None = None) -> Plan:
         """The plan of the next rounds, at most a chunk of them."""
         rounds = self.rounds_per_chunk if rounds is None else rounds
-        return self.planner().plan(_roots(state), int(state.round), rounds, self.rounds_per_chunk)
+        return self.planner().plan(root_words(state), int(state.round), rounds, self.rounds_per_chunk)
 
     def lower(self, state: SimState):
         """The lowered program of a chunk of rounds: its memory, cost and text can be looked at."""
@@ -278,156 +294,6 @@ class Simulation:
         if self._columns is None:
             self._columns = self._rounds.place_columns(self.data.columns)
         return self._columns
-
-
-class _Runner:
-    """One call of ``run`` or ``sweep``: plans, dispatches, collects."""
-
-    def __init__(self, sim: Simulation, rounds_fn, problem: Problem, hyper, evaluate_on, every, callbacks):
-        if every is not None:
-            checks.positive_int("every", every)
-            if evaluate_on is None:
-                raise ValueError("every is given without evaluate_on: there is no data to evaluate on.")
-        self.sim, self.rounds_fn, self.problem, self.hyper = sim, rounds_fn, problem, hyper
-        self.evaluate_on, self.every, self.callbacks = evaluate_on, every, callbacks
-        self.replicas = problem.replicas or 1
-        self.planner = sim.planner(self.replicas)
-        self.metrics: list[list[dict[str, np.ndarray]]] = [[] for _ in range(self.replicas)]
-        self.evaluations: list[dict[int, Evaluation]] = [{} for _ in range(self.replicas)]
-        self.costs = Costs(rows_per_step=sim.local.rows_per_step)
-
-    def run(self, state: SimState, rounds: int) -> tuple[SimState, list[History]]:
-        self.first = int(np.ravel(jax.device_get(state.round))[0])
-        roots = _roots(state)
-        self.per_turn = turn_costs(self.problem, state)
-        columns = self.sim._placed_columns()
-        state = self.rounds_fn.place_state(state)
-        done, plan = 0, None
-        started = time.perf_counter()
-        while done < rounds:
-            length = self._chunk_length(done, rounds)
-            if plan is None:
-                plan = self._plan(roots, done, length)
-            before = self.rounds_fn.compilations()
-            clock = time.perf_counter()
-            state, report = self.rounds_fn(state, columns, plan, self.hyper)
-            if self.rounds_fn.compilations() > before:
-                self._spend(compile_seconds=time.perf_counter() - clock)
-            # The next chunk is planned while the device works on this one.
-            following = self._chunk_length(done + length, rounds)
-            upcoming = self._plan(roots, done + length, following) if following else None
-            self._collect(jax.device_get(report), plan, done)
-            done, plan = done + length, upcoming
-            self._clock(started)
-            if self._evaluate(state, done, rounds) or self._call(state, done, rounds):
-                break
-            self._clock(started)
-        self._clock(started)
-        self._spend(lanes=self.rounds_fn.lanes or 1)
-        return state, [self._history(replica) for replica in range(self.replicas)]
-
-    def _chunk_length(self, done: int, rounds: int) -> int:
-        length = min(self.sim.rounds_per_chunk, rounds - done)
-        return length if self.every is None else min(length, self.every - done % self.every)
-
-    def _plan(self, roots, done: int, length: int) -> Plan:
-        return self.planner.plan(roots, self.first + done, length, self.sim.rounds_per_chunk)
-
-    def _collect(self, report, plan: Plan, done: int) -> None:
-        rounds = int(plan.rounds)
-        for index in range(rounds):
-            for replica in range(self.replicas):
-                pick = (index,) if self.problem.replicas is None else (index, replica)
-                if not report.model_finite[pick]:
-                    self._raise_not_finite(report, plan, index, replica, self.first + done + index)
-                row = {name: _mean(np.asarray(m.total)[pick], np.asarray(m.weight)[pick]) for name, m in report.metrics.items()}
-                self.metrics[replica].append(row)
-        steps = sum(int(q.entries.steps[:rounds].sum()) for q in plan.queues)
-        turns = sum(int(q.count[:rounds].sum()) for q in plan.queues)
-        self._spend(
-            steps=self.costs.steps + steps,
-            examples=self.costs.examples + self._examples(plan, rounds),
-            lane_steps=self.costs.lane_steps + int(np.sum(report.lane_steps[:rounds])),
-            flops=self.costs.flops + steps * self.per_turn.step_flops,
-            bytes_up=self.costs.bytes_up + turns * self.per_turn.bytes_up,
-            bytes_down=self.costs.bytes_down + turns * self.per_turn.bytes_down,
-        )
-
-    def _examples(self, plan: Plan, rounds: int) -> int:
-        """Examples that the planned steps really look at."""
-        total = 0
-        for queue in plan.queues:
-            for stage, work in enumerate(self.planner.works):
-                if work.rows is not None:
-                    total += int((queue.rows[stage][:rounds] >= 0).sum())
-                    continue
-                sizes = queue.entries.examples[:rounds].astype(np.int64)
-                steps = queue.entries.steps[:rounds, ..., stage].astype(np.int64)
-                per_epoch = np.maximum(work.steps_per_epoch(sizes), 1)
-                whole = np.minimum(sizes, per_epoch * work.rows_per_step)
-                rest = np.minimum(steps % per_epoch * work.rows_per_step, sizes)
-                total += int(np.sum(steps // per_epoch * whole + rest))
-        return total
-
-    def _raise_not_finite(self, report, plan: Plan, index: int, replica: int, round_: int):
-        names = []
-        for stage in report.turns_finite:
-            for queue, finite in zip(plan.queues, stage, strict=True):
-                here = np.arange(finite.shape[-1]) < queue.count[index][:, None]
-                wrong = here & ~finite[index] & (queue.entries.replica[index] == replica)
-                names += [self.sim.data.ids[c] for c in queue.entries.client[index][wrong]]
-        clients = tuple(dict.fromkeys(np.asarray(name).item() for name in names))
-        if clients:
-            listed = ", ".join(map(str, clients[:10])) + (f" and {len(clients) - 10} more" if len(clients) > 10 else "")
-            who = f"the updates of {len(clients)} clients were not finite: {listed}"
-        else:
-            who = "every client's update was finite: the server's own step overflowed"
-        which = f" of replica {replica}" if self.replicas > 1 else ""
-        raise NonFiniteModelError(
-            f"the model{which} is not finite after round {round_}; {who}. Look for NaN in their data, lower the "
-            "learning rate, or clip (a clip turns a client that is not finite into zero and counts it).",
-            round_, clients, self._history(replica),
-        )
-
-    def _evaluate(self, state: SimState, done: int, rounds: int) -> bool:
-        due = done == rounds or (self.every is not None and done % self.every == 0)
-        if self.evaluate_on is not None and due:
-            clock = time.perf_counter()
-            for replica in range(self.replicas):
-                own = state if self.problem.replicas is None else jax.tree.map(lambda x, r=replica: x[r], state)
-                self.evaluations[replica][self.first + done] = self.sim.evaluate(own, self.evaluate_on)
-            self._spend(evaluation_seconds=self.costs.evaluation_seconds + time.perf_counter() - clock)
-        return False
-
-    def _call(self, state: SimState, done: int, rounds: int) -> bool:
-        if not self.callbacks:
-            return False
-        copy = lambda: jax.tree.map(lambda x: jnp.array(x, copy=True), state)  # noqa: E731
-        progress = Progress(done, rounds, self._history(0), copy)
-        return any([callback(progress) is True for callback in self.callbacks])
-
-    def _spend(self, **changes) -> None:
-        self.costs = dataclasses.replace(self.costs, **changes)
-
-    def _clock(self, started: float) -> None:
-        whole = time.perf_counter() - started
-        self._spend(run_seconds=whole - self.costs.compile_seconds - self.costs.evaluation_seconds)
-
-    def _history(self, replica: int) -> History:
-        rows = self.metrics[replica]
-        names = dict.fromkeys(name for row in rows for name in row)
-        stacked = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
-        return History(self.first, stacked, dict(self.evaluations[replica]), self.costs)
-
-
-def _mean(total, weight) -> float:
-    """A round's value of a metric; NaN when nothing was measured in it."""
-    return float(total) / float(weight) if weight > 0 else float("nan")
-
-
-def _roots(state: SimState) -> list[tuple[int, ...]]:
-    words = np.asarray(jax.random.key_data(state.key))
-    return [tuple(int(w) for w in row) for row in words.reshape(-1, words.shape[-1])]
 
 
 def _check_types(algorithm, data, cohort, local, engine) -> None:
@@ -457,7 +323,9 @@ def _group_indices(algorithm: Algorithm, groups, population: int) -> np.ndarray:
             f"groups=[...], one name for each of the {population} clients."
         )
     if len(groups) != population:
-        raise ValueError(f"groups has {len(groups)} names, expected one for each of the {population} clients.")
+        raise ValueError(
+            f"groups has {len(groups)} names, expected one for each of the {population} clients."
+        )
     place = {name: index for index, name in enumerate(names)}
     for client, name in enumerate(groups):
         if name not in place:
@@ -472,7 +340,9 @@ def _check_variables(given: Variables, expected: Variables) -> None:
         raise ValueError(
             f"variables have structure {jax.tree.structure(given)}, the task's have {jax.tree.structure(expected)}."
         )
-    for (path, x), y in zip(jax.tree.leaves_with_path(tree.spec(given)), jax.tree.leaves(expected), strict=True):
+    for (path, x), y in zip(
+        jax.tree.leaves_with_path(tree.spec(given)), jax.tree.leaves(expected), strict=True
+    ):
         if x.shape != y.shape or x.dtype != y.dtype:
             raise ValueError(
                 f"variables{jax.tree_util.keystr(path)} is {x.dtype}{list(x.shape)}, the task's is "
@@ -489,5 +359,7 @@ def _hyperparameters(replicas: int, factory, values, algorithm: Algorithm):
         return (), lambda hyper: algorithm
     for name, column in values.items():
         if len(column) != replicas:
-            raise ValueError(f"hyperparameters[{name!r}] has {len(column)} values, expected one per seed, {replicas}.")
+            raise ValueError(
+                f"hyperparameters[{name!r}] has {len(column)} values, expected one per seed, {replicas}."
+            )
     return {name: jnp.asarray(column) for name, column in values.items()}, lambda hyper: factory(**hyper)

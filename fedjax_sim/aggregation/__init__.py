@@ -8,8 +8,8 @@ from fedjax_sim.aggregation._chain import chain, identity
 from fedjax_sim.aggregation._clipping import AdaptiveClipState, adaptive_clip, clip_by_global_norm
 from fedjax_sim.aggregation._mean import coverage_mean, mean
 from fedjax_sim.aggregation._noise import gaussian_noise
-from fedjax_sim.aggregation._run import run
 from fedjax_sim.aggregation._robust import coordinate_median
+from fedjax_sim.aggregation._run import run
 from fedjax_sim.aggregation._sparsify import top_k
 
 __all__ = [

@@ -94,7 +94,9 @@ def chain(*transforms: Transform) -> Transform:
             metrics |= {f"{names[index]}/{name}": value for name, value in measured.items()}
         return message, tuple(parts), metrics
 
-    return Transform(init, lambda server, incoming: bounds(server, incoming)[-1], encode, decode, facts, layers)
+    return Transform(
+        init, lambda server, incoming: bounds(server, incoming)[-1], encode, decode, facts, layers
+    )
 
 
 def _layers(transform: Transform) -> tuple[Transform, ...]:

@@ -73,7 +73,7 @@ def adaptive_clip(
     checks.positive("initial_norm", initial_norm)
     checks.not_negative("count_noise_std", count_noise_std)
     checks.positive("learning_rate", learning_rate)
-    if not checks.is_traced(target_quantile) and not 0 <= target_quantile <= 1:
+    if not checks.is_traced(target_quantile) and not 0 <= float(target_quantile) <= 1:
         raise ValueError(f"target_quantile is {target_quantile}, expected a number in [0, 1].")
 
     def encode(message, client, server, ctx):
@@ -87,7 +87,10 @@ def adaptive_clip(
         noise = count_noise_std * jax.random.normal(ctx.key, (), jnp.float32)
         fraction = (unclipped + noise) / ctx.expected_clients
         norm = server.clip_norm * jnp.exp(-learning_rate * (fraction - target_quantile))
-        measured = {"clip_norm": Mean(server.clip_norm, jnp.ones(())), "unclipped": Mean(fraction, jnp.ones(()))}
+        measured = {
+            "clip_norm": Mean(server.clip_norm, jnp.ones(())),
+            "unclipped": Mean(fraction, jnp.ones(())),
+        }
         return message._replace(aux=tuple(aux)), AdaptiveClipState(norm), measured
 
     return Transform(
@@ -103,7 +106,8 @@ def _clip(value, norm):
     """The clipped value, whether the norm was above the limit, whether it was finite."""
     actual = tree.global_norm(value)
     finite = jnp.isfinite(actual)
-    factor = jnp.minimum(1.0, norm / jnp.where(actual > 0, actual, 1.0))
+    # By comparison, so that a message whose squares underflow (norm 0) is not scaled by the norm itself.
+    factor = jnp.where(actual > norm, norm / jnp.where(actual > 0, actual, 1.0), 1.0)
     # where, not a product: zero times NaN is NaN.
     clipped = jax.tree.map(lambda x: jnp.where(finite, x * factor.astype(x.dtype), 0).astype(x.dtype), value)
     return clipped, finite & (actual > norm), finite

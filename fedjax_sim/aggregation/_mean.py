@@ -69,7 +69,11 @@ def coverage_mean() -> Transform:
 
     def decode(message, server, ctx):
         *aux, counts = message.aux
-        value = jax.tree.map(lambda x, c: jnp.where(c > 0, x / jnp.where(c > 0, c, 1), 0).astype(x.dtype), message.value, counts)
+        value = jax.tree.map(
+            lambda x, c: jnp.where(c > 0, x / jnp.where(c > 0, c, 1), 0).astype(x.dtype),
+            message.value,
+            counts,
+        )
         return Message(value, tuple(aux)), server, {}
 
     facts = Facts("coverage_mean", divisor="data")

@@ -11,7 +11,9 @@ from fedjax_sim.aggregation._chain import chain
 from fedjax_sim.aggregation._reduce import accumulator_dtype, example_client_context, gathers
 
 
-def run(transform: Transform, updates, *, key, num_examples=None, expected_clients=None, state=None, round_=0):
+def run(
+    transform: Transform, updates, *, key, num_examples=None, expected_clients=None, state=None, round_=0
+):
     """Aggregates stacked updates with a transform: encode each, sum, decode. For a loop of your own.
 
     Args:
@@ -39,16 +41,22 @@ def run(transform: Transform, updates, *, key, num_examples=None, expected_clien
     clients = jax.tree.leaves(updates)[0].shape[0]
     sizes = jnp.ones(clients, jnp.int32) if num_examples is None else jnp.asarray(num_examples, jnp.int32)
     if sizes.shape != (clients,):
-        raise ValueError(f"num_examples has shape {sizes.shape}, expected ({clients},): one count per update.")
+        raise ValueError(
+            f"num_examples has shape {sizes.shape}, expected ({clients},): one count per update."
+        )
     if state is None:
-        server, part = transform.init(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), Message(updates)))
+        server, part = transform.init(
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), Message(updates))
+        )
         state = server, jax.tree.map(lambda x: jnp.broadcast_to(x, (clients, *jnp.shape(x))), part)
     server, parts = state
 
     def encode(update, part, size, client):
         context = example_client_context()._replace(
             key=keys.fold(keys.client_key(key, round_, 0, client, 0), keys.ENCODE),
-            round=jnp.asarray(round_, jnp.int32), client=client, num_examples=size,
+            round=jnp.asarray(round_, jnp.int32),
+            client=client,
+            num_examples=size,
         )
         return transform.encode(Message(update), part, server, context)
 
@@ -57,10 +65,13 @@ def run(transform: Transform, updates, *, key, num_examples=None, expected_clien
     if not rows:
         messages = jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=accumulator_dtype(x.dtype)), messages)
     context = RoundContext(
-        key=keys.server_key(key, round_, 0), round=jnp.asarray(round_, jnp.int32),
+        key=keys.server_key(key, round_, 0),
+        round=jnp.asarray(round_, jnp.int32),
         clients=jnp.sum(sizes > 0, dtype=jnp.int32),
-        expected_clients=float(clients if expected_clients is None else expected_clients), population=clients,
-        mask=sizes > 0 if rows else None, bound=jnp.float32(jnp.inf),
+        expected_clients=float(clients if expected_clients is None else expected_clients),
+        population=clients,
+        mask=sizes > 0 if rows else None,
+        bound=jnp.float32(jnp.inf),
     )
     decoded, server, metrics = transform.decode(messages, server, context)
     measured = jax.tree.map(lambda x: jnp.sum(x, axis=0), measured)

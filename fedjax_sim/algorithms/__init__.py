@@ -4,7 +4,16 @@
 """
 
 from fedjax_sim.algorithms import server_optimizers
-from fedjax_sim.algorithms._fedavg import fedadagrad, fedadam, fedavg, fedavgm, fedprox, fedsgd, fedyogi, from_rule
+from fedjax_sim.algorithms._fedavg import (
+    fedadagrad,
+    fedadam,
+    fedavg,
+    fedavgm,
+    fedprox,
+    fedsgd,
+    fedyogi,
+    from_rule,
+)
 from fedjax_sim.algorithms._heterofl import heterofl
 from fedjax_sim.algorithms._ifca import ifca
 from fedjax_sim.algorithms._mime import mime

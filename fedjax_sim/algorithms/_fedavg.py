@@ -13,7 +13,12 @@ from fedjax_sim.data.local_work import LocalWork
 
 
 def from_rule(
-    name: str, task: Task, rule: ClientRule, server: optax.GradientTransformation, aggregate: Transform, local=None
+    name: str,
+    task: Task,
+    rule: ClientRule,
+    server: optax.GradientTransformation,
+    aggregate: Transform,
+    local=None,
 ) -> Algorithm:
     """An algorithm of one stage whose rule takes ``Variables`` and sends a ``Delta``."""
     stage = Stage(lambda state: state.variables, rule, aggregate, _server.update(server), local)

@@ -51,7 +51,9 @@ def heterofl(
         return rules.sliced(rules.local_sgd(task, client), shapes)
 
     stage = Stage(
-        lambda state: state.variables, {name: narrow(task) for name, task in tasks.items()}, aggregate,
+        lambda state: state.variables,
+        {name: narrow(task) for name, task in tasks.items()},
+        aggregate,
         _server.update(server),
     )
     return Algorithm("heterofl", whole, _server.init(server), (stage,), lambda state: state.variables)

@@ -40,7 +40,9 @@ def ifca(
     """
     checks.positive_int("models", models)
     if task.stats_policy != "none":
-        raise ValueError("ifca averages several models and has no rule for batch statistics; use a model without.")
+        raise ValueError(
+            "ifca averages several models and has no rule for batch statistics; use a model without."
+        )
     aggregate = aggregation.mean(over="clients") if aggregate is None else aggregate
 
     def init_models(key, sample=None) -> Variables:
@@ -68,11 +70,17 @@ def ifca(
     def model(state: IfcaState, index) -> Variables:
         return state.variables._replace(params=jax.tree.map(lambda x: x[index], state.variables.params))
 
-    choose = Stage(lambda state: state.variables, rules.choose_model(task), aggregation.identity(), nothing, one_pass)
+    choose = Stage(
+        lambda state: state.variables, rules.choose_model(task), aggregation.identity(), nothing, one_pass
+    )
     train = Stage(
         lambda state: state.variables, rules.train_chosen(rules.local_sgd(task, client)), aggregate, update
     )
     return Algorithm(
-        "ifca", task._replace(init=init_models), init, (choose, train),
-        lambda state: model(state, jnp.argmax(state.popularity)), model,
+        "ifca",
+        task._replace(init=init_models),
+        init,
+        (choose, train),
+        lambda state: model(state, jnp.argmax(state.popularity)),
+        model,
     )

@@ -43,14 +43,18 @@ def mime(
       aggregate_gradient: around the sum of gradients; likewise.
     """
     aggregate = aggregation.mean(over="clients") if aggregate is None else aggregate
-    aggregate_gradient = aggregation.mean(over="clients") if aggregate_gradient is None else aggregate_gradient
+    aggregate_gradient = (
+        aggregation.mean(over="clients") if aggregate_gradient is None else aggregate_gradient
+    )
 
     def init(variables: Variables) -> MimeState:
         return MimeState(variables, optimizer.init(variables.params), tree.zeros_like(variables.params))
 
     def remember(state: MimeState, direction: Delta, ctx):
         gradient = tree.scale(direction.params, -1.0)
-        return state._replace(gradient=gradient), {"gradient_norm": Mean(tree.global_norm(gradient), jnp.ones(()))}
+        return state._replace(gradient=gradient), {
+            "gradient_norm": Mean(tree.global_norm(gradient), jnp.ones(()))
+        }
 
     def update(state: MimeState, mean: Delta, ctx):
         _, moved = optimizer.update(state.gradient, state.optimizer, state.variables.params)

@@ -23,7 +23,10 @@ class ScaffoldState(NamedTuple):
 
 
 def scaffold(
-    task: Task, learning_rate: float, server: optax.GradientTransformation | None = None, aggregate: Transform | None = None
+    task: Task,
+    learning_rate: float,
+    server: optax.GradientTransformation | None = None,
+    aggregate: Transform | None = None,
 ) -> Algorithm:
     """SCAFFOLD (Karimireddy et al. 2020, algorithm 1, option II), partial participation included.
 
@@ -52,6 +55,8 @@ def scaffold(
 
     stage = Stage(
         lambda state: ScaffoldBroadcast(state.variables, state.control),
-        rules.scaffold(task, learning_rate), aggregate, update,
+        rules.scaffold(task, learning_rate),
+        aggregate,
+        update,
     )
     return Algorithm("scaffold", task, init, (stage,), lambda state: state.variables)

@@ -46,6 +46,8 @@ def update(optimizer: optax.GradientTransformation):
 
     def update_(server: ServerState, delta: Delta, ctx) -> tuple[ServerState, dict[str, Mean]]:
         variables, state = apply_delta(optimizer, server.variables, server.optimizer, delta)
-        return ServerState(variables, state), {"aggregate_norm": Mean(tree.global_norm(delta.params), jnp.ones(()))}
+        return ServerState(variables, state), {
+            "aggregate_norm": Mean(tree.global_norm(delta.params), jnp.ones(()))
+        }
 
     return update_

@@ -26,7 +26,9 @@ class AdaptiveState(NamedTuple):
     second: PyTree
 
 
-def fedavgm(learning_rate: float = 1.0, momentum: float = 0.9, *, nesterov: bool = False) -> optax.GradientTransformation:
+def fedavgm(
+    learning_rate: float = 1.0, momentum: float = 0.9, *, nesterov: bool = False
+) -> optax.GradientTransformation:
     """Server momentum: ``v <- momentum * v + g``, ``x <- x - learning_rate * v`` (Hsu et al. 2019, section 3)."""
     checks.positive("learning_rate", learning_rate)
     checks.not_negative("momentum", momentum)
@@ -48,7 +50,11 @@ def fedadagrad(
 
 
 def fedadam(
-    learning_rate: float, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3, initial_second: float | None = None
+    learning_rate: float,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    tau: float = 1e-3,
+    initial_second: float | None = None,
 ) -> optax.GradientTransformation:
     """FedAdam (Reddi et al. 2021, algorithm 2): ``v <- b2 v + (1 - b2) g^2``, no bias correction.
 
@@ -70,7 +76,11 @@ def fedadam(
 
 
 def fedyogi(
-    learning_rate: float, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3, initial_second: float | None = None
+    learning_rate: float,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    tau: float = 1e-3,
+    initial_second: float | None = None,
 ) -> optax.GradientTransformation:
     """FedYogi (Reddi et al. 2021, algorithm 2): ``v <- v - (1 - b2) g^2 sign(v - g^2)``.
 

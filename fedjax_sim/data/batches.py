@@ -32,9 +32,11 @@ def shuffled(words: Array, epoch: Array, index: Array, size: Array) -> Array:
     seed = _mix(words[0] ^ _mix(jnp.asarray(epoch).astype(jnp.uint32) + words[1]))
     size = jnp.maximum(size, 1).astype(jnp.uint32)
     place = jnp.minimum(index.astype(jnp.uint32), size - 1)
+    # All rounds' salts at once: the compiler makes one small kernel of them instead of one per round.
+    salts = _mix(seed + jnp.uint32(0x9E3779B9) * jnp.arange(1, _SHUFFLE_ROUNDS + 1, dtype=jnp.uint32))
+    offsets = salts % size
     for round_ in range(_SHUFFLE_ROUNDS):
-        salt = _mix(seed + jnp.uint32((0x9E3779B9 * (round_ + 1)) & 0xFFFFFFFF))
-        offset = salt % size
+        salt, offset = salts[round_], offsets[round_]
         partner = offset + jnp.where(place > offset, size, jnp.uint32(0)) - place
         coin = _mix(jnp.maximum(place, partner) ^ salt ^ words[1])
         # The top bit: the low bits of a multiplicative hash are its weakest.
@@ -80,6 +82,8 @@ def gather(columns: Mapping[str, Array], start: Array, rows: Array, valid: Array
 
     def take(column: Array) -> Array:
         picked = column.at[index].get(mode="clip")
-        return jnp.where(valid.reshape(valid.shape + (1,) * (picked.ndim - 1)), picked, 0).astype(column.dtype)
+        return jnp.where(valid.reshape(valid.shape + (1,) * (picked.ndim - 1)), picked, 0).astype(
+            column.dtype
+        )
 
     return {**{name: take(column) for name, column in columns.items()}, "mask": valid}

@@ -113,10 +113,14 @@ def fixed(clients: Sequence[int]) -> Cohort:
     def cap(population: int) -> int:
         if chosen.min() < 0 or chosen.max() >= population:
             wrong = chosen[(chosen < 0) | (chosen >= population)][0]
-            raise ValueError(f"clients names client {wrong}, but the population has clients 0 to {population - 1}.")
+            raise ValueError(
+                f"clients names client {wrong}, but the population has clients 0 to {population - 1}."
+            )
         return len(chosen)
 
-    return Cohort(lambda generator, round_, population: chosen, cap, lambda population: float(len(chosen)), "fixed")
+    return Cohort(
+        lambda generator, round_, population: chosen, cap, lambda population: float(len(chosen)), "fixed"
+    )
 
 
 def all_clients() -> Cohort:

@@ -209,7 +209,9 @@ def check_rows(rows: np.ndarray, work: LocalWork, size: int, client: int) -> Non
             f"expected integers [steps, {work.batch_size}]."
         )
     if len(rows) > work.max_steps:
-        raise ValueError(f"LocalWork.rows gave {len(rows)} steps for client {client}, max_steps is {work.max_steps}.")
+        raise ValueError(
+            f"LocalWork.rows gave {len(rows)} steps for client {client}, max_steps is {work.max_steps}."
+        )
     if rows.size and (rows.min() < -1 or rows.max() >= size):
         raise ValueError(
             f"LocalWork.rows gave row {rows.max() if rows.max() >= size else rows.min()} for client {client}, "

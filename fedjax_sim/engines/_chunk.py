@@ -79,9 +79,9 @@ class Chunk:
         round_ = state.round[0]
         per_stage, finite, lane_steps = [], [], jnp.int32(0)
         for stage in range(len(parts)):
-            broadcast = jax.vmap(lambda h, s, stage=stage: self._stage(h, stage).broadcast(s), axis_size=self.replicas)(
-                hyper, server
-            )
+            broadcast = jax.vmap(
+                lambda h, s, stage=stage: self._stage(h, stage).broadcast(s), axis_size=self.replicas
+            )(hyper, server)
             shared = Shared(hyper, broadcast, parts[stage], state.key, round_, columns)
             message, mask, table, metrics, stage_finite, steps = self._cohort(stage, shared, table, queues)
             server, parts[stage], measured = self._server(
@@ -104,13 +104,20 @@ class Chunk:
         rows_kept = gathers(aggregate(declared))
         passes = [
             LaneQueue(
-                Turn(self.problem, stage, g), stage, g,
-                lanes=self.lanes, finish=self.finish, replicas=self.replicas, gathers=rows_kept,
+                Turn(self.problem, stage, g),
+                stage,
+                g,
+                lanes=self.lanes,
+                finish=self.finish,
+                replicas=self.replicas,
+                gathers=rows_kept,
             )
             for g in range(len(groups(declared)))
         ]
         caps = [queue.entries.client.shape[0] for queue in queues]
-        specs = [p.specs(shared, table, q.entries) for p, q in zip(passes, queues, strict=True)]
+        specs = [
+            p.specs(shared, table, q.entries, q.rows[stage]) for p, q in zip(passes, queues, strict=True)
+        ]
         shape = (self.replicas, sum(caps)) if rows_kept else (self.replicas,)
         message = accumulator(specs[0][0], shape)
         metrics = jax.tree.map(lambda x: jnp.zeros((self.replicas, *x.shape), x.dtype), specs[0][1])

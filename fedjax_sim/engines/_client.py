@@ -33,6 +33,13 @@ class TurnKeys(NamedTuple):
     order: Array
 
 
+class Rows(NamedTuple):
+    """Rows of one step: ``index: int32[rows]`` in the client's examples, ``valid: bool[rows]``."""
+
+    index: Array
+    valid: Array
+
+
 class Row(NamedTuple):
     """A client's row of the client table: the rule's state, the chain's part, whether the state was ever made."""
 
@@ -69,8 +76,14 @@ class Turn:
 
     def _context(self, key, round_, entry: Entry) -> ClientContext:
         return ClientContext(
-            key=key, round=round_, client=entry.client, draw=entry.draw, num_examples=entry.examples,
-            num_steps=entry.steps[self._stage], group=jnp.asarray(self._group, jnp.int32), staleness=entry.version,
+            key=key,
+            round=round_,
+            client=entry.client,
+            draw=entry.draw,
+            num_examples=entry.examples,
+            num_steps=entry.steps[self._stage],
+            group=jnp.asarray(self._group, jnp.int32),
+            staleness=entry.version,
             bound=jnp.float32(jnp.inf),
         )
 
@@ -84,13 +97,26 @@ class Turn:
         ctx = self._context(keys.fold(own.turn, keys.BEGIN), round_, entry)
         return strong(self._rule(hyper).begin(broadcast, self._state(hyper, broadcast, row), ctx))
 
-    def step(self, hyper, broadcast, columns: Mapping[str, Array], rows, own: TurnKeys, entry: Entry, step, work):
-        """One local step; ``rows`` are the explicit rows of this step, or ``None`` for the keyed order."""
-        if rows is None:
-            picked, valid = batches.step_rows(self.local, own.order, step, entry.examples)
-        else:
-            picked, valid = rows, rows >= 0
-        batch = batches.gather(columns, entry.start, picked, valid)
+    def rows(self, own: TurnKeys, entry: Entry, step, explicit) -> Rows:
+        """Rows of a step: explicit ones ``int32[steps, batch_size]`` if there are any, else by the keyed order."""
+        if explicit is None:
+            return Rows(*batches.step_rows(self.local, own.order, step, entry.examples))
+        picked = explicit[jnp.minimum(step, explicit.shape[0] - 1)]
+        return Rows(picked, picked >= 0)
+
+    def step(
+        self,
+        hyper,
+        broadcast,
+        columns: Mapping[str, Array],
+        rows: Rows,
+        own: TurnKeys,
+        entry: Entry,
+        step,
+        work,
+    ):
+        """One local step on these rows of the client's examples."""
+        batch = batches.gather(columns, entry.start, rows.index, rows.valid)
         if self.local.batches_per_step > 1:
             shape = (self.local.batches_per_step, self.local.batch_size)
             batch = {name: x.reshape(*shape, *x.shape[1:]) for name, x in batch.items()}
@@ -101,7 +127,9 @@ class Turn:
         work, metrics = self._rule(hyper).step(broadcast, work, batch, ctx)
         return strong(work), dict(metrics)
 
-    def finish(self, hyper, broadcast, server_part, own: TurnKeys, round_, entry: Entry, work, row: Row) -> Sent:
+    def finish(
+        self, hyper, broadcast, server_part, own: TurnKeys, round_, entry: Entry, work, row: Row
+    ) -> Sent:
         ctx = self._context(keys.fold(own.turn, keys.FINISH), round_, entry)
         state = self._state(hyper, broadcast, row)
         update, state, metrics = self._rule(hyper).finish(broadcast, work, state, ctx)
@@ -120,9 +148,10 @@ class Turn:
 
 def strong(values):
     """Drops weak types, so that loop carries keep theirs."""
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)) if not _is_key(x) else x, values)
+    return jax.tree.map(
+        lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)) if not _is_key(x) else x, values
+    )
 
 
 def _is_key(x) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key) if hasattr(x, "dtype") else False
-

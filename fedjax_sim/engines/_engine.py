@@ -36,7 +36,9 @@ class RoundFn(abc.ABC):
         """Programs compiled so far for chunks of rounds."""
 
     @abc.abstractmethod
-    def __call__(self, state: SimState, columns: Any, plan: Plan, hyper: Any = ()) -> tuple[SimState, RoundReport]:
+    def __call__(
+        self, state: SimState, columns: Any, plan: Plan, hyper: Any = ()
+    ) -> tuple[SimState, RoundReport]:
         """Runs ``plan.rounds`` rounds; consumes ``state``."""
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from fedjax_sim._src import tree
 from fedjax_sim._src.types import Array, Message
 from fedjax_sim.data.plans import Entry
-from fedjax_sim.engines._client import Row, Sent, Turn, TurnKeys, strong
+from fedjax_sim.engines._client import Row, Rows, Sent, Turn, TurnKeys, strong
 from fedjax_sim.engines._state import ClientTable
 
 FinishForm = Literal["compact", "masked"]
@@ -27,13 +27,16 @@ class Lane(NamedTuple):
     """One slot of the vmapped axis; all leaves ``[lanes, ...]``.
 
     ``position`` is the turn's place in the queue, at or beyond its end when the lane has run dry. ``broadcast`` is
-    the lane's own copy when a program holds several replicas, else ``()``: all lanes share one.
+    the lane's own copy when a program holds several replicas, else ``()``: all lanes share one. ``rows`` are those of
+    the coming step, made one step ahead: in the step itself the compiler would fuse their computation into the gather
+    and repeat it for every element.
     """
 
     position: Array
     entry: Entry
     keys: TurnKeys
     step: Array
+    rows: Rows
     work: Any
     metrics: Any
     broadcast: Any
@@ -84,7 +87,15 @@ class LaneQueue:
     """The pass of one (stage, group) over a queue; everything static bound."""
 
     def __init__(
-        self, turn: Turn, stage: int, group: int, *, lanes: int, finish: FinishForm, replicas: int, gathers: bool
+        self,
+        turn: Turn,
+        stage: int,
+        group: int,
+        *,
+        lanes: int,
+        finish: FinishForm,
+        replicas: int,
+        gathers: bool,
     ):
         self.turn, self.stage, self.group = turn, stage, group
         self.lanes, self.replicas, self.gathers = lanes, replicas, gathers
@@ -102,7 +113,7 @@ class LaneQueue:
         row = Row(table.states[self.group] if table.states else (), table.parts[self.stage], table.seen)
         return jax.tree.map(lambda x: x[entry.replica, entry.slot], row)
 
-    def _start(self, shared: Shared, table: ClientTable, entries: Entry, metrics, position) -> Lane:
+    def _start(self, shared: Shared, table: ClientTable, entries: Entry, explicit, metrics, position) -> Lane:
         """A lane at the beginning of a turn; beyond the queue's end, at the beginning of some turn."""
         cap = entries.client.shape[0]
         entry = jax.tree.map(lambda x: x[jnp.minimum(position, cap - 1)], entries)
@@ -110,45 +121,71 @@ class LaneQueue:
         own_keys = self.turn.keys(self._of(shared.root, entry.replica), shared.round, entry)
         work = self.turn.begin(hyper, broadcast, own_keys, shared.round, entry, self._row(table, entry))
         own = () if self.replicas == 1 else broadcast
-        return Lane(position, entry, own_keys, jnp.zeros((), jnp.int32), work, tree.zeros_like(metrics), own)
+        first = jnp.zeros((), jnp.int32)
+        rows = self._rows(explicit, position, own_keys, entry, first)
+        return Lane(position, entry, own_keys, first, rows, work, tree.zeros_like(metrics), own)
+
+    def _rows(self, explicit, position, own_keys: TurnKeys, entry: Entry, step) -> Rows:
+        mine = None if explicit is None else explicit[jnp.minimum(position, explicit.shape[0] - 1)]
+        return self.turn.rows(own_keys, entry, step, mine)
 
     def _broadcast(self, shared: Shared, lane: Lane):
         return self._of(shared.broadcast, 0) if self.replicas == 1 else lane.broadcast
 
-    def _tick(self, shared: Shared, rows, lane: Lane) -> Lane:
-        picked = None if rows is None else rows[lane.position, lane.step]
+    def _tick(self, shared: Shared, explicit, lane: Lane) -> Lane:
         hyper = self._of(shared.hyper, lane.entry.replica)
         work, measured = self.turn.step(
-            hyper, self._broadcast(shared, lane), shared.columns, picked, lane.keys, lane.entry, lane.step, lane.work
+            hyper,
+            self._broadcast(shared, lane),
+            shared.columns,
+            lane.rows,
+            lane.keys,
+            lane.entry,
+            lane.step,
+            lane.work,
         )
-        return lane._replace(work=work, step=lane.step + 1, metrics=tree.add(lane.metrics, measured))
+        rows = self._rows(explicit, lane.position, lane.keys, lane.entry, lane.step + 1)
+        return lane._replace(
+            work=work, step=lane.step + 1, rows=rows, metrics=tree.add(lane.metrics, measured)
+        )
 
     def _end(self, shared: Shared, table: ClientTable, lane: Lane) -> Sent:
         replica = lane.entry.replica
         sent = self.turn.finish(
-            self._of(shared.hyper, replica), self._broadcast(shared, lane), self._of(shared.server_part, replica),
-            lane.keys, shared.round, lane.entry, lane.work, self._row(table, lane.entry),
+            self._of(shared.hyper, replica),
+            self._broadcast(shared, lane),
+            self._of(shared.server_part, replica),
+            lane.keys,
+            shared.round,
+            lane.entry,
+            lane.work,
+            self._row(table, lane.entry),
         )
         return sent._replace(metrics={**lane.metrics, **sent.metrics})
 
     # --- the pass ---
 
-    def specs(self, shared: Shared, table: ClientTable, entries: Entry):
+    def specs(self, shared: Shared, table: ClientTable, entries: Entry, explicit):
         """Specs of a turn's message and metrics, and of the metrics of its steps."""
 
-        def one(shared, table, entries):
+        def one(shared, table, entries, explicit):
             entry = jax.tree.map(lambda x: x[0], entries)
-            hyper, broadcast = self._of(shared.hyper, entry.replica), self._of(shared.broadcast, entry.replica)
+            hyper, broadcast = (
+                self._of(shared.hyper, entry.replica),
+                self._of(shared.broadcast, entry.replica),
+            )
             own_keys = self.turn.keys(self._of(shared.root, entry.replica), shared.round, entry)
             row = self._row(table, entry)
             work = self.turn.begin(hyper, broadcast, own_keys, shared.round, entry, row)
-            rows = None
-            _, measured = self.turn.step(hyper, broadcast, shared.columns, rows, own_keys, entry, entry.client, work)
+            rows = self._rows(explicit, entry.client, own_keys, entry, entry.client)
+            _, measured = self.turn.step(
+                hyper, broadcast, shared.columns, rows, own_keys, entry, entry.client, work
+            )
             part = self._of(shared.server_part, entry.replica)
             sent = self.turn.finish(hyper, broadcast, part, own_keys, shared.round, entry, work, row)
             return sent.message, {**measured, **sent.metrics}, measured
 
-        return jax.eval_shape(one, shared, table, entries)
+        return jax.eval_shape(one, shared, table, entries, explicit)
 
     def run(self, shared: Shared, entries: Entry, count, rows, deposit: Deposit, offset: int) -> Deposit:
         """Runs all turns of a queue.
@@ -161,9 +198,9 @@ class LaneQueue:
           deposit: what was accumulated before.
           offset: first row of the gather that belongs to this queue.
         """
-        step_metrics = self.specs(shared, deposit.table, entries)[2]
+        step_metrics = self.specs(shared, deposit.table, entries, rows)[2]
         lanes = min(self.lanes, entries.client.shape[0])
-        start = lambda table, position: self._start(shared, table, entries, step_metrics, position)  # noqa: E731
+        start = lambda table, position: self._start(shared, table, entries, rows, step_metrics, position)  # noqa: E731
         first = jax.vmap(start, in_axes=(None, 0))(deposit.table, jnp.arange(lanes, dtype=jnp.int32))
         tick = over_lanes(lambda lane: self._tick(shared, rows, lane), lanes)
 

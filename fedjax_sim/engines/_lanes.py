@@ -11,12 +11,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sim._src import checks
+from fedjax_sim.data.plans import Plan
 from fedjax_sim.engines._auto import auto_lanes
 from fedjax_sim.engines._chunk import Chunk, RoundReport
 from fedjax_sim.engines._engine import Engine, RoundFn
 from fedjax_sim.engines._lane_queue import FinishForm
 from fedjax_sim.engines._problem import Problem
-from fedjax_sim.engines._state import ClientTable, SimState
+from fedjax_sim.engines._state import SimState
 
 AXIS = "clients"
 
@@ -76,7 +77,9 @@ def sharded(
     """
     mesh = client_mesh() if mesh is None else mesh
     if mesh.axis_names != (AXIS,):
-        raise ValueError(f"mesh has axes {mesh.axis_names}, expected ('{AXIS}',): use fs.engines.client_mesh().")
+        raise ValueError(
+            f"mesh has axes {mesh.axis_names}, expected ('{AXIS}',): use fs.engines.client_mesh()."
+        )
     return _engine("sharded", mesh, lanes, finish)
 
 
@@ -96,17 +99,18 @@ class _LaneRounds(RoundFn):
 
     def __init__(self, problem: Problem, mesh: Mesh | None, lanes, finish):
         self._problem, self._mesh = problem, mesh
-        self._requested = lanes
         platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-        self._finish: FinishForm = ("compact" if platform == "cpu" else "masked") if finish == "auto" else finish
+        self._finish: FinishForm = (
+            ("compact" if platform == "cpu" else "masked") if finish == "auto" else finish
+        )
         self._platform = platform
         self.lanes: int | None = None if lanes == "auto" else lanes
         self._jitted: Any = None
 
-    def resolve(self, state: SimState) -> int:
+    def _resolve(self, state: SimState, plan: Plan) -> int:
         """The lane count, chosen at first use when it is ``"auto"``."""
         if self.lanes is None:
-            self.lanes = auto_lanes(self._problem, state, self._platform)
+            self.lanes = auto_lanes(self._problem, state, plan, self._platform)
         return self.lanes
 
     def place_columns(self, columns: Mapping[str, np.ndarray]):
@@ -127,7 +131,10 @@ class _LaneRounds(RoundFn):
         rows = PartitionSpec(*replica_axes, AXIS)
         everywhere = jax.tree.map(lambda x: PartitionSpec(), state)
         return SimState(
-            everywhere.server, jax.tree.map(lambda x: rows, state.clients), everywhere.aggregate, everywhere.round,
+            everywhere.server,
+            jax.tree.map(lambda x: rows, state.clients),
+            everywhere.aggregate,
+            everywhere.round,
             everywhere.key,
         )
 
@@ -148,7 +155,9 @@ class _LaneRounds(RoundFn):
         return self._jitted
 
     def _function(self, state, plan):
-        chunk = Chunk(self._problem, self.resolve(state), self._finish, None if self._mesh is None else AXIS)
+        chunk = Chunk(
+            self._problem, self._resolve(state, plan), self._finish, None if self._mesh is None else AXIS
+        )
         single = self._problem.replicas is None
 
         def run(state, columns, plan, hyper):
@@ -159,7 +168,8 @@ class _LaneRounds(RoundFn):
             if single:
                 state = jax.tree.map(lambda x: x[0], state)
                 reports = reports._replace(
-                    metrics=jax.tree.map(lambda x: x[:, 0], reports.metrics), model_finite=reports.model_finite[:, 0]
+                    metrics=jax.tree.map(lambda x: x[:, 0], reports.metrics),
+                    model_finite=reports.model_finite[:, 0],
                 )
             return state, reports
 
@@ -174,8 +184,11 @@ class _LaneRounds(RoundFn):
         state_specs = self._state_specs(state, 1)
         reports = RoundReport(everywhere, everywhere, over_devices, over_devices)
         return jax.shard_map(
-            chunk, mesh=self._mesh, in_specs=(state_specs, everywhere, plan_specs, everywhere),
+            chunk,
+            mesh=self._mesh,
+            in_specs=(state_specs, everywhere, plan_specs, everywhere),
             # Sums over clients are equal on all devices by construction (psum), which the checker cannot follow
             # through loops of dynamic length.
-            out_specs=(state_specs, reports), check_vma=False,
+            out_specs=(state_specs, reports),
+            check_vma=False,
         )

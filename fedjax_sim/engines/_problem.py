@@ -10,7 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim._src import keys, tree
-from fedjax_sim._src.types import Algorithm, ClientRule, Message, RoundContext, Stage, StepContext, Transform, Variables
+from fedjax_sim._src.types import (
+    Algorithm,
+    ClientRule,
+    Message,
+    RoundContext,
+    Stage,
+    StepContext,
+    Transform,
+    Variables,
+)
 from fedjax_sim.aggregation import chain
 from fedjax_sim.aggregation._reduce import example_client_context
 from fedjax_sim.data.local_work import LocalWork
@@ -50,7 +59,14 @@ class Problem:
 
     def round_context(self, key, round_, clients, mask) -> RoundContext:
         return RoundContext(
-            key, round_, clients, self.expected_clients, self.population, mask, jnp.float32(jnp.inf), self.public
+            key,
+            round_,
+            clients,
+            self.expected_clients,
+            self.population,
+            mask,
+            jnp.float32(jnp.inf),
+            self.public,
         )
 
 
@@ -67,7 +83,9 @@ def group_names(algorithm: Algorithm) -> tuple:
     """
     named = [tuple(s.client) if not isinstance(s.client, ClientRule) else (None,) for s in algorithm.stages]
     if len(set(named)) != 1:
-        raise ValueError(f"the stages of {algorithm.name} have groups {named}, expected the same in every stage.")
+        raise ValueError(
+            f"the stages of {algorithm.name} have groups {named}, expected the same in every stage."
+        )
     return named[0]
 
 
@@ -76,11 +94,15 @@ def aggregate(stage: Stage) -> Transform:
     return chain(stage.aggregate)
 
 
-def example_batch(columns: Mapping[str, jax.ShapeDtypeStruct], local: LocalWork) -> dict[str, jax.ShapeDtypeStruct]:
+def example_batch(
+    columns: Mapping[str, jax.ShapeDtypeStruct], local: LocalWork
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Spec of the batch that a step receives."""
     many = (local.batches_per_step,) if local.batches_per_step > 1 else ()
     shape = (*many, local.batch_size)
-    batch = {name: jax.ShapeDtypeStruct((*shape, *spec.shape[1:]), spec.dtype) for name, spec in columns.items()}
+    batch = {
+        name: jax.ShapeDtypeStruct((*shape, *spec.shape[1:]), spec.dtype) for name, spec in columns.items()
+    }
     return batch | {"mask": jax.ShapeDtypeStruct(shape, jnp.bool_)}
 
 
@@ -96,7 +118,9 @@ def turn_specs(problem: Problem, algorithm: Algorithm, stage: int, group: int, b
     zero = jnp.zeros((), jnp.int32)
     step_ctx = StepContext(keys.root_key(0), zero, zero, jnp.zeros(()))
     work = jax.eval_shape(rule.begin, broadcast, state, ctx)
-    stepped, metrics = jax.eval_shape(rule.step, broadcast, work, example_batch(problem.columns, local), step_ctx)
+    stepped, metrics = jax.eval_shape(
+        rule.step, broadcast, work, example_batch(problem.columns, local), step_ctx
+    )
     _check_same(f"{algorithm.name}, stage {stage}: a client's work before and after step", work, stepped)
     update, kept, _ = jax.eval_shape(rule.finish, broadcast, work, state, ctx)
     _check_same(f"{algorithm.name}, stage {stage}: a client's state before and after finish", state, kept)
@@ -106,7 +130,9 @@ def turn_specs(problem: Problem, algorithm: Algorithm, stage: int, group: int, b
 def _check_same(what: str, before, after) -> None:
     b, a = tree.spec(before), tree.spec(after)
     if jax.tree.structure(b) != jax.tree.structure(a):
-        raise TypeError(f"{what} have different structures: {jax.tree.structure(b)} and {jax.tree.structure(a)}.")
+        raise TypeError(
+            f"{what} have different structures: {jax.tree.structure(b)} and {jax.tree.structure(a)}."
+        )
     for (path, x), y in zip(jax.tree.leaves_with_path(b), jax.tree.leaves(a), strict=True):
         if x.shape != y.shape or x.dtype != y.dtype:
             raise TypeError(
@@ -115,7 +141,9 @@ def _check_same(what: str, before, after) -> None:
             )
 
 
-def initial_state(problem: Problem, algorithm: Algorithm, variables: Variables, key: jax.Array, slots: int) -> SimState:
+def initial_state(
+    problem: Problem, algorithm: Algorithm, variables: Variables, key: jax.Array, slots: int
+) -> SimState:
     """State before the first round; ``slots`` is the number of rows of the client table. Pure."""
     server = algorithm.init(variables)
     states: tuple = ()
@@ -142,7 +170,9 @@ def initial_state(problem: Problem, algorithm: Algorithm, variables: Variables, 
 
 def message_spec(problem: Problem, algorithm: Algorithm, stage: int, broadcast, state: SimState) -> Message:
     """Spec of the encoded message that a client sends in a stage."""
-    kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (state.clients.states, state.clients.parts))
+    kept = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (state.clients.states, state.clients.parts)
+    )
     own, part = kept[0][0] if kept[0] else (), kept[1][stage]
     update = turn_specs(problem, algorithm, stage, 0, broadcast, own)[0]
     encode = aggregate(algorithm.stages[stage]).encode

@@ -35,7 +35,8 @@ class _SequentialRounds(RoundFn):
         self._problem = problem
         stages = problem.algorithm().stages
         self._turns = [
-            [_JittedTurn(Turn(problem, s, g)) for g in range(len(groups(stage)))] for s, stage in enumerate(stages)
+            [_JittedTurn(Turn(problem, s, g)) for g in range(len(groups(stage)))]
+            for s, stage in enumerate(stages)
         ]
         self._servers = [_JittedServer(problem, s) for s in range(len(stages))]
         self._finite = jax.jit(tree.all_finite)
@@ -51,7 +52,11 @@ class _SequentialRounds(RoundFn):
 
     def __call__(self, state: SimState, columns, plan: Plan, hyper=()):
         single = self._problem.replicas is None
-        states = [state] if single else [jax.tree.map(lambda x, r=r: x[r], state) for r in range(self._problem.replicas)]
+        states = (
+            [state]
+            if single
+            else [jax.tree.map(lambda x, r=r: x[r], state) for r in range(self._problem.replicas)]
+        )
         hypers = [hyper] if single else [jax.tree.map(lambda x, r=r: x[r], hyper) for r in range(len(states))]
         reports = []
         for index in range(int(plan.rounds)):
@@ -80,7 +85,18 @@ class _SequentialRounds(RoundFn):
                         continue
                     rows = None if queue.rows[stage] is None else queue.rows[stage][position]
                     row = _read(table, stage, group, entry.client)
-                    sent = turn(hyper, broadcast, parts[stage], state.key, state.round, columns, entry, rows, row, stage)
+                    sent = turn(
+                        hyper,
+                        broadcast,
+                        parts[stage],
+                        state.key,
+                        state.round,
+                        columns,
+                        entry,
+                        rows,
+                        row,
+                        stage,
+                    )
                     table = _write(table, stage, group, entry.client, sent.row)
                     steps += int(entry.steps[stage])
                     healthy[0, position] = bool(sent.finite)
@@ -89,13 +105,22 @@ class _SequentialRounds(RoundFn):
                     masks.append(entry.examples > 0)
                 stage_finite.append(healthy)
             server, parts[stage], measured = jitted.update(
-                hyper, server, messages, masks, parts[stage], state.key, state.round, np.int32(clients),
+                hyper,
+                server,
+                messages,
+                masks,
+                parts[stage],
+                state.key,
+                state.round,
+                np.int32(clients),
                 message_spec(self._problem, self._problem.build(hyper), stage, broadcast, state),
             )
             per_stage.append({**_sum_by_name(metrics), **measured})
             finite.append(tuple(stage_finite))
         state = SimState(server, table, tuple(parts), state.round + 1, state.key)
-        report = RoundReport(merge_stage_metrics(per_stage), self._finite(server), tuple(finite), np.array([steps]))
+        report = RoundReport(
+            merge_stage_metrics(per_stage), self._finite(server), tuple(finite), np.array([steps])
+        )
         return state, report
 
     def _join(self, reports: list[RoundReport], single: bool) -> RoundReport:
@@ -111,7 +136,9 @@ class _SequentialRounds(RoundFn):
         """Rounds of a chunk along a new first axis, with room for those that were not run; metrics a round lacks are 0."""
         names = {name: value for report in reports for name, value in report.metrics.items()}
         zero = lambda value: jax.tree.map(lambda x: np.zeros_like(np.asarray(x)), value)  # noqa: E731
-        whole = [r._replace(metrics={n: r.metrics.get(n, zero(v)) for n, v in names.items()}) for r in reports]
+        whole = [
+            r._replace(metrics={n: r.metrics.get(n, zero(v)) for n, v in names.items()}) for r in reports
+        ]
 
         def stack(*values):
             first = np.asarray(values[0])
@@ -122,9 +149,13 @@ class _SequentialRounds(RoundFn):
 
 class _JittedTurn:
     def __init__(self, turn: Turn):
+        def step(hyper, broadcast, columns, explicit, own, entry, index, work):
+            rows = turn.rows(own, entry, index, explicit)
+            return turn.step(hyper, broadcast, columns, rows, own, entry, index, work)
+
         self._keys = jax.jit(turn.keys)
         self._begin = jax.jit(turn.begin)
-        self.step = jax.jit(turn.step, donate_argnums=7)
+        self.step = jax.jit(step, donate_argnums=7)
         self._finish = jax.jit(turn.finish)
         self._add = jax.jit(tree.add)
 
@@ -133,8 +164,7 @@ class _JittedTurn:
         work = self._begin(hyper, broadcast, own, round_, entry, row)
         total = None
         for step in range(int(entry.steps[stage])):
-            picked = None if rows is None else rows[step]
-            work, measured = self.step(hyper, broadcast, columns, picked, own, entry, np.int32(step), work)
+            work, measured = self.step(hyper, broadcast, columns, rows, own, entry, np.int32(step), work)
             total = measured if total is None else self._add(total, measured)
         sent = self._finish(hyper, broadcast, part, own, round_, entry, work, row)
         return sent._replace(metrics={**(total or {}), **sent.metrics})
@@ -146,18 +176,24 @@ class _JittedServer:
     def __init__(self, problem: Problem, stage: int):
         self._problem, self._stage = problem, stage
         self.broadcast = jax.jit(lambda hyper, server: problem.build(hyper).stages[stage].broadcast(server))
-        self._add = jax.jit(lambda total, message: jax.tree.map(lambda t, m: t + m.astype(t.dtype), total, message))
+        self._add = jax.jit(
+            lambda total, message: jax.tree.map(lambda t, m: t + m.astype(t.dtype), total, message)
+        )
         self._finish = jax.jit(self._decode_and_update)
         self._rows = gathers(aggregate(problem.algorithm().stages[stage]))
 
-    def update(self, hyper, server, messages: list[Message], masks, part, root, round_, clients, nothing: Message):
+    def update(
+        self, hyper, server, messages: list[Message], masks, part, root, round_, clients, nothing: Message
+    ):
         """``nothing``: spec of an encoded message, for a round in which nobody came."""
         if self._rows:
             room = max(len(messages), 1)
             if not messages:
                 messages, masks = [tree.zeros_like(nothing)], [False]
             stacked = jax.tree.map(lambda *x: jnp.stack(x), *messages)
-            return self._finish(hyper, server, stacked, part, np.asarray(masks).reshape(room), root, round_, clients)
+            return self._finish(
+                hyper, server, stacked, part, np.asarray(masks).reshape(room), root, round_, clients
+            )
         total = accumulator(tree.spec(messages[0]) if messages else nothing, ())
         for message in messages:
             total = self._add(total, message)

@@ -26,7 +26,9 @@ def full_gradient(task: Task) -> ClientRule:
     all batches, so the batch size only says how the sum is cut.
     """
     if task.stats_policy == "local":
-        raise ValueError("full_gradient keeps no statistics per client: use batch_stats='averaged', or local_sgd.")
+        raise ValueError(
+            "full_gradient keeps no statistics per client: use batch_stats='averaged', or local_sgd."
+        )
 
     def begin(broadcast: Variables, state, ctx):
         return GradientSum(tree.zeros_like(broadcast.params), jnp.zeros((), jnp.float32), broadcast.stats)

@@ -38,7 +38,10 @@ def _sum_gradient(task: Task, variables: Variables, batch: Batch, key: jax.Array
                 f"the task's loss has shape {losses.shape}, expected {batch['mask'].shape}: one value per example of "
                 "the batch, not their mean."
             )
-        return jnp.sum(jnp.where(batch["mask"], losses, 0)), (stats, batch_means(task, outputs, batch, losses))
+        return jnp.sum(jnp.where(batch["mask"], losses, 0)), (
+            stats,
+            batch_means(task, outputs, batch, losses),
+        )
 
     (_, (stats, metrics)), grads = jax.value_and_grad(total_loss, has_aux=True)(variables.params)
     return grads, stats, metrics

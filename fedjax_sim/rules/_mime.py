@@ -29,7 +29,9 @@ def mime(task: Task, optimizer: optax.GradientTransformation) -> ClientRule:
       A rule whose broadcast is ``MimeBroadcast``.
     """
     if task.stats_policy != "none":
-        raise ValueError("mime takes two gradients per batch and has no meaning for batch statistics; use a model without.")
+        raise ValueError(
+            "mime takes two gradients per batch and has no meaning for batch statistics; use a model without."
+        )
 
     def step(broadcast: MimeBroadcast, params, batch, ctx):
         here, _, metrics = gradient(task, broadcast.variables._replace(params=params), batch, ctx.key)

@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim._src import keys
-from fedjax_sim._src.types import Batch, Broadcast, ClientContext, ClientRule, ClientState, Metrics, StepContext, Update
+from fedjax_sim._src.types import (
+    Batch,
+    Broadcast,
+    ClientContext,
+    ClientRule,
+    ClientState,
+    Metrics,
+    StepContext,
+    Update,
+)
 
 
 def run(rule: ClientRule, broadcast: Broadcast, batches: Batch, key: jax.Array) -> Update:
@@ -46,9 +55,13 @@ def run_with_state(
         return rule.step(broadcast, work, batch, inner)
 
     work, measured = jax.lax.scan(
-        body, rule.begin(broadcast, state, ctx._replace(key=keys.fold(key, keys.BEGIN))), (jnp.arange(steps), batches)
+        body,
+        rule.begin(broadcast, state, ctx._replace(key=keys.fold(key, keys.BEGIN))),
+        (jnp.arange(steps), batches),
     )
-    update, state, metrics = rule.finish(broadcast, work, state, ctx._replace(key=keys.fold(key, keys.FINISH)))
+    update, state, metrics = rule.finish(
+        broadcast, work, state, ctx._replace(key=keys.fold(key, keys.FINISH))
+    )
     return update, state, {**jax.tree.map(lambda x: jnp.sum(x, axis=0), measured), **metrics}
 
 
@@ -56,7 +69,14 @@ def context(key: jax.Array, num_examples: Any, num_steps: Any) -> ClientContext:
     """A client context of a loop that has neither rounds nor groups."""
     zero = jnp.zeros((), jnp.int32)
     return ClientContext(
-        key, zero, zero, zero, jnp.asarray(num_examples, jnp.int32), jnp.asarray(num_steps, jnp.int32), zero, zero,
+        key,
+        zero,
+        zero,
+        zero,
+        jnp.asarray(num_examples, jnp.int32),
+        jnp.asarray(num_steps, jnp.int32),
+        zero,
+        zero,
         jnp.float32(jnp.inf),
     )
 
@@ -64,6 +84,8 @@ def context(key: jax.Array, num_examples: Any, num_steps: Any) -> ClientContext:
 def _with_mask(batches: Batch) -> dict[str, jax.Array]:
     shapes = {name: jnp.shape(column)[:2] for name, column in batches.items()}
     if len(set(shapes.values())) != 1 or len(next(iter(shapes.values()))) != 2:
-        raise ValueError(f"batches have leading axes {shapes}, expected the same [steps, batch] for every column.")
+        raise ValueError(
+            f"batches have leading axes {shapes}, expected the same [steps, batch] for every column."
+        )
     shape = next(iter(shapes.values()))
     return {"mask": jnp.ones(shape, bool), **{name: jnp.asarray(column) for name, column in batches.items()}}

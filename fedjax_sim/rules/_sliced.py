@@ -50,7 +50,9 @@ def _check_corner(narrow: PyTree, wide: PyTree) -> None:
             f"{jax.tree.structure(wide)}: they must have the same layers."
         )
     for (path, small), large in zip(jax.tree.leaves_with_path(narrow), jax.tree.leaves(wide), strict=True):
-        if len(small.shape) != len(large.shape) or any(m > n for m, n in zip(small.shape, large.shape, strict=False)):
+        if len(small.shape) != len(large.shape) or any(
+            m > n for m, n in zip(small.shape, large.shape, strict=False)
+        ):
             raise ValueError(
                 f"parameter {jax.tree_util.keystr(path)} of the narrow model has shape {small.shape}, which does not "
                 f"fit into the wide one's {large.shape}."

@@ -35,7 +35,9 @@ def encode(transform, value, *, client=None, server=None, **context):
     message = fs.Message(value)
     first_server, first_client = transform.init(tree.spec(message))
     return transform.encode(
-        message, first_client if client is None else client, first_server if server is None else server,
+        message,
+        first_client if client is None else client,
+        first_server if server is None else server,
         client_context(**context),
     )
 
@@ -70,7 +72,9 @@ def test_chain_is_associative_keys_included(names):
         first, second = names[:cut], names[cut:]
         if "noise" in second and len(second) < len(names):
             continue
-        nested = agg.chain(agg.chain(*[LAYERS[n]() for n in first]), agg.chain(*[LAYERS[n]() for n in second]))
+        nested = agg.chain(
+            agg.chain(*[LAYERS[n]() for n in first]), agg.chain(*[LAYERS[n]() for n in second])
+        )
         assert_trees_equal(stacked(nested), expected)
 
 
@@ -149,7 +153,9 @@ def test_a_round_in_which_nobody_came_decodes_to_zero(over):
 
 def test_bounds_of_means():
     """Weighting by examples has no bound; the other two keep the message's."""
-    bounds = {over: float(agg.mean(over=over).bound((), 2.0)) for over in ("examples", "clients", "expected_cohort")}
+    bounds = {
+        over: float(agg.mean(over=over).bound((), 2.0)) for over in ("examples", "clients", "expected_cohort")
+    }
     assert bounds == {"examples": np.inf, "clients": 2.0, "expected_cohort": 2.0}
 
 
@@ -196,7 +202,9 @@ def test_a_clip_bounds_every_input(values, norm, clip):
 
 def test_a_clip_scales_the_whole_message_at_once():
     """One factor for all leaves, not one per leaf."""
-    message, _, metrics = encode(agg.clip_by_global_norm(1.0), {"a": jnp.array([3.0, 4.0]), "b": jnp.array([12.0])})
+    message, _, metrics = encode(
+        agg.clip_by_global_norm(1.0), {"a": jnp.array([3.0, 4.0]), "b": jnp.array([12.0])}
+    )
     np.testing.assert_allclose(message.value["a"], np.array([3, 4]) / 13, rtol=1e-6)
     np.testing.assert_allclose(message.value["b"], np.array([12]) / 13, rtol=1e-6)
     assert [float(metrics[name].total) for name in ("clipped", "nonfinite")] == [1, 0]
@@ -234,7 +242,10 @@ def test_the_bit_of_adaptive_clip_travels_beside_the_value():
     clip = agg.adaptive_clip(1.0)
     for value, examples, bit in [([0.5], 1, 1.0), ([2.0], 1, 0.0), ([np.nan], 1, 0.0), ([0.0], 0, 0.0)]:
         message, _, _ = clip.encode(
-            fs.Message(jnp.array(value)), (), clip.init(None)[0], client_context()._replace(num_examples=examples)
+            fs.Message(jnp.array(value)),
+            (),
+            clip.init(None)[0],
+            client_context()._replace(num_examples=examples),
         )
         assert message.value.shape == (1,)
         assert [float(x) for x in message.aux] == [bit]
@@ -247,7 +258,7 @@ def test_the_fraction_of_adaptive_clip_is_noisy():
     server, _ = clip.init(None)
 
     def fraction(key):
-        decoded, after, metrics = clip.decode(message, server, round_context(key, expected=expected))
+        _, after, metrics = clip.decode(message, server, round_context(key, expected=expected))
         return metrics["unclipped"].total, after.clip_norm
 
     fractions, norms = jax.vmap(fraction)(jax.random.split(KEY, 4000))
@@ -302,7 +313,9 @@ def test_noise_is_independent_over_coordinates_leaves_and_rounds(noise):
 
 def test_noise_is_added_once_on_the_server():
     """To the sum, whatever the number of clients: the variance of a sum of 3 and of 300 is the same."""
-    private = agg.chain(agg.clip_by_global_norm(1.0), agg.mean(over="expected_cohort"), agg.gaussian_noise(2.0))
+    private = agg.chain(
+        agg.clip_by_global_norm(1.0), agg.mean(over="expected_cohort"), agg.gaussian_noise(2.0)
+    )
     for clients in (3, 300):
         zeros = jnp.zeros((clients, 4000))
         got, _, _ = agg.run(private, zeros, key=KEY)
@@ -402,7 +415,9 @@ def test_run_gives_each_client_and_round_keys_of_their_own():
     draws = agg.identity()._replace(
         facts=(fs.Facts("draws"),),
         encode=lambda message, client, server, ctx: (
-            fs.Message(jax.nn.one_hot(ctx.client, 3) * jax.random.normal(ctx.key)), client, {},
+            fs.Message(jax.nn.one_hot(ctx.client, 3) * jax.random.normal(ctx.key)),
+            client,
+            {},
         ),
     )
     values = np.concatenate([agg.run(draws, UPDATES, key=KEY, round_=r)[0] for r in range(2)])
@@ -410,9 +425,16 @@ def test_run_gives_each_client_and_round_keys_of_their_own():
 
 
 def test_run_under_jit_is_run():
-    chain = agg.chain(agg.top_k(0.5), agg.clip_by_global_norm(1.0), agg.mean(over="expected_cohort"), agg.gaussian_noise(1.0))
+    chain = agg.chain(
+        agg.top_k(0.5),
+        agg.clip_by_global_norm(1.0),
+        agg.mean(over="expected_cohort"),
+        agg.gaussian_noise(1.0),
+    )
     jitted = jax.jit(lambda updates: agg.run(chain, updates, key=KEY)[0])(UPDATES)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), jitted, agg.run(chain, UPDATES, key=KEY)[0])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), jitted, agg.run(chain, UPDATES, key=KEY)[0]
+    )
 
 
 def test_run_keeps_the_clients_parts_between_rounds():
@@ -425,7 +447,9 @@ def test_run_keeps_the_clients_parts_between_rounds():
 
 
 def test_run_refuses_counts_of_another_shape():
-    with pytest.raises(ValueError, match=r"num_examples has shape \(2,\), expected \(3,\): one count per update"):
+    with pytest.raises(
+        ValueError, match=r"num_examples has shape \(2,\), expected \(3,\): one count per update"
+    ):
         stacked(agg.mean(), sizes=[1, 2])
 
 

@@ -56,9 +56,7 @@ def assert_uniform(counts, sigmas=5.0):
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.integers(0, ROOM), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(0, 10**6)
-)
+@given(st.integers(0, ROOM), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(0, 10**6))
 def test_the_order_is_a_permutation_for_any_size(size, first, second, epoch):
     assert sorted(order([first, second], epoch, size)) == list(range(size))
 
@@ -89,7 +87,9 @@ def test_epochs_are_independent(size):
 def test_places_of_a_large_client_are_uniform():
     """The row at a given place, and the rows at two neighbouring places, of a client of 16 and of 100."""
     words = words_of(3, 20_000)
-    at = jax.jit(jax.vmap(lambda w, size: batches.shuffled(w, jnp.int32(0), jnp.arange(4, 6), size), (0, None)))
+    at = jax.jit(
+        jax.vmap(lambda w, size: batches.shuffled(w, jnp.int32(0), jnp.arange(4, 6), size), (0, None))
+    )
     first, second = np.asarray(at(words, jnp.int32(16))).T
     assert_uniform(np.bincount(first, minlength=16))
     pairs = np.bincount(first * 16 + second, minlength=256).reshape(16, 16)
@@ -176,12 +176,16 @@ def test_gather_takes_a_clients_rows_and_zeroes_the_others():
     assert batch["flag"].tolist() == [True, True, False, False]
     assert batch["mask"].tolist() == valid.tolist()
     assert {name: column.dtype for name, column in batch.items()} == {
-        "x": jnp.float32, "y": jnp.uint8, "flag": bool, "mask": bool,
+        "x": jnp.float32,
+        "y": jnp.uint8,
+        "flag": bool,
+        "mask": bool,
     }
 
 
 def test_gather_of_no_row_is_zero_although_the_client_starts_beyond_the_end():
     """An empty last client starts where the columns end."""
-    batch = batches.gather({"x": jnp.full(3, jnp.nan)}, jnp.int32(3), jnp.zeros(2, jnp.int32), jnp.zeros(2, bool))
+    batch = batches.gather(
+        {"x": jnp.full(3, jnp.nan)}, jnp.int32(3), jnp.zeros(2, jnp.int32), jnp.zeros(2, bool)
+    )
     assert batch["x"].tolist() == [0.0, 0.0]
-

@@ -64,7 +64,9 @@ def scalar_task(loss_of_batch) -> fs.Task:
         value = loss_of_batch(variables.params, batch)
         return jnp.broadcast_to(value, batch["mask"].shape), variables.stats
 
-    return fs.Task(lambda key, sample=None: fs.Variables(jnp.zeros(())), apply, lambda outputs, batch: outputs)
+    return fs.Task(
+        lambda key, sample=None: fs.Variables(jnp.zeros(())), apply, lambda outputs, batch: outputs
+    )
 
 
 # Gradient w / sum(x).
@@ -150,7 +152,8 @@ def test_fedprox_one_round():
 
 
 @pytest.mark.parametrize(
-    ("k", "hits"), [(-1, [0, 0, 0]), (0, [0, 0, 0]), (1, [1, 0, 0]), (2, [1, 1, 0]), (3, [1, 1, 1]), (9, [1, 1, 1])]
+    ("k", "hits"),
+    [(-1, [0, 0, 0]), (0, [0, 0, 0]), (1, [1, 0, 0]), (2, [1, 1, 0]), (3, [1, 1, 1]), (9, [1, 1, 1])],
 )
 def test_top_k_accuracy_edges(k, hits):
     """``k <= 0`` gives 0; ties count once: of three equal logits one is among the first one, two among two."""
@@ -161,7 +164,9 @@ def test_top_k_accuracy_edges(k, hits):
 
 
 def test_top_k_accuracy_of_an_empty_batch_is_0():
-    task = QUADRATIC._replace(metrics={"top": fs.metrics.top_k_accuracy(2)}, loss=lambda outputs, batch: outputs[:, 0])
+    task = QUADRATIC._replace(
+        metrics={"top": fs.metrics.top_k_accuracy(2)}, loss=lambda outputs, batch: outputs[:, 0]
+    )
     empty = {"y": jnp.zeros(4, jnp.int32), "mask": jnp.zeros(4, bool)}
     measured = fs.metrics.batch_means(task, jnp.full((4, 3), jnp.nan), empty)
     assert float(fs.metrics.mean(measured["top"])) == 0
@@ -181,7 +186,9 @@ def test_an_empty_client_leaves_the_aggregate_unchanged():
 def test_a_round_of_empty_clients_leaves_the_model_unchanged():
     data = fs.ClientData({"x": np.ones(3, np.float32)}, [0, 0, 3, 3], [0, 1, 2])
     sim = fs.Simulation(
-        fs.algorithms.fedavg(QUADRATIC, optax.sgd(1.0)), data, cohort=fs.cohorts.fixed([0, 2]),
+        fs.algorithms.fedavg(QUADRATIC, optax.sgd(1.0)),
+        data,
+        cohort=fs.cohorts.fixed([0, 2]),
         local=fs.LocalWork(batch_size=2),
     )
     state = sim.init(seed=0, variables=fs.Variables(jnp.float32(4.0)))

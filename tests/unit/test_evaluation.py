@@ -28,7 +28,9 @@ def column(name):
 @pytest.fixture(scope="module")
 def data() -> fs.ClientData:
     generator = np.random.default_rng(0)
-    columns = {name: generator.uniform(size=SIZES.sum()).astype(np.float32) for name in ("loss", "hit", "miss")}
+    columns = {
+        name: generator.uniform(size=SIZES.sum()).astype(np.float32) for name in ("loss", "hit", "miss")
+    }
     return fs.ClientData(columns, np.concatenate([[0], np.cumsum(SIZES)]), np.arange(len(SIZES)))
 
 
@@ -63,7 +65,9 @@ def test_over_clients_it_is_the_mean_of_client_means(data, name):
     assert np.isnan(result.per_client[name][SIZES == 0]).all()
 
 
-@pytest.mark.parametrize(("name", "worst"), [("loss", "high"), ("squared_error", "high"), ("accuracy", "low")])
+@pytest.mark.parametrize(
+    ("name", "worst"), [("loss", "high"), ("squared_error", "high"), ("accuracy", "low")]
+)
 def test_the_worst_decile_is_the_worst_tenth(data, name, worst):
     """Of 11 clients with examples the two worst: high losses and errors, low everything else."""
     ordered = np.sort(client_means(data, name))

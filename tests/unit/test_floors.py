@@ -69,7 +69,9 @@ def climbs(source: str, module: str, is_package: bool = False) -> list[str]:
         if target is None:
             continue
         if target not in FLOOR:
-            wrong.append(f"{name}, which has no floor: place {target!r} on one in FLOORS (and in DESIGN section 4)")
+            wrong.append(
+                f"{name}, which has no floor: place {target!r} on one in FLOORS (and in DESIGN section 4)"
+            )
         elif FLOOR[target] > FLOOR[own]:
             wrong.append(f"{name} on floor {FLOOR[target]}")
     return wrong
@@ -98,7 +100,11 @@ def test_kernels_know_jax_alone(path):
     [
         ("import fedjax_sim.simulate", "fedjax_sim.data.plans", "fedjax_sim.simulate on floor 6"),
         ("from fedjax_sim import engines", "fedjax_sim.rules._run", "fedjax_sim.engines on floor 5"),
-        ("def f():\n  from fedjax_sim.rules import run", "fedjax_sim.tasks.losses", "fedjax_sim.rules on floor 4"),
+        (
+            "def f():\n  from fedjax_sim.rules import run",
+            "fedjax_sim.tasks.losses",
+            "fedjax_sim.rules on floor 4",
+        ),
         ("from ..engines import lanes", "fedjax_sim.data.plans", "fedjax_sim.engines on floor 5"),
         ("import fedjax_sim.data", "fedjax_sim_kernels.conv.slices", "fedjax_sim.data on floor 2"),
         ("from fedjax_sim import cellar", "fedjax_sim.rules._run", "place 'cellar' on one in FLOORS"),
@@ -111,5 +117,7 @@ def test_an_import_that_goes_up_is_found(source, module, message):
 
 
 def test_imports_that_stay_or_go_down_are_not():
-    source = "import jax\nfrom fedjax_sim import rules\nfrom fedjax_sim._src import keys\nfrom . import _reduce"
+    source = (
+        "import jax\nfrom fedjax_sim import rules\nfrom fedjax_sim._src import keys\nfrom . import _reduce"
+    )
     assert climbs(source, "fedjax_sim.aggregation._run") == []

@@ -10,22 +10,24 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 HEAVY = ["tensorflow", "tensorflow_datasets", "orbax", "matplotlib", "sklearn"]
-OPTIONAL = [*HEAVY, "typer", "click", "rich", "dp_accounting", "pandas", "attr", "absl"]
+OPTIONAL = [*HEAVY, "typer", "dp_accounting", "pandas"]  # rich comes with flax
 
 
 def run_python(code: str) -> str:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-W", "error", "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_importing_the_package_loads_no_heavy_package():
-    loaded = run_python(
-        f"import sys, fedjax_sim; print([name for name in {HEAVY} if name in sys.modules])"
-    )
+    loaded = run_python(f"import sys, fedjax_sim; print([name for name in {HEAVY} if name in sys.modules])")
     assert loaded.strip() == "[]"
 
 

@@ -13,8 +13,12 @@ import fedjax_sim as fs
 
 
 @given(
-    size=st.integers(0, 60), epochs=st.none() | st.integers(1, 3), batch=st.integers(1, 9),
-    per_step=st.integers(1, 3), limit=st.none() | st.integers(1, 12), drop=st.booleans(),
+    size=st.integers(0, 60),
+    epochs=st.none() | st.integers(1, 3),
+    batch=st.integers(1, 9),
+    per_step=st.integers(1, 3),
+    limit=st.none() | st.integers(1, 12),
+    drop=st.booleans(),
 )
 def test_steps_are_those_of_a_loop(size, epochs, batch, per_step, limit, drop):
     """A loop over epochs and over slices of a client's rows takes as many."""

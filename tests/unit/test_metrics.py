@@ -38,7 +38,9 @@ def test_metrics_of_parts_add_up_to_those_of_the_whole():
     generator = np.random.default_rng(0)
     x, y = generator.normal(size=(10, 4)).astype(np.float32), generator.integers(0, 4, 10)
     whole = metrics.batch_means(TASK, jnp.asarray(x), batch_of(x, y))
-    parts = [metrics.batch_means(TASK, jnp.asarray(x[s]), batch_of(x[s], y[s])) for s in (slice(3), slice(3, 10))]
+    parts = [
+        metrics.batch_means(TASK, jnp.asarray(x[s]), batch_of(x[s], y[s])) for s in (slice(3), slice(3, 10))
+    ]
     for name, value in metrics.add(*parts).items():
         np.testing.assert_allclose(value.total, whole[name].total, rtol=1e-6)
         assert float(value.weight) == 10
@@ -68,7 +70,9 @@ def test_top_1_accuracy_is_accuracy_also_with_ties():
 
 
 def test_squared_error_is_the_mean_over_an_examples_outputs():
-    total, weight = metrics.squared_error()(jnp.array([[1.0, 3.0], [0.0, 0.0]]), {"y": jnp.array([[0, 0], [1, 0]])})
+    total, weight = metrics.squared_error()(
+        jnp.array([[1.0, 3.0], [0.0, 0.0]]), {"y": jnp.array([[0, 0], [1, 0]])}
+    )
     assert (total.tolist(), weight.tolist()) == ([5.0, 0.5], [1.0, 1.0])
 
 
@@ -76,7 +80,9 @@ def test_padding_counts_nothing_whatever_the_model_made_of_it():
     x = jnp.array([[1.0, 2.0], [jnp.nan, jnp.inf]])
     measured = metrics.batch_means(TASK, x, batch_of(x, [1, 0], [True, False]))
     assert {name: (float(m.total), float(m.weight)) for name, m in measured.items()} == {
-        "loss": (3.0, 1.0), "accuracy": (1.0, 1.0), "top2": (1.0, 1.0),
+        "loss": (3.0, 1.0),
+        "accuracy": (1.0, 1.0),
+        "top2": (1.0, 1.0),
     }
 
 

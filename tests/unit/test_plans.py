@@ -19,7 +19,10 @@ ROOTS = [(0, 1), (0, 2), (0, 3)]
 ROUNDS = 2
 
 
-def make_planner(sizes, cohort, *, works=(fs.LocalWork(batch_size=3),), group=None, **changes) -> Planner:
+WORKS = (fs.LocalWork(batch_size=3),)
+
+
+def make_planner(sizes, cohort, *, works=WORKS, group=None, **changes) -> Planner:
     sizes = np.asarray(sizes, np.int64)
     starts = np.cumsum(sizes) - sizes
     group = np.zeros(len(sizes), np.int64) if group is None else np.asarray(group)
@@ -61,8 +64,13 @@ def planners(draw) -> Planner:
         for _ in range(draw(st.integers(1, 2)))
     )
     return make_planner(
-        sizes, draw(st.sampled_from(choices)), works=works, group=group,
-        replicas=draw(st.integers(1, 3)), devices=draw(st.integers(1, 4)), homes=homes,
+        sizes,
+        draw(st.sampled_from(choices)),
+        works=works,
+        group=group,
+        replicas=draw(st.integers(1, 3)),
+        devices=draw(st.integers(1, 4)),
+        homes=homes,
     )
 
 
@@ -78,7 +86,9 @@ def test_every_member_has_exactly_one_turn(planner):
             for device in range(planner.devices):
                 assert queue.count[round_, device] <= cap
                 mine = turns(queue, round_, device)
-                got.update(zip(mine["replica"].tolist(), mine["client"].tolist(), mine["draw"].tolist(), strict=True))
+                got.update(
+                    zip(mine["replica"].tolist(), mine["client"].tolist(), mine["draw"].tolist(), strict=True)
+                )
                 assert np.all(planner.group[mine["client"]] == index)
                 for value in queue.entries:
                     assert not value[round_, device, queue.count[round_, device] :].any()
@@ -127,7 +137,9 @@ def test_clients_with_state_live_at_home(planner):
 
 def test_devices_share_the_long_turns():
     """Dealt forth and back: with turns of 8, 7, ... 1 steps both devices get half of them, and no pile is longer."""
-    planner = make_planner(np.arange(1, 9), fs.cohorts.all_clients(), works=(fs.LocalWork(batch_size=1),), devices=2)
+    planner = make_planner(
+        np.arange(1, 9), fs.cohorts.all_clients(), works=(fs.LocalWork(batch_size=1),), devices=2
+    )
     (queue,) = plan_of(planner).queues
     steps = [turns(queue, 0, device)["steps"][:, 0].tolist() for device in range(2)]
     assert steps == [[8, 5, 4, 1], [7, 6, 3, 2]]
@@ -197,9 +209,17 @@ def test_explicit_rows_are_the_users_and_set_the_steps():
 
 
 def test_explicit_rows_differ_between_rounds_and_draws():
-    planner = make_planner([40], fs.cohorts.uniform(2, replace=True), works=(
-        fs.LocalWork(batch_size=20, max_steps=1, rows=lambda generator, size: generator.permutation(size)[None, :20]),
-    ))
+    planner = make_planner(
+        [40],
+        fs.cohorts.uniform(2, replace=True),
+        works=(
+            fs.LocalWork(
+                batch_size=20,
+                max_steps=1,
+                rows=lambda generator, size: generator.permutation(size)[None, :20],
+            ),
+        ),
+    )
     (queue,) = plan_of(planner).queues
     rows = queue.rows[0][:, 0].reshape(4, -1)
     assert len({tuple(row) for row in rows}) == 4

@@ -92,7 +92,11 @@ def test_masked_rows_are_inert():
     """Whatever stands in them: the loss is masked before it is summed. (Engines zero such rows, NaN included.)"""
     rule, _ = RULES["sgd"]
     clean = make_batches(mask=RAGGED)
-    dirty = {**clean, "x": np.where(RAGGED[..., None], clean["x"], 1e9), "y": np.where(RAGGED, clean["y"], -7)}
+    dirty = {
+        **clean,
+        "x": np.where(RAGGED[..., None], clean["x"], 1e9),
+        "y": np.where(RAGGED, clean["y"], -7),
+    }
     first, second = (fs.rules.run(rule, VARIABLES, batches, KEY).params for batches in (clean, dirty))
     np.testing.assert_array_equal(first, second)
 
@@ -182,7 +186,9 @@ def test_sliced_trains_the_corner_and_sends_the_full_shape():
 def test_choose_model_remembers_the_best_and_sends_nothing():
     models = fs.Variables(jnp.stack([VARIABLES.params + 5, VARIABLES.params, VARIABLES.params - 5]))
     batches = {"x": BATCHES["x"], "y": BATCHES["x"] @ np.asarray(VARIABLES.params)}
-    update, chosen, _ = fs.rules.run_with_state(fs.rules.choose_model(TASK), models, jnp.int32(0), batches, KEY)
+    update, chosen, _ = fs.rules.run_with_state(
+        fs.rules.choose_model(TASK), models, jnp.int32(0), batches, KEY
+    )
     assert update == ()
     assert int(chosen) == 1
 
@@ -190,7 +196,9 @@ def test_choose_model_remembers_the_best_and_sends_nothing():
 def test_train_chosen_sends_the_update_in_its_models_place():
     rule, _ = RULES["sgd"]
     models = fs.Variables(jnp.stack([VARIABLES.params + 5, VARIABLES.params]))
-    update, chosen, _ = fs.rules.run_with_state(fs.rules.train_chosen(rule), models, jnp.int32(1), BATCHES, KEY)
+    update, chosen, _ = fs.rules.run_with_state(
+        fs.rules.train_chosen(rule), models, jnp.int32(1), BATCHES, KEY
+    )
     assert (int(chosen), update.member.tolist()) == (1, [0.0, 1.0])
     assert not update.delta.params[0].any()
     np.testing.assert_allclose(update.delta.params[1], by_hand(BATCHES), rtol=1e-5, atol=1e-6)
@@ -206,8 +214,12 @@ def test_run_is_a_turn_of_an_engine():
     columns = {"x": BATCHES["x"].reshape(-1, FEATURES), "y": BATCHES["y"].ravel()}
     data = fs.ClientData(columns, [0, 0, STEPS * BATCH], ["empty", "full"])
     sim = fs.Simulation(
-        fs.algorithms.fedavg(task, optax.sgd(RATE)), data, cohort=fs.cohorts.fixed([1]), rounds_per_chunk=1,
-        local=fs.LocalWork(batch_size=BATCH, shuffle=False), engine=fs.engines.sequential(),
+        fs.algorithms.fedavg(task, optax.sgd(RATE)),
+        data,
+        cohort=fs.cohorts.fixed([1]),
+        rounds_per_chunk=1,
+        local=fs.LocalWork(batch_size=BATCH, shuffle=False),
+        engine=fs.engines.sequential(),
     )
     state, _ = sim.run(sim.init(seed=0, variables=VARIABLES), rounds=1)
     key = keys.client_key(keys.root_key(0), 0, 0, 1, 0)
@@ -216,7 +228,9 @@ def test_run_is_a_turn_of_an_engine():
 
 
 def test_batches_that_disagree_are_refused():
-    with pytest.raises(ValueError, match=r"leading axes .* expected the same \[steps, batch\] for every column"):
+    with pytest.raises(
+        ValueError, match=r"leading axes .* expected the same \[steps, batch\] for every column"
+    ):
         fs.rules.run(RULES["sgd"][0], VARIABLES, {"x": BATCHES["x"], "y": BATCHES["y"][:2]}, KEY)
 
 

@@ -48,7 +48,9 @@ def test_adaptive_optimizers_follow_algorithm_2(name, start):
     b1 = 0.3 if name == "fedadagrad" else 0.8
     arguments = {"learning_rate": 0.1, "b1": b1, "tau": 0.05, "initial_second": start}
     arguments |= {} if name == "fedadagrad" else {"b2": 0.9}
-    expected = by_the_paper(name, rate=0.1, b1=b1, b2=0.9, tau=0.05, start=0.05**2 if start is None else start)
+    expected = by_the_paper(
+        name, rate=0.1, b1=b1, b2=0.9, tau=0.05, start=0.05**2 if start is None else start
+    )
     np.testing.assert_allclose(trained(getattr(optimizers, name)(**arguments)), expected, rtol=1e-5)
 
 
@@ -78,7 +80,9 @@ def test_fedavgm_is_server_momentum(nesterov):
 
 def test_hyperparameters_may_be_traced():
     """As in a sweep: one program, every value."""
-    one = jax.jit(lambda rate: optimizers.fedadam(rate, b1=0.5).update(PARAMS, optimizers.fedadam(rate).init(PARAMS))[0])
+    one = jax.jit(
+        lambda rate: optimizers.fedadam(rate, b1=0.5).update(PARAMS, optimizers.fedadam(rate).init(PARAMS))[0]
+    )
     for rate in (0.1, 1.0):
         optimizer = optimizers.fedadam(rate, b1=0.5)
         expected, _ = optimizer.update(PARAMS, optimizer.init(PARAMS))

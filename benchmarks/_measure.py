@@ -1,0 +1,101 @@
+"""What every benchmark here needs: the machine, its floor, interleaved timing, a table and a JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def use_cores(count: int | None) -> int:
+    """Pins this process to its first ``count`` cores (``None``: all); to be called before JAX is imported."""
+    available = sorted(os.sched_getaffinity(0))
+    chosen = available if count is None else available[:count]
+    os.sched_setaffinity(0, chosen)
+    return len(chosen)
+
+
+def hardware(cores: int) -> dict[str, Any]:
+    """Processor, accelerator and versions."""
+    import flax
+    import jax
+    import jaxlib
+    import numpy
+    import optax
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "cores": cores,
+        "backend": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "flax": flax.__version__,
+        "optax": optax.__version__,
+        "numpy": numpy.__version__,
+    }
+
+
+def matmul_flops_per_second(size: int = 2048, repeats: int = 5) -> float:
+    """Best rate of a large float32 matrix product on the default device: the floor that shares are stated against."""
+    import jax
+    import jax.numpy as jnp
+
+    a = jax.random.normal(jax.random.key(0), (size, size), jnp.float32)
+    product = jax.jit(lambda x: x @ x)
+    jax.block_until_ready(product(a))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(product(a))
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
+
+
+def interleaved(calls: Mapping[Any, Callable[[], float]], repeats: int) -> dict[Any, list[float]]:
+    """Calls each in turn, ``repeats`` times over, so that a drift of the machine's speed meets all of them alike."""
+    times: dict[Any, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            times[name].append(call())
+    return times
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Minimum, median and maximum."""
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Aligned text; the first column to the left, all others to the right."""
+    cells = [list(columns), *[[_show(value) for value in row] for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    for index, row in enumerate(cells):
+        print(
+            "  ".join(
+                x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(row, widths, strict=True))
+            )
+        )
+        if index == 0:
+            print("  ".join("-" * width for width in widths))
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, float):
+        return (
+            f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+        )
+    return str(value)
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")

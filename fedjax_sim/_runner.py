@@ -1,0 +1,234 @@
+"""One call of ``run`` or ``sweep``: chunks are planned, dispatched and collected, metrics and costs added up."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.data.plans import Plan, Planner, Queue
+from fedjax_sim.engines import RoundFn, RoundReport, SimState
+from fedjax_sim.engines._costs import TurnCosts
+from fedjax_sim.evaluation import Evaluation
+from fedjax_sim.history import Costs, History
+
+
+class NonFiniteModelError(FloatingPointError):
+    """The global model became NaN or infinite.
+
+    Attributes:
+      round: index of the round that did it.
+      clients: ids of the clients whose update was not finite in that round; empty when the server's own step did it.
+      history: the rounds before it.
+    """
+
+    def __init__(self, message: str, round_: int, clients: tuple, history: History):
+        super().__init__(message)
+        self.round, self.clients, self.history = round_, clients, history
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a callback sees after every chunk of rounds.
+
+    Attributes:
+      done: rounds of this run that are done.
+      rounds: rounds that were asked for.
+      history: of the rounds so far.
+      snapshot: makes a copy of the state, which stays valid.
+    """
+
+    done: int
+    rounds: int
+    history: History
+    snapshot: Callable[[], SimState]
+
+
+Callback = Callable[[Progress], Any]
+"""Called after every chunk; a return value of True ends the run."""
+
+
+@dataclasses.dataclass
+class Runner:
+    """Runs rounds and keeps the books.
+
+    Attributes:
+      rounds_fn: the compiled round function.
+      planner: makes its plans.
+      columns: the data on the engine's devices.
+      ids: names of the clients.
+      rounds_per_chunk: room of a plan.
+      turn_costs: costs of a client's turn.
+      hyper: hyper-parameters, ``[replicas]`` each, or ``()``.
+      single: the state has no replica axis.
+      evaluate: evaluates a state without replica axis; ``None`` when there is nothing to evaluate on.
+      every: rounds between evaluations; ``None`` for one at the end.
+      callbacks: called after every chunk.
+    """
+
+    rounds_fn: RoundFn
+    planner: Planner
+    columns: Any
+    ids: np.ndarray
+    rounds_per_chunk: int
+    turn_costs: TurnCosts
+    hyper: Any = ()
+    single: bool = True
+    evaluate: Callable[[SimState], Evaluation] | None = None
+    every: int | None = None
+    callbacks: Sequence[Callback] = ()
+
+    def __post_init__(self):
+        replicas = self.planner.replicas
+        self._metrics: list[list[dict[str, float]]] = [[] for _ in range(replicas)]
+        self._evaluations: list[dict[int, Evaluation]] = [{} for _ in range(replicas)]
+        self._costs = Costs(rows_per_step=self.planner.works[-1].rows_per_step)
+        self._first = 0
+
+    def run(self, state: SimState, rounds: int) -> tuple[SimState, list[History]]:
+        """Runs ``rounds`` rounds; ``state`` stays valid. Returns the new state and one history per replica."""
+        self._first = int(np.ravel(jax.device_get(state.round))[0])
+        roots = root_words(state)
+        state = self.rounds_fn.place_state(state)
+        started, done = time.perf_counter(), 0
+        plan = self._plan(roots, 0, self._length(0, rounds))
+        while plan is not None:
+            compiled, clock = self.rounds_fn.compilations(), time.perf_counter()
+            state, report = self.rounds_fn(state, self.columns, plan, self.hyper)
+            if self.rounds_fn.compilations() > compiled:
+                self._spend(compile_seconds=self._costs.compile_seconds + time.perf_counter() - clock)
+            # The next chunk is planned while the device works on this one.
+            after = done + int(plan.rounds)
+            upcoming = self._plan(roots, after, self._length(after, rounds))
+            self._collect(jax.device_get(report), plan, done)
+            self._clock(started)
+            done, plan = after, upcoming
+            self._evaluate(state, done, rounds)
+            if self._call(state, done, rounds):
+                break
+        self._clock(started)
+        self._spend(lanes=self.rounds_fn.lanes or 1)
+        return state, [self._history(replica) for replica in range(self.planner.replicas)]
+
+    def _length(self, done: int, rounds: int) -> int:
+        length = min(self.rounds_per_chunk, rounds - done)
+        return length if self.every is None else min(length, self.every - done % self.every)
+
+    def _plan(self, roots, done: int, length: int) -> Plan | None:
+        return self.planner.plan(roots, self._first + done, length, self.rounds_per_chunk) if length else None
+
+    def _at(self, index: int, replica: int) -> tuple[int, ...]:
+        return (index,) if self.single else (index, replica)
+
+    # --- what a chunk brought ---
+
+    def _collect(self, report: RoundReport, plan: Plan, done: int) -> None:
+        rounds = int(plan.rounds)
+        for index in range(rounds):
+            for replica in range(self.planner.replicas):
+                at = self._at(index, replica)
+                if not report.model_finite[at]:
+                    self._refuse(report, plan, index, replica, self._first + done + index)
+                self._metrics[replica].append({name: _mean(m, at) for name, m in report.metrics.items()})
+        steps = sum(queue.entries.steps[:rounds].sum(axis=(0, 1, 2), dtype=np.int64) for queue in plan.queues)
+        turns = sum(int(queue.count[:rounds].sum()) for queue in plan.queues)
+        costs = self._costs
+        self._spend(
+            steps=costs.steps + int(np.sum(steps)),
+            examples=costs.examples + sum(_examples(self.planner, queue, rounds) for queue in plan.queues),
+            lane_steps=costs.lane_steps + int(np.sum(report.lane_steps[:rounds])),
+            flops=costs.flops + float(np.dot(steps, self.turn_costs.step_flops)),
+            bytes_up=costs.bytes_up + turns * self.turn_costs.bytes_up,
+            bytes_down=costs.bytes_down + turns * self.turn_costs.bytes_down,
+        )
+
+    def _refuse(self, report: RoundReport, plan: Plan, index: int, replica: int, round_: int) -> None:
+        """Raises for a model that is not finite, and names the clients whose updates were not."""
+        names = []
+        for stage in report.turns_finite:
+            for queue, finite in zip(plan.queues, stage, strict=True):
+                here = np.arange(finite.shape[-1]) < queue.count[index][:, None]
+                wrong = here & ~finite[index] & (queue.entries.replica[index] == replica)
+                names += [
+                    np.asarray(self.ids[client]).item() for client in queue.entries.client[index][wrong]
+                ]
+        clients = tuple(dict.fromkeys(names))
+        who = "every client's update was finite: the server's own step overflowed"
+        if clients:
+            more = f" and {len(clients) - 10} more" if len(clients) > 10 else ""
+            who = f"updates that were not finite came from {', '.join(map(str, clients[:10]))}{more}"
+        which = "" if self.single else f" of replica {replica}"
+        raise NonFiniteModelError(
+            f"the model{which} is not finite after round {round_}; {who}. Look for NaN in the data, lower the "
+            "learning rate, or clip (a clip turns a client that is not finite into zero and counts it).",
+            round_,
+            clients,
+            self._history(replica),
+        )
+
+    def _evaluate(self, state: SimState, done: int, rounds: int) -> None:
+        due = done == rounds or (self.every is not None and done % self.every == 0)
+        if self.evaluate is None or not due:
+            return
+        clock = time.perf_counter()
+        for replica, results in enumerate(self._evaluations):
+            own = state if self.single else jax.tree.map(lambda x, r=replica: x[r], state)
+            results[self._first + done] = self.evaluate(own)
+        self._spend(evaluation_seconds=self._costs.evaluation_seconds + time.perf_counter() - clock)
+
+    def _call(self, state: SimState, done: int, rounds: int) -> bool:
+        """Whether a callback asked to stop. Every callback is called."""
+
+        def snapshot() -> SimState:
+            return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
+
+        progress = Progress(done, rounds, self._history(0), snapshot) if self.callbacks else None
+        return True in [callback(progress) is True for callback in self.callbacks]
+
+    # --- the books ---
+
+    def _spend(self, **changes) -> None:
+        self._costs = dataclasses.replace(self._costs, **changes)
+
+    def _clock(self, started: float) -> None:
+        whole = time.perf_counter() - started
+        self._spend(run_seconds=whole - self._costs.compile_seconds - self._costs.evaluation_seconds)
+
+    def _history(self, replica: int) -> History:
+        rows = self._metrics[replica]
+        names = rows[0].keys() if rows else ()
+        stacked = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
+        return History(self._first, stacked, dict(self._evaluations[replica]), self._costs)
+
+
+def root_words(state: SimState) -> list[tuple[int, ...]]:
+    """The words of each replica's root key, which host-side decisions are keyed by."""
+    words = np.asarray(jax.random.key_data(state.key))
+    return [tuple(int(word) for word in row) for row in words.reshape(-1, words.shape[-1])]
+
+
+def _mean(metric, at: tuple[int, ...]) -> float:
+    """A round's value of a metric; NaN when nothing was measured in it."""
+    total, weight = float(np.asarray(metric.total)[at]), float(np.asarray(metric.weight)[at])
+    return total / weight if weight > 0 else float("nan")
+
+
+def _examples(planner: Planner, queue: Queue, rounds: int) -> int:
+    """Examples that the planned steps really look at, every pass counted."""
+    total = 0
+    for stage, work in enumerate(planner.works):
+        if work.rows is not None:
+            total += int((queue.rows[stage][:rounds] >= 0).sum())
+            continue
+        sizes = queue.entries.examples[:rounds].astype(np.int64)
+        steps = queue.entries.steps[:rounds, ..., stage].astype(np.int64)
+        per_epoch = np.maximum(work.steps_per_epoch(sizes), 1)
+        whole = np.minimum(sizes, per_epoch * work.rows_per_step)
+        rest = np.minimum(steps % per_epoch * work.rows_per_step, sizes)
+        total += int(np.sum(steps // per_epoch * whole + rest))
+    return total

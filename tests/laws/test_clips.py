@@ -1,0 +1,82 @@
+"""Law 6: a clip's bound holds for every input, NaN and infinity included."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from fedjax_sim import Message
+from fedjax_sim import aggregation as agg
+from fedjax_sim._src import tree
+from fedjax_sim.aggregation._reduce import example_client_context
+
+CLIPS = {"clip_by_global_norm": agg.clip_by_global_norm, "adaptive_clip": agg.adaptive_clip}
+ROUNDING = 2.0**-7
+"""The factor and the product are each rounded to a leaf's dtype: half a unit of bfloat16's last place is 2^-9."""
+
+floats = st.floats(width=32)
+values = st.tuples(st.lists(floats, min_size=3, max_size=3), st.lists(floats, min_size=2, max_size=2))
+norms = st.floats(2**-10, 2**10, width=32)
+
+
+def message(value):
+    """One leaf of float32 and one of bfloat16."""
+    wide, narrow = value
+    with np.errstate(over="ignore"):
+        return {"wide": jnp.asarray(wide, jnp.float32), "narrow": jnp.asarray(np.float32(narrow)).astype(jnp.bfloat16)}
+
+
+@jax.jit
+def fixed(value, norm):
+    return _encoded(agg.clip_by_global_norm(norm), value, ())
+
+
+@jax.jit
+def adaptive(value, norm):
+    clip = agg.adaptive_clip(norm)
+    return _encoded(clip, value, clip.init(Message(value))[0])
+
+
+def _encoded(clip, value, server):
+    ctx = example_client_context()._replace(num_examples=jnp.int32(5))
+    sent, _, metrics = clip.encode(Message(value), (), server, ctx)
+    return sent, metrics
+
+
+encode = {"clip_by_global_norm": fixed, "adaptive_clip": adaptive}
+
+
+@pytest.mark.parametrize("name", CLIPS)
+@settings(max_examples=200, deadline=None)
+@given(value=values, norm=norms)
+@example(value=([np.nan, 1.0, 1.0], [1.0, 1.0]), norm=1.0)
+@example(value=([1.0, 1.0, 1.0], [np.inf, -np.inf]), norm=1.0)
+@example(value=([3e38, 3e38, 0.0], [0.0, 0.0]), norm=1.0)
+@example(value=([1e-25, 0.0, 0.0], [0.0, 0.0]), norm=0.125)
+def test_the_bound_holds(name, value, norm):
+    """The norm sent is at most the clip norm; a message that is not finite is zero as a whole, and counted."""
+    value = message(value)
+    actual = float(tree.global_norm(value))
+    sent, metrics = encode[name](value, norm)
+    assert float(tree.global_norm(sent.value)) <= norm * (1 + ROUNDING)
+    assert jax.tree.map(lambda x: x.dtype, sent.value) == jax.tree.map(lambda x: x.dtype, value)
+    assert float(metrics["nonfinite"].total) == (not np.isfinite(actual))
+    if not np.isfinite(actual):
+        assert all(not jnp.any(x) for x in jax.tree.leaves(sent.value))
+    elif actual <= norm:
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), sent.value, value))
+    if name == "adaptive_clip":
+        assert float(sent.aux[-1]) == (actual <= norm)  # False for NaN: bit 0
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_a_clip_is_felt_through_a_chain(name):
+    """One client of NaN and one of infinity leave the mean of the others, and are counted."""
+    updates = {"w": jnp.stack([jnp.full(4, jnp.nan), jnp.full(4, jnp.inf), jnp.full(4, 0.1), jnp.full(4, -100.0)])}
+    transform = agg.chain(CLIPS[name](1.0), agg.mean(over="expected_cohort"))
+    mean, _, metrics = agg.run(transform, updates, key=jax.random.key(0))
+    np.testing.assert_allclose(mean["w"], (0.1 - 0.5) / 4, rtol=1e-5)
+    assert float(metrics[f"{name}/nonfinite"].total) == 2
+    assert float(metrics[f"{name}/clipped"].total) == 1

@@ -1,0 +1,41 @@
+"""Laws 1 and 5 for the sharded engine over 1, 2 and 8 devices."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from laws.members import MESHES, NAMES, TOLERANCE
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """What ``run_laws.py`` measures, in a process with eight virtual devices."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        # Most of the time goes into compiling: quickly compiled programs obey the same laws.
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={max(MESHES)} --xla_backend_optimization_level=0",
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in (".", "kernels", "tests")),
+        "PYTHONWARNINGS": "error",
+    }
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/multidevice/run_laws.py"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return {(row["name"], row["devices"]): row for row in rows}
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("devices", MESHES)
+@pytest.mark.parametrize("name", NAMES)
+def test_one_round_equals_the_oracle(measured, name, devices):
+    """Sharded = sequential: server, client table and metrics, noise drawn once, one compilation for all cohorts."""
+    row = measured[name, devices]
+    assert row["error"] < TOLERANCE
+    assert row["compilations"] == 1
