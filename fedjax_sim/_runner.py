@@ -187,7 +187,9 @@ class Runner:
         def snapshot() -> SimState:
             return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
 
-        progress = Progress(done, rounds, self._history(0), snapshot) if self.callbacks else None
+        if not self.callbacks:
+            return False
+        progress = Progress(done, rounds, self._history(0), snapshot)
         return True in [callback(progress) is True for callback in self.callbacks]
 
     # --- the books ---

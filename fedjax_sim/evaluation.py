@@ -73,7 +73,7 @@ def evaluate(task: Task, variables: Variables, data: ClientData, *, batch_size: 
         task.check(data.columns)
     owner = np.repeat(np.arange(data.num_clients, dtype=np.int32), data.sizes)
     run = _evaluator(task, data.num_clients)
-    totals = None
+    totals: dict = {}
     for start in range(0, data.num_examples, batch_size):
         rows = min(batch_size, data.num_examples - start)
         batch = {
@@ -81,7 +81,7 @@ def evaluate(task: Task, variables: Variables, data: ClientData, *, batch_size: 
         }
         batch["mask"] = np.arange(batch_size) < rows
         sums = run(variables, batch, _padded(owner[start : start + rows], batch_size))
-        totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
+        totals = sums if not totals else jax.tree.map(jnp.add, totals, sums)
     return _summarise({name: (np.asarray(m.total), np.asarray(m.weight)) for name, m in totals.items()}, data)
 
 

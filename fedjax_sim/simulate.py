@@ -74,7 +74,9 @@ class Simulation:
         self.engine = engines.lanes() if engine is None else engine
         self.rounds_per_chunk = rounds_per_chunk
         if data.num_examples == 0:
-            raise ValueError(f"the data has {data.num_clients} clients and no example: there is nothing to train on.")
+            raise ValueError(
+                f"the data has {data.num_clients} clients and no example: there is nothing to train on."
+            )
         if algorithm.task.check is not None:
             algorithm.task.check(data.columns)
         self._group = _group_indices(algorithm, groups, data.num_clients)

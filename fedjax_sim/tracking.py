@@ -12,6 +12,7 @@ import numpy as np
 
 from fedjax_sim.evaluation import Evaluation
 from fedjax_sim.history import History
+from fedjax_sim.simulate import NonFiniteModelError, Progress
 
 
 class JsonLines:
@@ -41,7 +42,9 @@ class JsonLines:
         try:
             self._file = self.path.open("x", encoding="utf-8")
         except FileExistsError:
-            raise FileExistsError(f"{self.path} exists already and is not overwritten; choose another folder.") from None
+            raise FileExistsError(
+                f"{self.path} exists already and is not overwritten; choose another folder."
+            ) from None
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Adds one line.
@@ -64,6 +67,44 @@ class JsonLines:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class Recorder:
+    """Callback of a simulation that gives every tracker the rounds that are new.
+
+    As a context manager around the run it also records the rounds before a model that became NaN or infinite.
+
+    Args:
+      *trackers: with a method ``write`` that takes the row of a round; see ``round_rows``.
+
+    Attributes:
+      history: of the rounds recorded so far, ``None`` before the first.
+
+    Example:
+      ``with JsonLines(path) as tracker: sim.run(state, rounds=100, callbacks=[Recorder(tracker)])``
+    """
+
+    def __init__(self, *trackers: JsonLines):
+        self.trackers = trackers
+        self.history: History | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        self.record(progress.history)
+
+    def record(self, history: History) -> None:
+        """Writes the rounds of a history that earlier ones did not have."""
+        start = 0 if self.history is None else self.history.rounds
+        self.history = history
+        for row in round_rows(history, start):
+            for tracker in self.trackers:
+                tracker.write(row)
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if isinstance(error, NonFiniteModelError):
+            self.record(error.history)
 
 
 def as_json(value: Any) -> Any:

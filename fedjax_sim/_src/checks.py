@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import jax
+from jax.core import Tracer
 
 
 def is_traced(value: Any) -> bool:
-    return isinstance(value, jax.core.Tracer)
+    return isinstance(value, Tracer)
 
 
 def positive(name: str, value: Any) -> None:

@@ -16,7 +16,7 @@ def clip_by_global_norm(clip_norm: float) -> Transform:
 
     Guarantees:
       The encoded value's L2 norm, taken in float32 over all leaves, is at most ``clip_norm`` up to rounding, for
-      every input. A message that is not finite becomes zero as a whole and is counted in the metric ``nonfinite``.
+      every input. A message whose norm is not finite (NaN, infinity, squares beyond float32) becomes zero as a whole and is counted in the metric ``nonfinite``.
       A message within the norm is unchanged.
 
     Args:
@@ -59,7 +59,8 @@ def adaptive_clip(
 
     Guarantees:
       The bound of a round is the norm that the round before left. The bit travels beside the value, so that it is
-      neither clipped nor noised with it; a message that is not finite becomes zero and sends bit 0.
+      neither clipped nor noised with it; a message that is not finite becomes zero and sends bit 0. A client without
+      examples sends zeros, which no norm clips: bit 1.
 
     Args:
       initial_norm: the first round's bound.
@@ -78,8 +79,7 @@ def adaptive_clip(
 
     def encode(message, client, server, ctx):
         value, clipped, finite = _clip(message.value, server.clip_norm)
-        # A client without examples sends zeros; it did not come and says nothing about the quantile.
-        unclipped = (~clipped & finite & (jnp.asarray(ctx.num_examples) > 0)).astype(jnp.float32)
+        unclipped = (~clipped & finite).astype(jnp.float32)
         return Message(value, (*message.aux, unclipped)), client, _clip_metrics(clipped, finite, ctx)
 
     def decode(message, server, ctx):

@@ -29,11 +29,12 @@ def mean(over: Literal["examples", "clients", "expected_cohort"] = "examples") -
     checks.one_of("mean(over=...)", over, ("examples", "clients", "expected_cohort"))
 
     def encode(message, client, server, ctx):
-        if over == "expected_cohort":
-            return message, client, {}
         size = jnp.asarray(ctx.num_examples)
         weight = (size if over == "examples" else size > 0).astype(jnp.float32)
-        return Message(tree.scale(message.value, weight), (*message.aux, weight)), client, {}
+        # where, not a product alone: weight zero times NaN is NaN.
+        value = tree.where(size > 0, tree.scale(message.value, weight), tree.zeros_like(message.value))
+        aux = message.aux if over == "expected_cohort" else (*message.aux, weight)
+        return Message(value, aux), client, {}
 
     def decode(message, server, ctx):
         if over == "expected_cohort":
@@ -64,7 +65,7 @@ def coverage_mean() -> Transform:
         update, coverage = message.value
         came = jnp.asarray(ctx.num_examples) > 0
         counts = jax.tree.map(lambda x: jnp.where(came, x, 0).astype(jnp.float32), coverage)
-        value = jax.tree.map(lambda x, c: x * c.astype(x.dtype), update, counts)
+        value = jax.tree.map(lambda x, c: jnp.where(c > 0, x * c.astype(x.dtype), 0), update, counts)
         return Message(value, (*message.aux, counts)), client, {}
 
     def decode(message, server, ctx):

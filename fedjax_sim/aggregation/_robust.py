@@ -26,7 +26,7 @@ def coordinate_median() -> Transform:
             ordered = jnp.sort(jnp.where(mask, jnp.where(jnp.isnan(rows), jnp.inf, rows), jnp.inf), axis=0)
             low = ordered[jnp.maximum((count - 1) // 2, 0)]
             high = ordered[jnp.minimum(count // 2, rows.shape[0] - 1)]
-            return jnp.where(count > 0, jnp.where(low == high, low, (low + high) / 2), 0).astype(rows.dtype)
+            return jnp.where(count > 0, jnp.where(low == high, low, low / 2 + high / 2), 0).astype(rows.dtype)
 
         return Message(jax.tree.map(median, message.value), message.aux), server, {}
 

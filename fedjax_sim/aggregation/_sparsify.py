@@ -16,7 +16,8 @@ def top_k(share: float, *, error_feedback: bool = True) -> Transform:
     send and adds it to its next message.
 
     Guarantees:
-      With error feedback, what is sent plus what is remembered equals the message plus what was remembered.
+      With error feedback, what is sent plus what is remembered equals the message plus what was remembered. A
+      message that is not finite is sent as it is and leaves the memory alone.
       At most ``max(1, round(share * size))`` coordinates of a leaf are not zero (ties: the first ones).
 
     Args:
@@ -44,7 +45,11 @@ def top_k(share: float, *, error_feedback: bool = True) -> Transform:
         came = jnp.asarray(ctx.num_examples) > 0
         whole = tree.add(message.value, memory)
         sent = jax.tree.map(lambda x: jnp.where(came, keep(x), 0), whole)
-        return message._replace(value=sent), tree.subtract(whole, sent), {}
+        # A message that is not finite is passed on as it is, for a clip or a check behind; in the memory it would
+        # poison every later round of this client.
+        finite = tree.all_finite(message.value)
+        sent, rest = tree.where(finite, (sent, tree.subtract(whole, sent)), (message.value, memory))
+        return message._replace(value=sent), rest, {}
 
     return Transform(
         init=init,

@@ -105,10 +105,10 @@ def _adaptive(
         zeros = jax.tree.map(jnp.zeros_like, params)
         return AdaptiveState(zeros, jax.tree.map(lambda x: jnp.full_like(x, start), params))
 
-    def update(gradient, state: AdaptiveState, params=None):
+    def update(updates, state, params=None):
         del params
-        momentum = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.momentum, gradient)
-        moved = jax.tree.map(lambda v, g: second(v, jnp.square(g)), state.second, gradient)
+        momentum = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.momentum, updates)
+        moved = jax.tree.map(lambda v, g: second(v, jnp.square(g)), state.second, updates)
         step = jax.tree.map(lambda m, v: -learning_rate * m / (jnp.sqrt(v) + tau), momentum, moved)
         return step, AdaptiveState(momentum, moved)
 

@@ -71,6 +71,11 @@ class LocalWork:
         """Examples that one local step looks at, at most."""
         return self.batch_size * self.batches_per_step
 
+    @property
+    def explicit_steps(self) -> int:
+        """Room for steps when rows are explicit; 0 otherwise."""
+        return self.max_steps or 0 if self.rows is not None else 0
+
     def steps_per_epoch(self, sizes) -> np.ndarray:
         """Steps of one epoch, ``int64[clients]``, for clients of these sizes."""
         sizes = np.asarray(sizes, np.int64)
@@ -80,8 +85,7 @@ class LocalWork:
         """Steps of a round, ``int64[clients]``; with explicit rows, the upper limit."""
         per_epoch = self.steps_per_epoch(sizes)
         if self.rows is not None:
-            return np.where(np.asarray(sizes) > 0, self.max_steps, 0)
-        if self.epochs is None:
-            return np.where(per_epoch > 0, self.max_steps, 0)
-        total = per_epoch * self.epochs
-        return total if self.max_steps is None else np.minimum(total, self.max_steps)
+            return np.minimum(np.asarray(sizes, np.int64), 1) * self.explicit_steps
+        limit = np.iinfo(np.int64).max if self.max_steps is None else self.max_steps
+        total = np.where(per_epoch > 0, limit, 0) if self.epochs is None else per_epoch * self.epochs
+        return np.minimum(total, limit)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from fedjax_sim.data.local_work import LocalWork
 
 
 class Entry(NamedTuple):
-    """One client's turn in a round; every field ``int32``.
+    """One client's turn in a round; every field ``int32``, a numpy array in a plan, traced inside the program.
 
     Attributes:
       client: index in the population.
@@ -31,14 +31,14 @@ class Entry(NamedTuple):
       steps: local steps in each stage, with a last axis ``[stages]``.
     """
 
-    client: np.ndarray
-    slot: np.ndarray
-    draw: np.ndarray
-    replica: np.ndarray
-    version: np.ndarray
-    start: np.ndarray
-    examples: np.ndarray
-    steps: np.ndarray
+    client: Any
+    slot: Any
+    draw: Any
+    replica: Any
+    version: Any
+    start: Any
+    examples: Any
+    steps: Any
 
 
 class Queue(NamedTuple):
@@ -64,8 +64,8 @@ class Plan(NamedTuple):
       queues: one per group.
     """
 
-    rounds: np.ndarray
-    clients: np.ndarray
+    rounds: Any
+    clients: Any
     queues: tuple[Queue, ...]
 
 
@@ -144,7 +144,9 @@ class Planner:
         fields = {name: np.zeros(shape, np.int32) for name in Entry._fields if name != "steps"}
         entries = Entry(**fields, steps=np.zeros((*shape, len(self.works)), np.int32))
         rows = tuple(
-            None if work.rows is None else np.full((*shape, work.max_steps, work.batch_size), -1, np.int32)
+            None
+            if work.rows is None
+            else np.full((*shape, work.explicit_steps, work.batch_size), -1, np.int32)
             for work in self.works
         )
         return Queue(entries, np.zeros(shape[:2], np.int32), rows)
@@ -185,7 +187,7 @@ class Planner:
             if work.rows is None:
                 result.append(None)
                 continue
-            values = np.full((len(clients), work.max_steps, work.batch_size), -1, np.int32)
+            values = np.full((len(clients), work.explicit_steps, work.batch_size), -1, np.int32)
             for turn, client in enumerate(clients):
                 generator = keys.host_generator(
                     roots[replica[turn]], keys.CLIENT, round_, stage, int(client), int(draw[turn])
@@ -208,7 +210,7 @@ def check_rows(rows: np.ndarray, work: LocalWork, size: int, client: int) -> Non
             f"LocalWork.rows gave {rows.dtype}{list(rows.shape)} for client {client}, "
             f"expected integers [steps, {work.batch_size}]."
         )
-    if len(rows) > work.max_steps:
+    if len(rows) > work.explicit_steps:
         raise ValueError(
             f"LocalWork.rows gave {len(rows)} steps for client {client}, max_steps is {work.max_steps}."
         )

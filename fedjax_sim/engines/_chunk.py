@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim._src import keys, tree
-from fedjax_sim._src.types import Mean
 from fedjax_sim.aggregation._reduce import accumulator, gathers
 from fedjax_sim.data.plans import Plan, Queue
 from fedjax_sim.engines._client import Turn, strong
@@ -29,7 +28,7 @@ class RoundReport(NamedTuple):
 
     metrics: Any
     model_finite: Any
-    turns_finite: tuple
+    turns_finite: Any
     lane_steps: Any
 
 
@@ -50,7 +49,8 @@ class Chunk:
     """
 
     def __init__(self, problem: Problem, lanes: int, finish: FinishForm, axis: str | None):
-        self.problem, self.lanes, self.finish, self.axis = problem, lanes, finish, axis
+        self.problem, self.lanes, self.axis = problem, lanes, axis
+        self.finish: FinishForm = finish
         self.replicas = problem.replicas or 1
 
     def __call__(self, state: SimState, columns, plan: Plan, hyper):
@@ -156,8 +156,3 @@ class Chunk:
             return server, part, {**decoding, **updating}
 
         return jax.vmap(one, axis_size=self.replicas)(hyper, server, message, part, mask, root, clients)
-
-
-def empty_mean() -> Mean:
-    """A metric that nothing was added to."""
-    return Mean(jnp.zeros(()), jnp.zeros(()))

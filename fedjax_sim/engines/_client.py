@@ -36,8 +36,8 @@ class TurnKeys(NamedTuple):
 class Rows(NamedTuple):
     """Rows of one step: ``index: int32[rows]`` in the client's examples, ``valid: bool[rows]``."""
 
-    index: Array
-    valid: Array
+    index: Any
+    valid: Any
 
 
 class Row(NamedTuple):

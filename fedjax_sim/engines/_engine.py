@@ -41,6 +41,21 @@ class RoundFn(abc.ABC):
     ) -> tuple[SimState, RoundReport]:
         """Runs ``plan.rounds`` rounds; consumes ``state``."""
 
+    def lower(self, state: SimState, columns: Any, plan: Plan, hyper: Any = ()) -> Any:
+        """The lowered program of a chunk, to look at.
+
+        Raises:
+          TypeError: the engine has no such program.
+        """
+        raise TypeError(
+            "this engine runs rounds from Python and has no program of a round; use lanes() or sharded()."
+        )
+
+
+def programs(jitted: Any) -> int:
+    """How many programs a jitted function has compiled."""
+    return jitted._cache_size()
+
 
 class Engine(NamedTuple):
     """An engine.

@@ -14,7 +14,7 @@ from fedjax_sim._src import checks
 from fedjax_sim.data.plans import Plan
 from fedjax_sim.engines._auto import auto_lanes
 from fedjax_sim.engines._chunk import Chunk, RoundReport
-from fedjax_sim.engines._engine import Engine, RoundFn
+from fedjax_sim.engines._engine import Engine, RoundFn, programs
 from fedjax_sim.engines._lane_queue import FinishForm
 from fedjax_sim.engines._problem import Problem
 from fedjax_sim.engines._state import SimState
@@ -119,10 +119,10 @@ class _LaneRounds(RoundFn):
 
     def place_state(self, state: SimState) -> SimState:
         """A copy of the state on the engine's devices, which the compiled program may take over."""
-        if self._mesh is None:
-            return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
-        shardings = jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), self._state_specs(state, 0))
-        copy = jax.tree.map(lambda x: jnp.array(x, copy=True), state)
+        copy, mesh = jax.tree.map(lambda x: jnp.array(x, copy=True), state), self._mesh
+        if mesh is None:
+            return copy
+        shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), self._state_specs(state, 0))
         return jax.tree.map(jax.device_put, copy, shardings)
 
     def _state_specs(self, state: SimState, shift: int) -> SimState:
@@ -147,7 +147,7 @@ class _LaneRounds(RoundFn):
 
     def compilations(self) -> int:
         """How many programs were compiled so far."""
-        return 0 if self._jitted is None else self._jitted._cache_size()
+        return 0 if self._jitted is None else programs(self._jitted)
 
     def _program(self, state, plan):
         if self._jitted is None:

@@ -14,7 +14,7 @@ from fedjax_sim.aggregation._reduce import accumulator, gathers
 from fedjax_sim.data.plans import Entry, Plan, Queue
 from fedjax_sim.engines._chunk import RoundReport, merge_stage_metrics
 from fedjax_sim.engines._client import Row, Turn
-from fedjax_sim.engines._engine import Engine, RoundFn
+from fedjax_sim.engines._engine import Engine, RoundFn, programs
 from fedjax_sim.engines._problem import Problem, aggregate, groups, message_spec
 from fedjax_sim.engines._state import ClientTable, SimState
 
@@ -48,14 +48,14 @@ class _SequentialRounds(RoundFn):
         return state
 
     def compilations(self) -> int:
-        return sum(turn.step._cache_size() for stage in self._turns for turn in stage)
+        return sum(programs(turn.step) for stage in self._turns for turn in stage)
 
     def __call__(self, state: SimState, columns, plan: Plan, hyper=()):
         single = self._problem.replicas is None
         states = (
             [state]
             if single
-            else [jax.tree.map(lambda x, r=r: x[r], state) for r in range(self._problem.replicas)]
+            else [jax.tree.map(lambda x, r=r: x[r], state) for r in range(self._problem.replicas or 1)]
         )
         hypers = [hyper] if single else [jax.tree.map(lambda x, r=r: x[r], hyper) for r in range(len(states))]
         reports = []

@@ -34,7 +34,9 @@ def make_data(sizes: Sequence[int] = SIZES, seed: int = 0) -> fs.ClientData:
     owner = np.repeat(np.arange(len(sizes)), sizes)
     y = (np.argmax(x[:, :CLASSES], axis=1) + owner % 2) % CLASSES
     return fs.ClientData(
-        {"x": x, "y": y.astype(np.int32)}, np.concatenate([[0], np.cumsum(sizes)]), ids=np.arange(len(sizes)) + 100
+        {"x": x, "y": y.astype(np.int32)},
+        np.concatenate([[0], np.cumsum(sizes)]),
+        ids=np.arange(len(sizes)) + 100,
     )
 
 
@@ -47,7 +49,9 @@ class Script:
     def __init__(self):
         self.cohorts: Sequence[Sequence[int]] = [range(POPULATION)]
         self.cohort = fs.cohorts.uniform(1)._replace(
-            sample=lambda generator, round_, population: np.asarray(self.cohorts[round_ % len(self.cohorts)], np.int64),
+            sample=lambda generator, round_, population: np.asarray(
+                self.cohorts[round_ % len(self.cohorts)], np.int64
+            ),
             cap=lambda population: population,
             expected=lambda population: EXPECTED_COHORT,
             sampling="fixed",
@@ -87,7 +91,9 @@ class Normed(nn.Module):
 
     @nn.compact
     def __call__(self, x, mask=None, *, train: bool):
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x, mask=None if mask is None else mask[:, None])
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(
+            x, mask=None if mask is None else mask[:, None]
+        )
         return nn.Dense(CLASSES)(x)
 
 
@@ -106,7 +112,9 @@ def mlp(width: int) -> fs.Task:
 
 
 def normed(policy) -> fs.Task:
-    return tasks.from_flax(Normed(), loss="softmax_cross_entropy", batch_stats=policy, row_mask="mask", classes=CLASSES)
+    return tasks.from_flax(
+        Normed(), loss="softmax_cross_entropy", batch_stats=policy, row_mask="mask", classes=CLASSES
+    )
 
 
 def odd_rows(generator: np.random.Generator, size: int) -> np.ndarray:
@@ -125,42 +133,56 @@ work = fs.LocalWork
 
 ALGORITHMS = [
     Member("fedavg", lambda: algorithms.fedavg(linear(), SGD)),
-    Member("fedavg_shuffled", lambda: algorithms.fedavg(linear(), SGD), work(epochs=2, batch_size=4), keyed=True),
     Member(
-        "fedavg_explicit_rows", lambda: algorithms.fedavg(linear(), SGD),
-        work(batch_size=3, max_steps=2, rows=odd_rows), keyed=True,
+        "fedavg_shuffled", lambda: algorithms.fedavg(linear(), SGD), work(epochs=2, batch_size=4), keyed=True
+    ),
+    Member(
+        "fedavg_explicit_rows",
+        lambda: algorithms.fedavg(linear(), SGD),
+        work(batch_size=3, max_steps=2, rows=odd_rows),
+        keyed=True,
     ),
     Member("fedavg_client_adam", lambda: algorithms.fedavg(linear(), optax.adam(0.01))),
     Member("fedsgd", lambda: algorithms.fedsgd(linear())),
     Member(
-        "fedavgm", lambda: algorithms.fedavgm(linear(), SGD),
+        "fedavgm",
+        lambda: algorithms.fedavgm(linear(), SGD),
         work(epochs=None, max_steps=3, batch_size=4, shuffle=False),
     ),
     Member("fedadam", lambda: algorithms.fedadam(linear(), SGD)),
     Member("fedyogi", lambda: algorithms.fedyogi(linear(), SGD)),
     Member(
-        "fedadagrad", lambda: algorithms.fedadagrad(linear(), SGD),
+        "fedadagrad",
+        lambda: algorithms.fedadagrad(linear(), SGD),
         work(batch_size=4, shuffle=False, drop_remainder=True),
     ),
     Member(
-        "fedprox", lambda: algorithms.fedprox(linear(), SGD, mu=0.5),
+        "fedprox",
+        lambda: algorithms.fedprox(linear(), SGD, mu=0.5),
         work(epochs=2, batch_size=2, batches_per_step=2, shuffle=False),
     ),
     Member("scaffold", lambda: algorithms.scaffold(linear(), 0.1)),
     Member("mime", lambda: algorithms.mime(linear(), optax.sgd(0.1, momentum=0.9))),
     Member("ifca", lambda: algorithms.ifca(linear(), SGD, models=3)),
-    Member("top_k", lambda: algorithms.fedavg(linear(), SGD, aggregate=agg.chain(agg.top_k(0.25), agg.mean()))),
+    Member(
+        "top_k", lambda: algorithms.fedavg(linear(), SGD, aggregate=agg.chain(agg.top_k(0.25), agg.mean()))
+    ),
     Member("clip_and_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=PRIVATE)),
     Member("adaptive_clip_and_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=ADAPTIVE)),
     Member("coordinate_median", lambda: algorithms.fedavg(linear(), SGD, aggregate=agg.coordinate_median())),
     Member("frozen_layers", lambda: algorithms.fedavg(tasks.trainable(mlp(6), "Dense_1"), SGD)),
     Member(
-        "heterofl", lambda: algorithms.heterofl({"wide": mlp(6), "narrow": mlp(3)}, SGD),
+        "heterofl",
+        lambda: algorithms.heterofl({"wide": mlp(6), "narrow": mlp(3)}, SGD),
         groups=tuple("wide" if c % 2 else "narrow" for c in range(POPULATION)),
     ),
     Member("batch_norm_averaged", lambda: algorithms.fedavg(normed("averaged"), SGD)),
     Member("batch_norm_local", lambda: algorithms.fedavg(normed("local"), SGD)),
-    Member("dropout", lambda: algorithms.fedavg(tasks.classification(Dropped(), classes=CLASSES), SGD), keyed=True),
+    Member(
+        "dropout",
+        lambda: algorithms.fedavg(tasks.classification(Dropped(), classes=CLASSES), SGD),
+        keyed=True,
+    ),
 ]
 NAMES = [member.name for member in ALGORITHMS]
 
@@ -180,7 +202,10 @@ LANES = "lanes(3, compact)"
 
 # --- transforms ----------------------------------------------------------------------------------------------
 
-MESSAGE = {"w": np.random.default_rng(1).normal(size=(4, 3, 2)).astype(np.float32), "b": np.ones((4, 5), np.float32)}
+MESSAGE = {
+    "w": np.random.default_rng(1).normal(size=(4, 3, 2)).astype(np.float32),
+    "b": np.ones((4, 5), np.float32),
+}
 """Messages of four clients."""
 COVERED = (MESSAGE, {"w": (MESSAGE["w"] > 0).astype(np.float32), "b": np.ones((4, 5), np.float32)})
 
@@ -205,7 +230,9 @@ TRANSFORMS = {
     ),
     "top_k, adaptive clip, mean, noise": Layers(
         (
-            agg.top_k(0.5), agg.adaptive_clip(0.5, count_noise_std=1.0), agg.mean(over="expected_cohort"),
+            agg.top_k(0.5),
+            agg.adaptive_clip(0.5, count_noise_std=1.0),
+            agg.mean(over="expected_cohort"),
             agg.gaussian_noise(1.0),
         )
     ),
@@ -232,8 +259,13 @@ def named(name: str) -> Member:
 def new_trial(member: Member, engine: engines.Engine, data: fs.ClientData | None = None) -> Trial:
     script = Script()
     sim = fs.Simulation(
-        member.build(), make_data() if data is None else data, cohort=script.cohort, local=member.local, engine=engine,
-        groups=member.groups, rounds_per_chunk=2,
+        member.build(),
+        make_data() if data is None else data,
+        cohort=script.cohort,
+        local=member.local,
+        engine=engine,
+        groups=member.groups,
+        rounds_per_chunk=2,
     )
     return Trial(sim, script)
 
@@ -292,7 +324,9 @@ optimizers that divide by roots of small numbers. Measured: at most 2e-7 on CPU.
 def largest_error(got, expected) -> float:
     """Largest difference between two trees, relative to the largest element of each leaf."""
     if jax.tree.structure(got) != jax.tree.structure(expected):
-        raise AssertionError(f"structures differ: {jax.tree.structure(got)} and {jax.tree.structure(expected)}")
+        raise AssertionError(
+            f"structures differ: {jax.tree.structure(got)} and {jax.tree.structure(expected)}"
+        )
     errors = [0.0]
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         a, b = np.asarray(a), np.asarray(b)

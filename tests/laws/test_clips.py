@@ -25,7 +25,10 @@ def message(value):
     """One leaf of float32 and one of bfloat16."""
     wide, narrow = value
     with np.errstate(over="ignore"):
-        return {"wide": jnp.asarray(wide, jnp.float32), "narrow": jnp.asarray(np.float32(narrow)).astype(jnp.bfloat16)}
+        return {
+            "wide": jnp.asarray(wide, jnp.float32),
+            "narrow": jnp.asarray(np.float32(narrow)).astype(jnp.bfloat16),
+        }
 
 
 @jax.jit
@@ -74,7 +77,9 @@ def test_the_bound_holds(name, value, norm):
 @pytest.mark.parametrize("name", CLIPS)
 def test_a_clip_is_felt_through_a_chain(name):
     """One client of NaN and one of infinity leave the mean of the others, and are counted."""
-    updates = {"w": jnp.stack([jnp.full(4, jnp.nan), jnp.full(4, jnp.inf), jnp.full(4, 0.1), jnp.full(4, -100.0)])}
+    updates = {
+        "w": jnp.stack([jnp.full(4, jnp.nan), jnp.full(4, jnp.inf), jnp.full(4, 0.1), jnp.full(4, -100.0)])
+    }
     transform = agg.chain(CLIPS[name](1.0), agg.mean(over="expected_cohort"))
     mean, _, metrics = agg.run(transform, updates, key=jax.random.key(0))
     np.testing.assert_allclose(mean["w"], (0.1 - 0.5) / 4, rtol=1e-5)

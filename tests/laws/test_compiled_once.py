@@ -59,8 +59,12 @@ def test_the_model_is_traced_for_the_first_chunk_only(engine):
         return task.apply(variables, batch, key, train=train)
 
     sim = fs.Simulation(
-        fs.algorithms.fedavg(task._replace(apply=apply), optax.sgd(0.1)), make_data(),
-        cohort=fs.cohorts.poisson(0.5), local=fs.LocalWork(batch_size=4), engine=ENGINES[engine](), rounds_per_chunk=3,
+        fs.algorithms.fedavg(task._replace(apply=apply), optax.sgd(0.1)),
+        make_data(),
+        cohort=fs.cohorts.poisson(0.5),
+        local=fs.LocalWork(batch_size=4),
+        engine=ENGINES[engine](),
+        rounds_per_chunk=3,
     )
     sim.run(sim.init(seed=0), rounds=10, callbacks=[lambda progress: seen.append(len(traces))])
     assert len(seen) == 4
@@ -72,8 +76,12 @@ def test_the_model_is_traced_for_the_first_chunk_only(engine):
 def temporary_bytes(build, cohort: int) -> int:
     data = make_data(np.full(2000, 3))
     sim = fs.Simulation(
-        build(fs.tasks.classification(fs.models.mlp(4, hidden=(64, 64)))), data, cohort=fs.cohorts.uniform(cohort),
-        local=fs.LocalWork(batch_size=4, shuffle=False), engine=fs.engines.lanes(4), rounds_per_chunk=1,
+        build(fs.tasks.classification(fs.models.mlp(4, hidden=(64, 64)))),
+        data,
+        cohort=fs.cohorts.uniform(cohort),
+        local=fs.LocalWork(batch_size=4, shuffle=False),
+        engine=fs.engines.lanes(4),
+        rounds_per_chunk=1,
     )
     return sim.lower(sim.init(seed=0)).compile().memory_analysis().temp_size_in_bytes
 

@@ -2,8 +2,21 @@
 
 import pytest
 from laws.members import (
-    COHORTS, COMPILING, NAMES, TOLERANCE, comparable, largest_error, metrics_error, one_round, oracle, trial, warm_state,
-)  # fmt: skip
+    COHORTS,
+    COMPILING,
+    LANES,
+    NAMES,
+    TOLERANCE,
+    comparable,
+    largest_error,
+    metrics_error,
+    one_round,
+    oracle,
+    trial,
+    warm_state,
+)
+
+import fedjax_sim as fs
 
 
 @pytest.mark.parametrize("engine", COMPILING)
@@ -15,3 +28,19 @@ def test_one_round_equals_the_oracle(name, engine):
         state, metrics = one_round(trial(name, engine), warm_state(name), cohort)
         assert largest_error(comparable(state), comparable(expected)) < TOLERANCE, cohort
         assert metrics_error(metrics, expected_metrics) < TOLERANCE, cohort
+
+
+@pytest.mark.parametrize("name", ["fedavg", "scaffold"])
+def test_a_program_with_room_for_one(name):
+    """More lanes than the queue has room for: the lanes that cannot be used are not made."""
+    full = trial(name, LANES).sim
+    sim = fs.Simulation(
+        full.algorithm,
+        full.data,
+        cohort=fs.cohorts.fixed(COHORTS["one"]),
+        local=full.local,
+        engine=fs.engines.lanes(5, finish="masked"),
+    )
+    state, history = sim.run(warm_state(name), rounds=1)
+    assert largest_error(comparable(state), comparable(oracle(name, COHORTS["one"])[0])) < TOLERANCE
+    assert history.costs.step_occupancy == 1

@@ -6,9 +6,24 @@ import numpy as np
 import pytest
 from laws import members
 from laws.members import (
-    ALGORITHMS, COHORTS, LANES, NAMES, POPULATION, TOLERANCE,
-    bits_equal, comparable, largest_error, make_data, named, new_trial, one_round, oracle, trial, warm_state, with_data,
-)  # fmt: skip
+    ALGORITHMS,
+    COHORTS,
+    LANES,
+    NAMES,
+    POPULATION,
+    TOLERANCE,
+    bits_equal,
+    comparable,
+    largest_error,
+    make_data,
+    named,
+    new_trial,
+    one_round,
+    oracle,
+    trial,
+    warm_state,
+    with_data,
+)
 
 import fedjax_sim as fs
 

@@ -40,7 +40,11 @@ def test_the_variance_is_that_of_the_sum(name):
 @pytest.mark.parametrize("name", NOISES)
 def test_draws_are_independent(name):
     """Leaves of one round, rounds of one run, and runs with other seeds are uncorrelated."""
-    draws = [leaf for seed, round_ in ((0, 0), (0, 1), (1, 0)) for leaf in noise_on_the_sum(NOISES[name], round_, seed)]
+    draws = [
+        leaf
+        for seed, round_ in ((0, 0), (0, 1), (1, 0))
+        for leaf in noise_on_the_sum(NOISES[name], round_, seed)
+    ]
     correlation = np.corrcoef(draws) - np.eye(len(draws))
     assert np.max(np.abs(correlation)) < 5 / np.sqrt(SIZE)
 

@@ -259,11 +259,11 @@ def top_k(w, cohorts, share=0.25):
 def adaptive_clipping(w, cohorts, norm=1.0, quantile=0.6, rate=0.4):
     """Andrew et al. 2021, algorithm 1, without noise; m is the expected cohort. Returns x and C.
 
-    The paper has no empty clients; here they send no bit.
+    A client without examples sends a zero update, which no norm clips.
     """
     fractions = []
     for cohort in cohorts:
-        total, bits = np.zeros_like(w), 0
+        total, bits = np.zeros_like(w), len(cohort) - len(came(cohort))
         for i in came(cohort):
             delta = sgd(w, i) - w
             total = total + delta * min(1, norm / np.linalg.norm(delta))

@@ -3,8 +3,17 @@
 import optax
 import pytest
 from laws.members import (
-    COHORTS, LANES, NAMES, TOLERANCE, comparable, largest_error, linear, make_data, metrics_error, trial,
-)  # fmt: skip
+    COHORTS,
+    LANES,
+    NAMES,
+    TOLERANCE,
+    comparable,
+    largest_error,
+    linear,
+    make_data,
+    metrics_error,
+    trial,
+)
 
 import fedjax_sim as fs
 from fedjax_sim import aggregation as agg
@@ -34,8 +43,12 @@ def test_a_replica_equals_a_run_with_its_seed(name):
 def test_replicas_draw_their_own_cohorts(engine):
     """Cohorts follow each replica's seed, under every engine that can sweep."""
     sim = fs.Simulation(
-        fs.algorithms.scaffold(linear(), 0.1), make_data(), cohort=fs.cohorts.poisson(0.4),
-        local=fs.LocalWork(batch_size=4, shuffle=False), engine=engine(), rounds_per_chunk=2,
+        fs.algorithms.scaffold(linear(), 0.1),
+        make_data(),
+        cohort=fs.cohorts.poisson(0.4),
+        local=fs.LocalWork(batch_size=4, shuffle=False),
+        engine=engine(),
+        rounds_per_chunk=2,
     )
     seeds = [1, 2, 3]
     swept = sim.sweep(seeds, rounds=ROUNDS)
@@ -55,7 +68,9 @@ HYPERPARAMETERS = {
 
 def tunable(client_rate, server_rate, mu, noise_multiplier, clip_norm) -> fs.Algorithm:
     private = agg.chain(
-        agg.clip_by_global_norm(clip_norm), agg.mean(over="expected_cohort"), agg.gaussian_noise(noise_multiplier)
+        agg.clip_by_global_norm(clip_norm),
+        agg.mean(over="expected_cohort"),
+        agg.gaussian_noise(noise_multiplier),
     )
     return fs.algorithms.fedprox(linear(), optax.sgd(client_rate), mu, optax.sgd(server_rate), private)
 
@@ -67,8 +82,12 @@ def test_a_replica_equals_a_run_with_its_hyperparameters():
 
     def simulation(algorithm):
         return fs.Simulation(
-            algorithm, make_data(), cohort=fs.cohorts.fixed(COHORTS["some"]), engine=fs.engines.lanes(3),
-            local=fs.LocalWork(batch_size=4, shuffle=False), rounds_per_chunk=ROUNDS,
+            algorithm,
+            make_data(),
+            cohort=fs.cohorts.fixed(COHORTS["some"]),
+            engine=fs.engines.lanes(3),
+            local=fs.LocalWork(batch_size=4, shuffle=False),
+            rounds_per_chunk=ROUNDS,
         )
 
     values = {name: [setting[name] for setting in settings] for name in HYPERPARAMETERS}

@@ -24,7 +24,10 @@ def measured():
         "PYTHONWARNINGS": "error",
     }
     done = subprocess.run(
-        [sys.executable, ROOT / "tests/multidevice/run_laws.py"], env=environment, capture_output=True, text=True
+        [sys.executable, ROOT / "tests/multidevice/run_laws.py"],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]

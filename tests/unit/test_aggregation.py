@@ -238,9 +238,9 @@ def test_adaptive_clip_moves_by_the_fraction_of_unclipped_clients():
 
 
 def test_the_bit_of_adaptive_clip_travels_beside_the_value():
-    """It is no part of the value, and a message that is not finite sends 0, as does a client without examples."""
+    """It is no part of the value, and a message that is not finite sends 0; a client without examples sends 1."""
     clip = agg.adaptive_clip(1.0)
-    for value, examples, bit in [([0.5], 1, 1.0), ([2.0], 1, 0.0), ([np.nan], 1, 0.0), ([0.0], 0, 0.0)]:
+    for value, examples, bit in [([0.5], 1, 1.0), ([2.0], 1, 0.0), ([np.nan], 1, 0.0), ([0.0], 0, 1.0)]:
         message, _, _ = clip.encode(
             fs.Message(jnp.array(value)),
             (),
@@ -457,3 +457,28 @@ def test_integer_messages_keep_their_type_in_the_sum():
     got, _, _ = agg.run(agg.chain(), jnp.full((3, 2), 100, jnp.int8), key=keys.root_key(0))
     assert got.dtype == jnp.int8
     assert got.tolist() == [44, 44]
+
+
+@pytest.mark.parametrize("over", ["examples", "clients", "expected_cohort"])
+def test_a_client_without_examples_has_weight_zero_whatever_it_holds(over):
+    """Weight 0 is a replacement, not a product: zero times NaN is NaN."""
+    updates = jnp.array([[np.nan], [2.0]])
+    mean, _, _ = agg.run(
+        agg.mean(over=over),
+        updates,
+        key=jax.random.key(0),
+        num_examples=jnp.array([0, 3]),
+        expected_clients=1,
+    )
+    assert mean.tolist() == [2.0]
+
+
+def test_top_k_keeps_its_memory_from_what_is_not_finite():
+    """One NaN update does not poison the client's later rounds."""
+    chain = agg.chain(agg.top_k(0.5), agg.clip_by_global_norm(1e3), agg.mean(over="clients"))
+    key = jax.random.key(0)
+    _, state, _ = agg.run(chain, jnp.array([[1.0, 2.0]]), key=key)
+    _, state, metrics = agg.run(chain, jnp.array([[np.nan, 2.0]]), key=key, state=state)
+    assert float(metrics["clip_by_global_norm/nonfinite"].total) == 1
+    mean, _, _ = agg.run(chain, jnp.array([[0.5, 0.0]]), key=key, state=state)
+    assert mean.tolist() == [1.5, 0.0]

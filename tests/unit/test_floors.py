@@ -18,7 +18,7 @@ FLOORS = [
     {"tasks", "models"},
     {"rules", "aggregation", "privacy"},
     {"engines", "algorithms", "evaluation", "history"},
-    {"simulate", "checkpoint", "tracking"},
+    {"simulate", "_runner", "checkpoint", "tracking"},
     {"cli", "experiment", "plots"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
