@@ -20,6 +20,7 @@ FLOORS = [
     {"engines", "algorithms", "evaluation", "history"},
     {"simulate", "_runner", "checkpoint", "tracking"},
     {"cli", "experiment", "plots"},
+    {"__main__"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
