@@ -203,7 +203,8 @@ class Runner:
 
     def _history(self, replica: int) -> History:
         rows = self._metrics[replica]
-        names = rows[0].keys() if rows else ()
+        # A round in which nobody took a step may lack a metric, also the first one.
+        names = dict.fromkeys(name for row in rows for name in row)
         stacked = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
         return History(self._first, stacked, dict(self._evaluations[replica]), self._costs)
 

@@ -32,7 +32,8 @@ def chain(*transforms: Transform) -> Transform:
     identities drop out, so keys do not depend on nesting.
 
     Guarantees:
-      Associative, with ``identity()`` as its identity.
+      Associative, with ``identity()`` as its identity, wherever the inner chains can be built: noise needs its clip
+      and its divisor in the chain that holds it.
       The bound that a layer sees is the fold of the bounds of the layers before it.
 
     Args:

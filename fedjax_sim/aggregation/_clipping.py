@@ -108,8 +108,10 @@ def _clip(value, norm):
     finite = jnp.isfinite(actual)
     # By comparison, so that a message whose squares underflow (norm 0) is not scaled by the norm itself.
     factor = jnp.where(actual > norm, norm / jnp.where(actual > 0, actual, 1.0), 1.0)
-    # where, not a product: zero times NaN is NaN.
-    clipped = jax.tree.map(lambda x: jnp.where(finite, x * factor.astype(x.dtype), 0).astype(x.dtype), value)
+    # where, not a product alone: zero times NaN is NaN. Scaled in float32, so that narrow types round once.
+    clipped = jax.tree.map(
+        lambda x: jnp.where(finite, x.astype(jnp.float32) * factor, 0).astype(x.dtype), value
+    )
     return clipped, finite & (actual > norm), finite
 
 

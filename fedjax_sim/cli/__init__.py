@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
 
-from fedjax_sim.cli._run import run
+from fedjax_sim.cli._run import INTERRUPTED, run
 from fedjax_sim.cli._screen import version
 
 __all__ = ["app", "main"]
@@ -23,7 +25,16 @@ app.command()(run)
 
 def main() -> None:
     """Entry point of ``fedjax-sim`` and ``python -m fedjax_sim``."""
-    app(prog_name="fedjax-sim")
+    try:
+        app(prog_name="fedjax-sim")
+    except SystemExit as end:
+        if end.code != INTERRUPTED:
+            raise
+        # An exception that came in the middle of JAX's tracing can crash the interpreter when it takes itself down
+        # (seen with jax 0.10.2). Everything is on disk: leave at once.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
 
 
 def _show_version(wanted: bool) -> None:

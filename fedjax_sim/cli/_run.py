@@ -128,7 +128,7 @@ def run(
         state = simulation.init(seed)
         folder.mkdir(parents=True)
     except ERRORS as error:
-        _screen.fail(str(error), BAD_USAGE)
+        _screen.fail(f"error: {error}", BAD_USAGE)
     _train(simulation, state, federated, settings | {"out": str(folder)}, folder)
 
 
@@ -197,12 +197,12 @@ def _train(
     except KeyboardInterrupt:
         status, reason, code = "interrupted", "stopped by Ctrl-C", INTERRUPTED
     except (*ERRORS, NonFiniteModelError) as error:
-        status, reason, code = "failed", str(error), FAILED
+        status, reason, code = "failed", f"error: {error}", FAILED
     history = None if recorder is None else recorder.history
     try:
         write_json(folder / "summary.json", about | {"status": status, "reason": reason} | _results(history))
     except OSError as error:
-        reason, code = reason or str(error), code or FAILED
+        reason, code = reason or f"error: {error}", code or FAILED
     if code or history is None:
         done = 0 if history is None else history.rounds
         _screen.fail(f"{reason}\n{done} of {rounds} rounds are in {folder}", code)

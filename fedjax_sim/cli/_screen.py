@@ -24,7 +24,7 @@ def version() -> str:
 
 def show(text: Any, quiet: bool) -> None:
     """Prints a result."""
-    Console(quiet=quiet, highlight=False).print(text, soft_wrap=isinstance(text, str))
+    Console(quiet=quiet, highlight=False).print(text, markup=False, soft_wrap=isinstance(text, str))
 
 
 class ProgressView:
@@ -63,18 +63,19 @@ class ProgressView:
 def _status(history: History) -> str:
     accuracy = ""
     if history.evaluations:
-        accuracy = f"  accuracy {_percent(list(history.evaluations.values())[-1].examples['accuracy'])}"
-    return f"loss {history['loss'][-1]:.3f}{accuracy}  {history.costs.examples_per_second:,.0f} examples/s"
+        accuracy = f"  test accuracy {_percent(list(history.evaluations.values())[-1].examples['accuracy'])}"
+    return f"loss {_loss(history)}{accuracy}  {history.costs.examples_per_second:,.0f} examples/s"
 
 
 def headline(about: dict[str, Any]) -> str:
-    """What is trained on what, in three lines."""
+    """What is trained on what, in three lines and what there is to note."""
     settings, data, environment = about["settings"], about["data"], about["environment"]
+    notes = "".join(f"\n{note}" for note in data["notes"])
     return (
         f"{settings['algorithm']} trains {settings['model']} ({about['parameters']:,} parameters) on {data['name']}\n"
         f"{data['clients']:,} clients, {settings['cohort']:,} a round; "
         f"{data['train_examples']:,} examples to train on, {data['test_examples']:,} to test on\n"
-        f"{environment['devices']} x {environment['device']}, jax {environment['jax']}"
+        f"{environment['devices']} x {environment['device']}, jax {environment['jax']}{notes}"
     )
 
 
@@ -84,7 +85,7 @@ def table(history: History) -> Table:
     table.add_column(style="cyan")
     table.add_column(justify="right", style="bold")
     table.add_column()
-    table.add_row("training loss", f"{history['loss'][-1]:.4f}", "last round")
+    table.add_row("training loss", _loss(history), "last round")
     if history.evaluations:
         evaluation = history.evaluations[max(history.evaluations)]
         over = evaluation.clients["accuracy"]
@@ -106,6 +107,10 @@ def table(history: History) -> Table:
     table.add_row("traffic", f"{costs.bytes_up / 1e6:,.1f} MB", "up, from clients")
     table.add_row("", f"{costs.bytes_down / 1e6:,.1f} MB", "down, to clients")
     return table
+
+
+def _loss(history: History) -> str:
+    return f"{history['loss'][-1]:#.4g}"
 
 
 def _percent(share: float) -> str:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from fedjax_sim._src.types import Array, Batch
 from fedjax_sim.data.local_work import LocalWork
 
-_SHUFFLE_ROUNDS = 24
+_SHUFFLE_ROUNDS = 16
 
 
 def shuffled(words: Array, epoch: Array, index: Array, size: Array) -> Array:

@@ -10,10 +10,10 @@ from fedjax_sim.engines._state import SimState
 _TURNS_PER_LANE = 12
 """With at least so many turns for each lane, longest first, the lanes that run dry early cost less than 5 %."""
 
-_CPU_FLOPS = 4e6
+_CPU_FLOPS = 8e6
 """A step of all lanes together that keeps one core busy; beyond it more lanes only spill the cache."""
 
-_CPU_LANES = 16
+_CPU_LANES = 4
 _ACCELERATOR_LANES = 64
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -94,6 +95,14 @@ def _engine(name: str, mesh: Mesh | None, lanes, finish) -> Engine:
     return Engine(name, 1 if mesh is None else mesh.size, compile_)
 
 
+def _with_rows(table: jax.Array, rows: int, axis: int) -> jax.Array:
+    """A client table with as many rows as the devices share evenly: a state from another mesh fits, too."""
+    have = table.shape[axis]
+    if have >= rows:
+        return jax.lax.slice_in_dim(table, 0, rows, axis=axis)
+    return jnp.pad(table, [(0, rows - have if i == axis else 0) for i in range(table.ndim)])
+
+
 class _LaneRounds(RoundFn):
     """Owns the jitted program, and where its arguments live."""
 
@@ -120,6 +129,12 @@ class _LaneRounds(RoundFn):
     def place_state(self, state: SimState) -> SimState:
         """A copy of the state on the engine's devices, which the compiled program may take over."""
         copy, mesh = jax.tree.map(lambda x: jnp.array(x, copy=True), state), self._mesh
+        devices = 1 if mesh is None else mesh.size
+        rows = -(-self._problem.population // devices) * devices
+        axis = 0 if self._problem.replicas is None else 1
+        copy = dataclasses.replace(
+            copy, clients=jax.tree.map(lambda x: _with_rows(x, rows, axis), copy.clients)
+        )
         if mesh is None:
             return copy
         shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), self._state_specs(state, 0))

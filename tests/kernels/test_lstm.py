@@ -62,7 +62,7 @@ def test_the_loops_carry_no_gradient_of_the_matrix():
         jaxpr = jax.make_jaxpr(jax.grad(lambda r: jnp.sum(lstm(inputs, r))))(recurrent).jaxpr
         scans = [equation for equation in jaxpr.eqns if equation.primitive.name == "scan"]
         assert scans
-        return [tuple(out.aval.shape) for scan in scans for out in scan.outvars[: scan.params["num_carry"]]]
+        return [tuple(out.aval.shape) for scan in scans for out in scan.outvars]
 
     assert (size, 4 * size) in carried(reference.lstm)
     assert (size, 4 * size) not in carried(hoisted.lstm)

@@ -1,0 +1,62 @@
+# Everything happens in an environment of its own, .venv unless VENV names another; `make` alone lists the targets.
+
+PYTHON ?= $(shell for python in python3.12 python3.13 python3.11 python3; do \
+	if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$python; break; fi; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+# Tests compile hundreds of small programs; the second run of the suite finds most of them here.
+TEST_ENVIRONMENT := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.jax_cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test quick check format build bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/.package ## train on the embedded digits; options in ARGS="--rounds 20"
+	$(BIN)/fedjax-sim run $(ARGS)
+
+test: $(VENV)/.dev ## the whole test suite; options in ARGS="-k scaffold"
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest --doctest-modules fedjax_sim kernels tests $(ARGS)
+
+quick: $(VENV)/.dev ## the test suite without what is slow
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest --doctest-modules -m "not slow" fedjax_sim kernels tests $(ARGS)
+
+check: $(VENV)/.dev ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+format: $(VENV)/.dev ## let ruff format and fix what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+build: $(VENV)/.dev ## the wheel, in dist/
+	$(BIN)/python -m build --wheel
+
+bench: $(VENV)/.package ## rounds per second, lanes against one client at a time
+	$(BIN)/python benchmarks/rounds.py $(ARGS)
+
+setup: $(VENV)/.dev ## the environment and nothing else
+
+clean: ## remove the environment, caches and builds; runs/ stays
+	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment that somebody made by hand is used as it is: the two stamps say what was installed into it.
+$(VENV)/.package: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 found: install one, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is not a Python >= 3.11: name another, make PYTHON=/path/to/python" >&2; exit 1; }
+	@test -x $(BIN)/pip || { echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing fedjax_sim into $(VENV); the first time this takes a minute or two"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"  # older ones lack --group
+	@$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.package
+	@echo "installing the tools for tests and checks into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
