@@ -5,9 +5,7 @@ PYTHON ?= $(shell for python in python3.12 python3.13 python3.11 python3; do \
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
-
-# Tests compile hundreds of small programs; the second run of the suite finds most of them here.
-TEST_ENVIRONMENT := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.jax_cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
+WORKERS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test quick check format build bench clean
@@ -19,15 +17,15 @@ run: $(VENV)/.package ## train on the embedded digits; options in ARGS="--rounds
 	$(BIN)/fedjax-sim run $(ARGS)
 
 test: $(VENV)/.dev ## the whole test suite; options in ARGS="-k scaffold"
-	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest --doctest-modules fedjax_sim kernels tests $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) --doctest-modules fedjax_sim kernels tests $(ARGS)
 
 quick: $(VENV)/.dev ## the test suite without what is slow
-	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest --doctest-modules -m "not slow" fedjax_sim kernels tests $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) --doctest-modules -m "not slow" fedjax_sim kernels tests $(ARGS)
 
 check: $(VENV)/.dev ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/basedpyright
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: $(VENV)/.dev ## let ruff format and fix what it can
 	$(BIN)/ruff format .
@@ -42,7 +40,7 @@ bench: $(VENV)/.package ## rounds per second, lanes against one client at a time
 setup: $(VENV)/.dev ## the environment and nothing else
 
 clean: ## remove the environment, caches and builds; runs/ stays
-	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment that somebody made by hand is used as it is: the two stamps say what was installed into it.

@@ -57,9 +57,9 @@ def evaluate(task: Task, variables: Variables, data: ClientData, *, batch_size: 
       ValueError: data without a single example, or that the task's check refuses.
 
     Example:
-      >>> import jax, fedjax_sim as fs
+      >>> import jax, jax.numpy as jnp, fedjax_sim as fs
       >>> data = fs.data.load("digits", clients=5, alpha=1.0, seed=0)
-      >>> task = fs.tasks.classification(fs.models.linear(classes=10), input_shape=(8, 8, 1))
+      >>> task = fs.tasks.classification(fs.models.linear(classes=10), sample_input=jnp.zeros((1, 8, 8, 1)))
       >>> result = fs.evaluate(task, task.init(jax.random.key(0)), data.test)
       >>> sorted(result.examples)
       ['accuracy', 'loss']

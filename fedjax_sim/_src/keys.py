@@ -29,8 +29,11 @@ def root_key(seed: int | jax.Array) -> jax.Array:
 
     Raises:
       TypeError: ``seed`` is neither an integer nor a scalar typed threefry key.
+      ValueError: an integer of more than 32 bits.
     """
     if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
+        if not -(2**31) <= seed < 2**32:
+            raise ValueError(f"seed is {seed}, expected an integer of 32 bits, at most {2**32 - 1}.")
         return jax.random.key(int(seed), impl="threefry2x32")
     if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
         name = str(jax.random.key_impl(seed))

@@ -136,13 +136,15 @@ def _prepare_jax(devices: int) -> None:
     """Everything that JAX has to know before it starts."""
     if devices > 1:
         jax.config.update("jax_num_cpu_devices", devices)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        # Compiling takes longer than a short run; the second run of a configuration need not wait for it.
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    # Compiling takes longer than a short run; the second run of a configuration need not wait for it.
+    try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedjax-sim" / "jax"
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return  # a home that cannot be written to costs time, not the run
+        cache.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return  # no home, or one that cannot be written to: that costs time, not the run
+    if os.access(cache, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

@@ -166,7 +166,10 @@ class _LaneRounds(RoundFn):
 
     def _program(self, state, plan):
         if self._jitted is None:
-            self._jitted = jax.jit(self._function(state, plan), donate_argnums=0)
+            # A thread pool inside each device would take the cores from the other devices: one thread each.
+            alone = self._platform == "cpu" and self._mesh is not None and self._mesh.size > 1
+            options = {"xla_cpu_multi_thread_eigen": False} if alone else None
+            self._jitted = jax.jit(self._function(state, plan), donate_argnums=0, compiler_options=options)
         return self._jitted
 
     def _function(self, state, plan):

@@ -78,7 +78,7 @@ class _SequentialRounds(RoundFn):
             messages, masks, metrics, stage_finite = [], [], [], []
             for group, queue in enumerate(queues):
                 turn = self._turns[stage][group]
-                healthy = np.ones((1, queue.entries.client.shape[0]), bool)
+                healthy = []
                 for position in range(int(queue.count)):
                     entry: Entry = jax.tree.map(lambda x, p=position: x[p], queue.entries)
                     if entry.replica != replica:
@@ -99,11 +99,11 @@ class _SequentialRounds(RoundFn):
                     )
                     table = _write(table, stage, group, entry.client, sent.row)
                     steps += int(entry.steps[stage])
-                    healthy[0, position] = bool(sent.finite)
+                    healthy.append((position, sent.finite))
                     messages.append(sent.message)
                     metrics.append(sent.metrics)
                     masks.append(entry.examples > 0)
-                stage_finite.append(healthy)
+                stage_finite.append(_by_position(healthy, queue.entries.client.shape[0]))
             server, parts[stage], measured = jitted.update(
                 hyper,
                 server,
@@ -113,9 +113,11 @@ class _SequentialRounds(RoundFn):
                 state.key,
                 state.round,
                 np.int32(clients),
-                message_spec(self._problem, self._problem.build(hyper), stage, broadcast, state),
+                lambda s=stage, b=broadcast: message_spec(
+                    self._problem, self._problem.build(hyper), s, b, state
+                ),
             )
-            per_stage.append({**_sum_by_name(metrics), **measured})
+            per_stage.append({**_sum(metrics), **measured})
             finite.append(tuple(stage_finite))
         state = SimState(server, table, tuple(parts), state.round + 1, state.key)
         report = RoundReport(
@@ -148,26 +150,35 @@ class _SequentialRounds(RoundFn):
 
 
 class _JittedTurn:
+    """One client's turn: a dispatch to begin, one per batch, one to finish."""
+
     def __init__(self, turn: Turn):
-        def step(hyper, broadcast, columns, explicit, own, entry, index, work):
+        def begin(hyper, broadcast, columns, explicit, root, round_, entry, row):
+            own, index = turn.keys(root, round_, entry), jnp.int32(0)
+            work = turn.begin(hyper, broadcast, own, round_, entry, row)
             rows = turn.rows(own, entry, index, explicit)
-            return turn.step(hyper, broadcast, columns, rows, own, entry, index, work)
+            measured = jax.eval_shape(turn.step, hyper, broadcast, columns, rows, own, entry, index, work)[1]
+            return own, (work, tree.zeros_like(measured), index)
 
-        self._keys = jax.jit(turn.keys)
-        self._begin = jax.jit(turn.begin)
-        self.step = jax.jit(step, donate_argnums=7)
+        def step(hyper, broadcast, columns, explicit, own, entry, carry):
+            work, total, index = carry
+            rows = turn.rows(own, entry, index, explicit)
+            work, measured = turn.step(hyper, broadcast, columns, rows, own, entry, index, work)
+            return work, tree.add(total, measured), index + 1
+
+        self._begin = jax.jit(begin)
+        self.step = jax.jit(step, donate_argnums=6)
         self._finish = jax.jit(turn.finish)
-        self._add = jax.jit(tree.add)
 
-    def __call__(self, hyper, broadcast, part, root, round_, columns, entry, rows, row: Row, stage: int):
-        own = self._keys(root, round_, entry)
-        work = self._begin(hyper, broadcast, own, round_, entry, row)
-        total = None
-        for step in range(int(entry.steps[stage])):
-            work, measured = self.step(hyper, broadcast, columns, rows, own, entry, np.int32(step), work)
-            total = measured if total is None else self._add(total, measured)
+    def __call__(self, hyper, broadcast, part, root, round_, columns, entry, explicit, row: Row, stage: int):
+        steps = int(entry.steps[stage])
+        entry, explicit = jax.device_put((entry, explicit))
+        own, carry = self._begin(hyper, broadcast, columns, explicit, root, round_, entry, row)
+        for _ in range(steps):
+            carry = self.step(hyper, broadcast, columns, explicit, own, entry, carry)
+        work, total, _ = carry
         sent = self._finish(hyper, broadcast, part, own, round_, entry, work, row)
-        return sent._replace(metrics={**(total or {}), **sent.metrics})
+        return sent._replace(metrics={**total, **sent.metrics})
 
 
 class _JittedServer:
@@ -182,19 +193,17 @@ class _JittedServer:
         self._finish = jax.jit(self._decode_and_update)
         self._rows = gathers(aggregate(problem.algorithm().stages[stage]))
 
-    def update(
-        self, hyper, server, messages: list[Message], masks, part, root, round_, clients, nothing: Message
-    ):
-        """``nothing``: spec of an encoded message, for a round in which nobody came."""
+    def update(self, hyper, server, messages: list[Message], masks, part, root, round_, clients, nothing):
+        """``nothing``: makes the spec of an encoded message, for a round in which nobody came."""
         if self._rows:
             room = max(len(messages), 1)
             if not messages:
-                messages, masks = [tree.zeros_like(nothing)], [False]
+                messages, masks = [tree.zeros_like(nothing())], [False]
             stacked = jax.tree.map(lambda *x: jnp.stack(x), *messages)
             return self._finish(
                 hyper, server, stacked, part, np.asarray(masks).reshape(room), root, round_, clients
             )
-        total = accumulator(tree.spec(messages[0]) if messages else nothing, ())
+        total = accumulator(tree.spec(messages[0]) if messages else nothing(), ())
         for message in messages:
             total = self._add(total, message)
         return self._finish(hyper, server, total, part, None, root, round_, clients)
@@ -208,12 +217,17 @@ class _JittedServer:
         return server, part, {**decoding, **updating}
 
 
-def _sum_by_name(metrics: list[dict]) -> dict:
-    """Sums each metric over the turns that measured it: one without a step has no loss."""
-    total: dict = {}
-    for measured in metrics:
-        total |= {n: jax.tree.map(jnp.add, total[n], v) if n in total else v for n, v in measured.items()}
-    return total
+def _sum(metrics: list[dict]) -> dict:
+    """Sums metrics over turns, on the host."""
+    return jax.tree.map(lambda *x: np.sum(np.stack(x), axis=0), *jax.device_get(metrics)) if metrics else {}
+
+
+def _by_position(healthy: list, cap: int) -> np.ndarray:
+    """``bool[1, cap]`` from pairs of position and whether that turn's update was finite; True where nobody stood."""
+    result = np.ones((1, cap), bool)
+    for position, finite in healthy:
+        result[0, position] = bool(finite)
+    return result
 
 
 def _read(table: ClientTable, stage: int, group: int, client) -> Row:

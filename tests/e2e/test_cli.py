@@ -226,17 +226,26 @@ def test_a_terminal_shows_a_bar(tmp_path, cache):
 
 
 def test_ctrl_c_keeps_the_rounds_that_are_done(tmp_path, cache):
-    arguments = command(*SMALL, "--rounds", "1000000", "--evaluate-every", "10", "--out", "mine")
+    # Programs started in the background of a shell without job control are told to ignore Ctrl-C.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from fedjax_sim.cli import main; main()"
+    arguments = [*SMALL, "--rounds", "1000000", "--evaluate-every", "10", "--out", "mine"]
     process = subprocess.Popen(
-        arguments, env=environment(cache), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, *arguments],
+        env=environment(cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     metrics = tmp_path / "mine" / "metrics.jsonl"
     deadline = time.monotonic() + 240
-    while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None:
-        assert time.monotonic() < deadline, "no round was written"
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    try:
+        while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None:
+            assert time.monotonic() < deadline, "no round was written"
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130, errors
     assert "stopped by Ctrl-C" in errors and "Traceback" not in errors
     done = rows(tmp_path / "mine")
