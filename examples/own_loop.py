@@ -1,4 +1,4 @@
-"""One update rule and one chain inside a training loop of your own: nothing else of fedjax_sim is needed.
+"""One update rule and one chain inside a training loop of your own: no simulation and no engine of fedjax_sim.
 
 The loop below is plain JAX and optax. It vmaps FedProx's client over a cohort, aggregates with clipping, a public
 divisor and noise, and feeds the result to optax's Adam as a pseudo-gradient.

@@ -61,7 +61,7 @@ class Deposit(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What all turns of a pass read; the leaves of all but ``columns`` have a leading axis ``[replicas]``."""
+    """What all turns of a pass read; the leaves of all but ``round`` and ``columns`` have a leading axis ``[replicas]``."""
 
     hyper: Any
     broadcast: Any
