@@ -39,14 +39,16 @@ class Progress:
     Attributes:
       done: rounds of this run that are done.
       rounds: rounds that were asked for.
-      history: of the rounds so far.
+      chunk: history of the rounds since the last call; its costs are those of the run so far.
       snapshot: makes a copy of the state, which stays valid.
+      history: makes the history of all rounds so far, which takes the longer the longer the run is.
     """
 
     done: int
     rounds: int
-    history: History
+    chunk: History
     snapshot: Callable[[], SimState]
+    history: Callable[[], History]
 
 
 Callback = Callable[[Progress], Any]
@@ -107,10 +109,9 @@ class Runner:
             upcoming = self._plan(roots, after, self._length(after, rounds))
             self._collect(jax.device_get(report), plan, done)
             self._clock(started)
-            done, plan = after, upcoming
-            self._evaluate(state, done, rounds)
-            if self._call(state, done, rounds):
-                break
+            self._evaluate(state, after, rounds)
+            stop = self._call(state, done, after, rounds)
+            done, plan = after, None if stop else upcoming
         self._clock(started)
         self._spend(lanes=self.rounds_fn.lanes or 1)
         return state, [self._history(replica) for replica in range(self.planner.replicas)]
@@ -181,7 +182,7 @@ class Runner:
             results[self._first + done] = self.evaluate(own)
         self._spend(evaluation_seconds=self._costs.evaluation_seconds + time.perf_counter() - clock)
 
-    def _call(self, state: SimState, done: int, rounds: int) -> bool:
+    def _call(self, state: SimState, before: int, done: int, rounds: int) -> bool:
         """Whether a callback asked to stop. Every callback is called."""
 
         def snapshot() -> SimState:
@@ -189,7 +190,7 @@ class Runner:
 
         if not self.callbacks:
             return False
-        progress = Progress(done, rounds, self._history(0), snapshot)
+        progress = Progress(done, rounds, self._history(0, before), snapshot, lambda: self._history(0))
         return True in [callback(progress) is True for callback in self.callbacks]
 
     # --- the books ---
@@ -201,12 +202,16 @@ class Runner:
         whole = time.perf_counter() - started
         self._spend(run_seconds=whole - self._costs.compile_seconds - self._costs.evaluation_seconds)
 
-    def _history(self, replica: int) -> History:
-        rows = self._metrics[replica]
+    def _history(self, replica: int, start: int = 0) -> History:
+        """Of the rounds from the ``start``-th of this run on."""
+        rows, first = self._metrics[replica][start:], self._first + start
         # A round in which nobody took a step may lack a metric, also the first one.
         names = dict.fromkeys(name for row in rows for name in row)
         stacked = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
-        return History(self._first, stacked, dict(self._evaluations[replica]), self._costs)
+        evaluations = self._evaluations[replica]
+        if start:
+            evaluations = {done: value for done, value in evaluations.items() if done > first}
+        return History(first, stacked, dict(evaluations), self._costs)
 
 
 def root_words(state: SimState) -> list[tuple[int, ...]]:

@@ -78,7 +78,7 @@ class Recorder:
       *trackers: with a method ``write`` that takes the row of a round; see ``round_rows``.
 
     Attributes:
-      history: of the rounds recorded so far, ``None`` before the first.
+      recorded: rounds that every tracker has.
 
     Example:
       ``with JsonLines(path) as tracker: sim.run(state, rounds=100, callbacks=[Recorder(tracker)])``
@@ -86,18 +86,19 @@ class Recorder:
 
     def __init__(self, *trackers: JsonLines):
         self.trackers = trackers
-        self.history: History | None = None
+        self.recorded = 0
+        self._next: int | None = None
 
     def __call__(self, progress: Progress) -> None:
-        self.record(progress.history)
+        self.record(progress.chunk)
 
     def record(self, history: History) -> None:
         """Writes the rounds of a history that earlier ones did not have."""
-        start = 0 if self.history is None else self.history.rounds
-        self.history = history
+        start = 0 if self._next is None else max(0, self._next - history.first_round)
         for row in round_rows(history, start):
             for tracker in self.trackers:
                 tracker.write(row)
+            self._next, self.recorded = row["round"] + 1, self.recorded + 1
 
     def __enter__(self) -> Recorder:
         return self

@@ -18,6 +18,7 @@ import typer
 from fedjax_sim import algorithms, engines, models, tasks
 from fedjax_sim._src.types import Algorithm, Task
 from fedjax_sim.cli import _screen
+from fedjax_sim.cli._signals import StopOnSignal
 from fedjax_sim.data import Federated, cohorts, load
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.engines import SimState
@@ -188,25 +189,34 @@ def _train(
     _screen.show(_screen.headline(about), quiet)
     test = federated.test if federated.test.num_examples else None
     every = None if test is None else settings["evaluate_every"]
-    recorder, status, reason, code = None, "completed", "", 0
+    done, history, status, reason, code = 0, None, "completed", "", 0
     try:
         with (
             JsonLines(folder / "metrics.jsonl") as tracker,
             Recorder(tracker) as recorder,
             _screen.ProgressView(rounds, quiet) as view,
+            StopOnSignal() as stop,
         ):
-            simulation.run(state, rounds, evaluate_on=test, every=every, callbacks=[recorder, view])
+            try:
+                callbacks = [recorder, view, stop]
+                _, history = simulation.run(state, rounds, evaluate_on=test, every=every, callbacks=callbacks)
+            finally:
+                done = recorder.recorded
+        if stop.received is not None and done < rounds:
+            status, reason, code = "interrupted", f"stopped by {stop.name}", INTERRUPTED
     except KeyboardInterrupt:
         status, reason, code = "interrupted", "stopped by Ctrl-C", INTERRUPTED
-    except (*ERRORS, NonFiniteModelError) as error:
+    except NonFiniteModelError as error:
+        done, history = error.history.rounds, error.history
         status, reason, code = "failed", f"error: {error}", FAILED
-    history = None if recorder is None else recorder.history
+    except ERRORS as error:
+        status, reason, code = "failed", f"error: {error}", FAILED
+    results = {"rounds": done} | _results(history)
     try:
-        write_json(folder / "summary.json", about | {"status": status, "reason": reason} | _results(history))
+        write_json(folder / "summary.json", about | {"status": status, "reason": reason} | results)
     except OSError as error:
         reason, code = reason or f"error: {error}", code or FAILED
     if code or history is None:
-        done = 0 if history is None else history.rounds
         _screen.fail(f"{reason}\n{done} of {rounds} rounds are in {folder}", code)
     _screen.show(_screen.table(history), quiet)
     typer.echo(folder if quiet else f"run folder  {folder}")
@@ -240,10 +250,10 @@ def _about(
 
 def _results(history: History | None) -> dict[str, Any]:
     if history is None or history.rounds == 0:
-        return {"rounds": 0}
+        return {}
     *_, row = round_rows(history, history.rounds - 1)
     last = max(history.evaluations, default=None)
     evaluation = {} if last is None else evaluation_row(history.evaluations[last])
     derived = ("step_occupancy", "example_occupancy", "examples_per_second", "flops_per_second")
     costs = dataclasses.asdict(history.costs) | {name: getattr(history.costs, name) for name in derived}
-    return {"rounds": history.rounds, "final": row | evaluation, "evaluated_after": last, "costs": costs}
+    return {"final": row | evaluation, "evaluated_after": last, "costs": costs}

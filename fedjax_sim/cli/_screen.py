@@ -31,7 +31,8 @@ class ProgressView:
     """Callback that shows how far a run is: a bar on a terminal, at most twenty lines where there is none."""
 
     def __init__(self, rounds: int, quiet: bool):
-        self._console, self._twentieths = Console(stderr=True, quiet=quiet, highlight=False), 0
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._twentieths, self._accuracy = 0, ""
         self._bar = Bar(
             BarColumn(bar_width=None),
             TextColumn("{task.completed}/{task.total}"),
@@ -52,19 +53,17 @@ class ProgressView:
         self._bar.stop()
 
     def __call__(self, progress: Progress) -> None:
-        text = _status(progress.history)
+        text = self._status(progress.chunk)
         self._bar.update(self._task, completed=progress.done, description=text)
         twentieths = progress.done * 20 // progress.rounds
         if not self._console.is_terminal and twentieths > self._twentieths:
             self._console.print(f"{progress.done}/{progress.rounds}  {text}", soft_wrap=True)
             self._twentieths = twentieths
 
-
-def _status(history: History) -> str:
-    accuracy = ""
-    if history.evaluations:
-        accuracy = f"  test accuracy {_percent(list(history.evaluations.values())[-1].examples['accuracy'])}"
-    return f"loss {_loss(history)}{accuracy}  {history.costs.examples_per_second:,.0f} examples/s"
+    def _status(self, chunk: History) -> str:
+        for evaluation in chunk.evaluations.values():
+            self._accuracy = f"  test accuracy {_percent(evaluation.examples['accuracy'])}"
+        return f"loss {_loss(chunk)}{self._accuracy}  {chunk.costs.examples_per_second:,.0f} examples/s"
 
 
 def headline(about: dict[str, Any]) -> str:

@@ -225,7 +225,8 @@ def test_a_terminal_shows_a_bar(tmp_path, cache):
     assert "run folder  mine" in text
 
 
-def test_ctrl_c_keeps_the_rounds_that_are_done(tmp_path, cache):
+def interrupted(tmp_path: Path, cache: Path, *signals: signal.Signals) -> tuple[int, str]:
+    """Exit code and messages of a long run that gets signals once it has written a round."""
     # Programs started in the background of a shell without job control are told to ignore Ctrl-C.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from fedjax_sim.cli import main; main()"
     arguments = [*SMALL, "--rounds", "1000000", "--evaluate-every", "10", "--out", "mine"]
@@ -242,17 +243,37 @@ def test_ctrl_c_keeps_the_rounds_that_are_done(tmp_path, cache):
         while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None:
             assert time.monotonic() < deadline, "no round was written"
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(0.02)
         _, errors = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == 130, errors
-    assert "stopped by Ctrl-C" in errors and "Traceback" not in errors
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "a request to terminate")]
+)
+def test_a_signal_ends_a_run_behind_a_whole_round(tmp_path, cache, number, reason):
+    code, errors = interrupted(tmp_path, cache, number)
+    assert code == 130, errors
+    assert f"stopped by {reason}" in errors and "Traceback" not in errors
     done = rows(tmp_path / "mine")
     assert [row["round"] for row in done] == list(range(len(done))) and done
     whole = summary(tmp_path / "mine")
     assert (whole["status"], whole["rounds"]) == ("interrupted", len(done))
+    assert whole["final"] == done[-1]
     assert f"{len(done)} of 1000000 rounds are in mine" in errors
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path, cache):
+    code, errors = interrupted(tmp_path, cache, signal.SIGINT, signal.SIGINT)
+    assert code == 130, errors
+    assert "stopped by Ctrl-C" in errors and "Traceback" not in errors
+    done = rows(tmp_path / "mine")
+    assert [row["round"] for row in done] == list(range(len(done))) and done
+    assert summary(tmp_path / "mine")["status"] == "interrupted"
 
 
 def test_importing_the_library_leaves_the_command_line_out():

@@ -135,9 +135,13 @@ def test_variables_of_another_model_are_refused(sim):
 def test_callbacks_see_every_chunk(sim, five):
     seen = []
     _, history = sim.run(
-        sim.init(seed=0), rounds=5, callbacks=[lambda p: seen.append((p.done, p.rounds, p.history.rounds))]
+        sim.init(seed=0),
+        rounds=5,
+        callbacks=[
+            lambda p: seen.append((p.done, p.rounds, p.chunk.first_round, p.chunk.rounds, p.history().rounds))
+        ],
     )
-    assert seen == [(2, 5, 2), (4, 5, 4), (5, 5, 5)]
+    assert seen == [(2, 5, 0, 2, 2), (4, 5, 2, 2, 4), (5, 5, 4, 1, 5)]
     np.testing.assert_array_equal(history["loss"], five[1]["loss"])
 
 

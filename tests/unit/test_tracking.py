@@ -123,7 +123,7 @@ def test_the_recorder_writes_every_round_once(tmp_path):
         assert row["eval/accuracy"] == evaluation.examples["accuracy"]
         for over in ("mean", "weighted", "worst_decile"):
             assert row[f"eval/loss/{over}"] == evaluation.clients["loss"][over]
-    assert recorder.history is not None and recorder.history.rounds == 5
+    assert recorder.recorded == 5
 
 
 def test_the_recorder_keeps_the_rounds_before_a_model_that_is_not_finite(tmp_path):

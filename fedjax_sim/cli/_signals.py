@@ -1,0 +1,48 @@
+"""How a run ends early: Ctrl-C, or a request to terminate."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+from fedjax_sim.simulate import Progress
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopOnSignal:
+    """Callback and context that ends a run behind the chunk of rounds that is under way when a signal comes.
+
+    What the device has begun cannot be taken back, and everything that the rounds before it left is whole then. A
+    second signal raises KeyboardInterrupt at once.
+
+    Attributes:
+      received: the first signal that came, ``None`` if none did.
+    """
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+
+    def __enter__(self) -> StopOnSignal:
+        self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nstopping after the rounds under way; Ctrl-C again stops at once\n")
+
+    @property
+    def name(self) -> str:
+        """What came, for people."""
+        return "Ctrl-C" if self.received == signal.SIGINT else "a request to terminate"
+
+    def __call__(self, progress: Progress) -> bool:
+        return self.received is not None

@@ -1,0 +1,238 @@
+"""Parts that cannot work: cohorts, local work, chains and rules refuse bad arguments when they are built."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from unit.small import fedavg, simulation, task
+
+import fedjax_sim as fs
+from fedjax_sim import aggregation as agg
+
+# --- cohorts -------------------------------------------------------------------------------------------------
+
+BAD_SAMPLERS = {
+    "no client": (lambda: fs.cohorts.uniform(0), "cohort size is 0, expected an integer of at least 1"),
+    "half a client": (lambda: fs.cohorts.uniform(2.5), "cohort size is 2.5, expected an integer"),
+    "rate 0": (lambda: fs.cohorts.poisson(0.0), r"participation rate is 0.0, expected a number in \(0, 1\]"),
+    "rate above 1": (lambda: fs.cohorts.poisson(1.5), "participation rate is 1.5"),
+    "cap 0": (lambda: fs.cohorts.poisson(0.5, cap=0), "cohort cap is 0, expected an integer of at least 1"),
+    "nobody": (lambda: fs.cohorts.fixed([]), "expected a list of at least one client index"),
+    "twice": (lambda: fs.cohorts.fixed([3, 1, 3]), "names client 3 more than once; name each once"),
+    "a table": (lambda: fs.cohorts.fixed([[1, 2]]), r"clients has shape \(1, 2\), expected a list"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SAMPLERS)
+def test_samplers_refuse_what_they_cannot_draw(name):
+    make, message = BAD_SAMPLERS[name]
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+BAD_COHORTS = {
+    "larger than the population": (
+        fs.cohorts.uniform(5),
+        r"cohort size is 5, but the population has 4 clients: draw at most 4, .*all_clients.*replace=True",
+    ),
+    "outside": (fs.cohorts.fixed([0, 4]), "names client 4, but the population has clients 0 to 3"),
+    "negative": (fs.cohorts.fixed([-1]), "names client -1, but the population has clients 0 to 3"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_COHORTS)
+def test_a_cohort_must_fit_the_population(name):
+    """Refused when the simulation is made, not in its first round."""
+    cohort, message = BAD_COHORTS[name]
+    with pytest.raises(ValueError, match=message):
+        simulation(cohort=cohort)
+
+
+def test_with_replacement_a_cohort_may_exceed_the_population():
+    sim = simulation(cohort=fs.cohorts.uniform(9, replace=True))
+    _, history = sim.run(sim.init(seed=0), rounds=2)
+    assert np.isfinite(history["aggregate_norm"]).all()
+
+
+# --- local work ----------------------------------------------------------------------------------------------
+
+BAD_WORK = {
+    "no batch": ({"batch_size": 0}, "LocalWork.batch_size is 0, expected an integer of at least 1"),
+    "half an epoch": ({"epochs": 0.5}, "LocalWork.epochs is 0.5, expected an integer"),
+    "no epoch": ({"epochs": 0}, "LocalWork.epochs is 0"),
+    "no step": ({"max_steps": 0}, "LocalWork.max_steps is 0"),
+    "no batch per step": ({"batches_per_step": 0}, "LocalWork.batches_per_step is 0"),
+    "endless": ({"epochs": None}, "epochs=None leaves the number of steps open: give max_steps"),
+    "rows without end": (
+        {"rows": lambda g, n: g},
+        "explicit rows leaves the number of steps open: give max_steps",
+    ),
+    "rows of several batches": (
+        {"rows": lambda g, n: g, "max_steps": 1, "batches_per_step": 2},
+        "explicit rows for one batch per step: .* batches_per_step=1 and a larger batch_size",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_WORK)
+def test_local_work_must_be_defined(name):
+    arguments, message = BAD_WORK[name]
+    with pytest.raises(ValueError, match=message):
+        fs.LocalWork(**arguments)
+
+
+BAD_ROWS = {
+    "beyond the client": ([[0, 5]], "gave row 5 for client 2, which has rows 0 to 4"),
+    "below padding": ([[0, -2]], r"gave row -2 for client 2, .*-1 is padding"),
+    "another batch size": ([[0, 1, 2]], r"gave int64\[1, 3\] for client 2, expected integers \[steps, 2\]"),
+    "floats": ([[0.0, 1.0]], r"gave float64\[1, 2\] for client 2, expected integers"),
+    "too many steps": ([[0, 1]] * 3, "gave 3 steps for client 2, max_steps is 2"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_explicit_rows_must_be_the_clients_own(name):
+    rows, message = BAD_ROWS[name]
+    local = fs.LocalWork(batch_size=2, max_steps=2, rows=lambda generator, size: np.array(rows))
+    sim = simulation(cohort=fs.cohorts.fixed([2]), local=local)
+    with pytest.raises(ValueError, match=message):
+        sim.run(sim.init(seed=0), rounds=1)
+
+
+def test_explicit_rows_are_not_asked_of_empty_clients():
+    """They have none, and ``generator.integers(0, 0)`` would fail in the user's function."""
+    local = fs.LocalWork(
+        batch_size=2, max_steps=1, rows=lambda generator, size: generator.integers(0, size, (1, 2))
+    )
+    sim = simulation(local=local)
+    _, history = sim.run(sim.init(seed=0), rounds=1)
+    assert history.costs.steps == 3
+
+
+# --- chains --------------------------------------------------------------------------------------------------
+
+CLIP, NOISE = agg.clip_by_global_norm(1.0), agg.gaussian_noise(1.0)
+PUBLIC = agg.mean(over="expected_cohort")
+RIGHT = r"chain\(clip_by_global_norm\(C\), mean\(over='expected_cohort'\), gaussian_noise\(z\)\)"
+
+BAD_CHAINS = {
+    "gather behind a layer": (
+        (CLIP, agg.coordinate_median()),
+        r"coordinate_median gathers .* must stand first, .*: chain\(coordinate_median\(...\), clip_by_global_norm",
+    ),
+    "mean of a gather": (
+        (agg.coordinate_median(), agg.mean()),
+        "mean acts on a sum over clients, but coordinate_median",
+    ),
+    "noise on a gather": (
+        (agg.coordinate_median(), CLIP, NOISE),
+        "gaussian_noise acts on a sum .* Leave gaussian_noise out",
+    ),
+    "two means": ((agg.mean(), agg.mean()), "two means: the sum would be divided twice. Leave one out"),
+    "clip of weighted updates": (
+        (agg.mean(), CLIP),
+        r"clip weighted updates. Clip precedes weighting: chain\(clip_by_global_norm\(...\), mean",
+    ),
+    "clip behind noise": (
+        (CLIP, PUBLIC, NOISE, agg.clip_by_global_norm(0.5)),
+        f"stands after gaussian_noise.*{RIGHT}",
+    ),
+    "noise without a clip": ((PUBLIC, NOISE), f"needs a bound on each client's message.*clip first.*{RIGHT}"),
+    "noise alone": ((NOISE,), "needs a bound on each client's message"),
+    "noise behind error feedback": (
+        (CLIP, agg.top_k(0.5), PUBLIC, NOISE),
+        "after any layer that can raise the norm",
+    ),
+    "noise without a mean": ((CLIP, NOISE), f"gaussian_noise stands behind no mean.*{RIGHT}"),
+    "noise before the mean": ((CLIP, NOISE, PUBLIC), f"gaussian_noise.*{RIGHT}"),
+    "noise on examples": ((CLIP, agg.mean(), NOISE), "example-weighted averaging, .* is not private"),
+    "noise on those that came": (
+        (CLIP, agg.mean(over="clients"), NOISE),
+        "clients that happened to come, .* not private",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CHAINS)
+def test_a_wrong_chain_is_refused_when_it_is_built(name):
+    """And the message says what would be right."""
+    layers, message = BAD_CHAINS[name]
+    with pytest.raises(ValueError, match=message):
+        agg.chain(*layers)
+
+
+def test_a_layer_alone_is_checked_as_a_chain():
+    with pytest.raises(ValueError, match="needs a bound on each client's message"):
+        simulation(fedavg(NOISE))
+
+
+def test_a_gather_refuses_layers_with_server_state():
+    with pytest.raises(
+        ValueError, match="adaptive_clip keeps state on the server, but coordinate_median gathers"
+    ):
+        simulation(fedavg(agg.chain(agg.coordinate_median(), agg.adaptive_clip())))
+
+
+BAD_LAYERS = {
+    "clip norm 0": (
+        lambda: agg.clip_by_global_norm(0.0),
+        "clip_norm is 0.0, expected a finite number above 0",
+    ),
+    "infinite clip norm": (lambda: agg.clip_by_global_norm(float("inf")), "clip_norm is inf"),
+    "negative noise": (lambda: agg.gaussian_noise(-1.0), "noise_multiplier is -1.0"),
+    "NaN": (lambda: agg.gaussian_noise(float("nan")), "noise_multiplier is nan"),
+    "initial norm": (lambda: agg.adaptive_clip(-1.0), "initial_norm is -1.0"),
+    "quantile": (
+        lambda: agg.adaptive_clip(target_quantile=2),
+        r"target_quantile is 2, expected a number in \[0, 1\]",
+    ),
+    "count noise": (lambda: agg.adaptive_clip(count_noise_std=-1), "count_noise_std is -1"),
+    "share": (lambda: agg.top_k(0), r"top_k share is 0, expected a number in \(0, 1\]"),
+    "mean over": (
+        lambda: agg.mean(over="rounds"),
+        r"mean\(over=...\) is 'rounds', expected one of 'examples'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LAYERS)
+def test_layers_check_their_arguments(name):
+    make, message = BAD_LAYERS[name]
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# --- rules that do not fit -----------------------------------------------------------------------------------
+
+
+def test_work_that_changes_its_type_is_refused():
+    """A rule's work is a loop's carry: the error names the leaf, before anything is compiled."""
+    algorithm = fedavg()
+    (stage,) = algorithm.stages
+    half = lambda x: x.astype(jnp.float16)  # noqa: E731
+
+    def step(broadcast, work, batch, ctx):
+        work, metrics = stage.client.step(broadcast, work, batch, ctx)
+        return work._replace(params=jax.tree.map(half, work.params)), metrics
+
+    wrong = algorithm._replace(stages=(stage._replace(client=stage.client._replace(step=step)),))
+    with pytest.raises(
+        TypeError, match=r"fedavg, stage 0: .* before and after step differ at .*float32\[2\] became float16"
+    ):
+        simulation(wrong)
+
+
+NO_STATISTICS = {
+    "mime": lambda task: fs.algorithms.mime(task, optax.sgd(0.1)),
+    "ifca": lambda task: fs.algorithms.ifca(task, optax.sgd(0.1), models=2),
+    "scaffold": lambda task: fs.algorithms.scaffold(task, 0.1),
+    "fedsgd": lambda task: fs.algorithms.fedsgd(task),
+    "heterofl": lambda task: fs.algorithms.heterofl({"all": task}, optax.sgd(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", NO_STATISTICS)
+def test_rules_without_a_use_for_batch_statistics_refuse_them(name):
+    with pytest.raises(ValueError, match="statistics"):
+        NO_STATISTICS[name](task()._replace(stats_policy="local"))
