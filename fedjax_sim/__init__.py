@@ -16,6 +16,7 @@ from fedjax_sim._src.types import (
     Transform,
     Variables,
 )
+from fedjax_sim.checkpoint import CheckpointError, Checkpoints
 from fedjax_sim.data import ClientData, cohorts
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.engines import SimState
@@ -27,6 +28,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Algorithm",
+    "CheckpointError",
+    "Checkpoints",
     "ClientContext",
     "ClientData",
     "ClientRule",

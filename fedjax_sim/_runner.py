@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.checkpoint import CheckpointError, Store
 from fedjax_sim.data.plans import Plan, Planner, Queue
 from fedjax_sim.engines import RoundFn, RoundReport, SimState
 from fedjax_sim.engines._costs import TurnCosts
@@ -39,16 +40,25 @@ class Progress:
     Attributes:
       done: rounds of this run that are done.
       rounds: rounds that were asked for.
-      chunk: history of the rounds since the last call; its costs are those of the run so far.
+      chunks: one history per replica, of the rounds since the last call; its costs are those of the run so far.
       snapshot: makes a copy of the state, which stays valid.
-      history: makes the history of all rounds so far, which takes the longer the longer the run is.
+      histories: makes the histories of all rounds so far, which takes the longer the longer the run is.
     """
 
     done: int
     rounds: int
-    chunk: History
+    chunks: tuple[History, ...]
     snapshot: Callable[[], SimState]
-    history: Callable[[], History]
+    histories: Callable[[], list[History]]
+
+    @property
+    def chunk(self) -> History:
+        """The first replica's."""
+        return self.chunks[0]
+
+    def history(self) -> History:
+        """The first replica's, of all rounds so far."""
+        return self.histories()[0]
 
 
 Callback = Callable[[Progress], Any]
@@ -71,6 +81,7 @@ class Runner:
       evaluate: evaluates a state without replica axis; ``None`` when there is nothing to evaluate on.
       every: rounds between evaluations; ``None`` for one at the end.
       callbacks: called after every chunk.
+      store: checkpoints, ``None`` for none.
     """
 
     rounds_fn: RoundFn
@@ -84,21 +95,26 @@ class Runner:
     evaluate: Callable[[SimState], Evaluation] | None = None
     every: int | None = None
     callbacks: Sequence[Callback] = ()
+    store: Store | None = None
 
     def __post_init__(self):
         replicas = self.planner.replicas
         self._metrics: list[list[dict[str, float]]] = [[] for _ in range(replicas)]
         self._evaluations: list[dict[int, Evaluation]] = [{} for _ in range(replicas)]
         self._costs = Costs(rows_per_step=self.planner.works[-1].rows_per_step)
-        self._first = 0
+        self._first, self._started, self._spent = 0, 0.0, self._costs
 
     def run(self, state: SimState, rounds: int) -> tuple[SimState, list[History]]:
-        """Runs ``rounds`` rounds; ``state`` stays valid. Returns the new state and one history per replica."""
+        """Runs ``rounds`` rounds, from the newest checkpoint on if there is one; ``state`` stays valid.
+
+        Returns the new state and one history per replica.
+        """
         self._first = int(np.ravel(jax.device_get(state.round))[0])
         roots = root_words(state)
+        state, done = self._restore(state, rounds)
         state = self.rounds_fn.place_state(state)
-        started, done = time.perf_counter(), 0
-        plan = self._plan(roots, 0, self._length(0, rounds))
+        self._started = time.perf_counter()
+        plan = self._plan(roots, done, self._length(done, rounds))
         while plan is not None:
             compiled, clock = self.rounds_fn.compilations(), time.perf_counter()
             state, report = self.rounds_fn(state, self.columns, plan, self.hyper)
@@ -108,17 +124,22 @@ class Runner:
             after = done + int(plan.rounds)
             upcoming = self._plan(roots, after, self._length(after, rounds))
             self._collect(jax.device_get(report), plan, done)
-            self._clock(started)
+            self._clock()
             self._evaluate(state, after, rounds)
             stop = self._call(state, done, after, rounds)
+            self._save(state, after, rounds, stop)
             done, plan = after, None if stop else upcoming
-        self._clock(started)
+        self._clock()
         self._spend(lanes=self.rounds_fn.lanes or 1)
-        return state, [self._history(replica) for replica in range(self.planner.replicas)]
+        return state, self._histories()
 
     def _length(self, done: int, rounds: int) -> int:
+        """Rounds of the next chunk: up to the next evaluation or checkpoint."""
         length = min(self.rounds_per_chunk, rounds - done)
-        return length if self.every is None else min(length, self.every - done % self.every)
+        for every in (self.every, None if self.store is None else self.store.every):
+            if every is not None:
+                length = min(length, every - done % every)
+        return length
 
     def _plan(self, roots, done: int, length: int) -> Plan | None:
         return self.planner.plan(roots, self._first + done, length, self.rounds_per_chunk) if length else None
@@ -190,17 +211,55 @@ class Runner:
 
         if not self.callbacks:
             return False
-        progress = Progress(done, rounds, self._history(0, before), snapshot, lambda: self._history(0))
+        progress = Progress(done, rounds, tuple(self._histories(before)), snapshot, self._histories)
         return True in [callback(progress) is True for callback in self.callbacks]
+
+    # --- checkpoints ---
+
+    def _restore(self, state: SimState, rounds: int) -> tuple[SimState, int]:
+        """The state to go on from and the rounds that are done already."""
+        saved = None if self.store is None else self.store.newest(at_most=self._first + rounds)
+        if saved is None or saved.rounds < self._first:
+            return state, 0
+        for replica, history in enumerate(saved.histories):
+            if history.first_round > self._first:
+                raise CheckpointError(
+                    f"the checkpoint after {saved.rounds} rounds belongs to a run that began at round "
+                    f"{history.first_round}, this one begins at round {self._first}: start from the same state, or use "
+                    "another folder."
+                )
+            skip = self._first - history.first_round
+            self._metrics[replica] = [
+                {name: float(values[index]) for name, values in history.metrics.items()}
+                for index in range(skip, history.rounds)
+            ]
+            self._evaluations[replica] = {
+                after: value for after, value in history.evaluations.items() if after > self._first
+            }
+            if skip == 0:
+                self._costs = self._spent = history.costs
+        return saved.state, saved.rounds - self._first
+
+    def _save(self, state: SimState, done: int, rounds: int, stop: bool) -> None:
+        if self.store is None or not (stop or done == rounds or done % self.store.every == 0):
+            return
+        clock = time.perf_counter()
+        self.store.save(state, self._histories())
+        self._spend(checkpoint_seconds=self._costs.checkpoint_seconds + time.perf_counter() - clock)
 
     # --- the books ---
 
     def _spend(self, **changes) -> None:
         self._costs = dataclasses.replace(self._costs, **changes)
 
-    def _clock(self, started: float) -> None:
-        whole = time.perf_counter() - started
-        self._spend(run_seconds=whole - self._costs.compile_seconds - self._costs.evaluation_seconds)
+    def _clock(self) -> None:
+        """Time of this process that went into nothing else, on top of what earlier ones ran."""
+        elsewhere = ("compile_seconds", "evaluation_seconds", "checkpoint_seconds")
+        spent = sum(getattr(self._costs, name) - getattr(self._spent, name) for name in elsewhere)
+        self._spend(run_seconds=self._spent.run_seconds + time.perf_counter() - self._started - spent)
+
+    def _histories(self, start: int = 0) -> list[History]:
+        return [self._history(replica, start) for replica in range(self.planner.replicas)]
 
     def _history(self, replica: int, start: int = 0) -> History:
         """Of the rounds from the ``start``-th of this run on."""

@@ -16,8 +16,9 @@ class Costs:
 
     Attributes:
       compile_seconds: tracing and compiling (the first chunk's call until it was dispatched).
-      run_seconds: the rest of the wall-clock time of ``run``, evaluations left out.
+      run_seconds: the rest of the wall-clock time of ``run``, evaluations and checkpoints left out.
       evaluation_seconds: time in evaluations.
+      checkpoint_seconds: time that rounds waited for checkpoints; their writing overlaps with later rounds.
       examples: examples trained on, every pass counted.
       steps: local steps with at least one example.
       lane_steps: steps times lanes that the program ran.
@@ -31,6 +32,7 @@ class Costs:
     compile_seconds: float = 0.0
     run_seconds: float = 0.0
     evaluation_seconds: float = 0.0
+    checkpoint_seconds: float = 0.0
     examples: int = 0
     steps: int = 0
     lane_steps: int = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +15,7 @@ from fedjax_sim import engines
 from fedjax_sim._runner import Callback, NonFiniteModelError, Progress, Runner, root_words
 from fedjax_sim._src import checks, keys, tree
 from fedjax_sim._src.types import Algorithm, Variables
+from fedjax_sim.checkpoint import Checkpoints, Store
 from fedjax_sim.data import ClientData
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
@@ -174,6 +177,7 @@ class Simulation:
         evaluate_on: ClientData | None = None,
         every: int | None = None,
         callbacks: Sequence[Callback] = (),
+        checkpoints: Checkpoints | None = None,
     ) -> tuple[SimState, History]:
         """Runs ``rounds`` more rounds.
 
@@ -183,19 +187,30 @@ class Simulation:
           evaluate_on: data to evaluate the global model on.
           every: evaluate after every so many rounds; by default once, at the end.
           callbacks: called after every chunk.
+          checkpoints: where the run is saved. What a folder holds of these rounds already is not run again: the
+            same call goes on after a kill, and after ``rounds`` was raised, with the same result to the last bit.
 
         Returns:
           The new state and the history of these rounds.
 
         Raises:
           NonFiniteModelError: the model became NaN or infinite; names the round and the clients.
+          CheckpointError: the folder's checkpoints are of another run; says what differs.
         """
         checks.positive_int("rounds", rounds)
         if self._turn_costs is None:
             self._turn_costs = turn_costs(self._problem, state)
         runner = self._runner(self._rounds, self._turn_costs, 1, evaluate_on, every, callbacks)
-        state, histories = runner.run(state, rounds)
+        state, histories = self._execute(runner, state, rounds, checkpoints)
         return state, histories[0]
+
+    def _execute(
+        self, runner: Runner, state: SimState, rounds: int, checkpoints: Checkpoints | None
+    ) -> tuple[SimState, list[History]]:
+        if checkpoints is None:
+            return runner.run(state, rounds)
+        with Store(checkpoints, self.describe(state), state) as runner.store:
+            return runner.run(state, rounds)
 
     def sweep(
         self,
@@ -207,6 +222,7 @@ class Simulation:
         evaluate_on: ClientData | None = None,
         every: int | None = None,
         callbacks: Sequence[Callback] = (),
+        checkpoints: Checkpoints | None = None,
     ) -> Histories:
         """Runs one replica per seed in one program; replica ``i`` equals a run with ``seeds[i]``.
 
@@ -217,7 +233,8 @@ class Simulation:
           hyperparameters: ``{name: one value per replica}``; traced, so any value runs in the same program.
           evaluate_on: as for ``run``.
           every: as for ``run``.
-          callbacks: as for ``run``; the history they see is the first replica's.
+          callbacks: as for ``run``.
+          checkpoints: as for ``run``.
 
         Example:
           ``sim.sweep(seeds=[0, 0, 0], rounds=10, algorithm=lambda lr: fs.algorithms.fedavg(task, optax.sgd(lr)),
@@ -236,7 +253,7 @@ class Simulation:
         runner = self._runner(
             rounds_fn, costs, len(seeds), evaluate_on, every, callbacks, hyper, single=False
         )
-        state, histories = runner.run(state, rounds)
+        state, histories = self._execute(runner, state, rounds, checkpoints)
         finals = tuple(jax.tree.map(lambda x, i=i: x[i], state) for i in range(len(seeds)))
         return Histories(tuple(histories), finals)
 
@@ -262,6 +279,37 @@ class Simulation:
         return evaluate(self.algorithm.task, variables, data, batch_size=batch_size)
 
     # --- for a look inside ---
+
+    def describe(self, state: SimState) -> dict[str, Any]:
+        """What a run is, as far as it can be seen, in JSON's types; a checkpoint belongs to one such description.
+
+        Hyper-parameters that an algorithm closes over cannot be seen: give them to ``Checkpoints(settings=...)``.
+        The engine is not part of it, a run may go on with other devices or lanes.
+        """
+        cohort, local, population = self.cohort, self.local, self.data.num_clients
+        return {
+            "seed": [list(words) for words in root_words(state)],
+            "algorithm": self.algorithm.name,
+            "chain": [[facts.name for facts in stage.aggregate.facts] for stage in self.algorithm.stages],
+            "cohort": {
+                "sampling": cohort.sampling,
+                "expected": cohort.expected(population),
+                "largest": cohort.cap(population),
+            },
+            "local": {
+                field.name: getattr(local, field.name)
+                for field in dataclasses.fields(local)
+                if field.name != "rows"
+            }
+            | {"explicit_rows": local.rows is not None},
+            "data": {
+                "clients": population,
+                "examples": self.data.num_examples,
+                "sizes": _checksum(self.data.sizes),
+                "groups": _checksum(self._group),
+                "columns": {name: _checksum(column) for name, column in self.data.columns.items()},
+            },
+        }
 
     def planner(self, replicas: int = 1) -> Planner:
         """The host's side of a round: who trains where, for how long."""
@@ -296,6 +344,12 @@ class Simulation:
         if self._columns is None:
             self._columns = self._rounds.place_columns(self.data.columns)
         return self._columns
+
+
+def _checksum(array: np.ndarray) -> str:
+    """Type, shape, and a checksum of at most some thousand rows, so that data larger than memory stays on disk."""
+    rows = array[:: max(1, len(array) // 4096)]
+    return f"{array.dtype}{list(array.shape)} {zlib.crc32(np.ascontiguousarray(rows).tobytes()):08x}"
 
 
 def _check_types(algorithm, data, cohort, local, engine) -> None:
