@@ -1,0 +1,11 @@
+"""Experiments from one file: configuration, run folders, resume and sweeps.
+
+``load`` reads a TOML file into an ``Experiment``, which makes the same data, algorithm and simulation that a script
+would write down. ``register`` gives a factory of your own a name that files may use.
+"""
+
+from fedjax_sim.experiment._experiment import Experiment, load
+from fedjax_sim.experiment._forms import ConfigError
+from fedjax_sim.experiment._registry import Entry, find, kinds, names, register
+
+__all__ = ["ConfigError", "Entry", "Experiment", "find", "kinds", "load", "names", "register"]

@@ -1,0 +1,224 @@
+"""An experiment: complete settings, and the data, task, algorithm and simulation that they describe."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedjax_sim._src.types import Algorithm, Task
+from fedjax_sim.data import Federated
+from fedjax_sim.experiment import _settings
+from fedjax_sim.experiment._forms import PATH, ConfigError
+from fedjax_sim.experiment._registry import build_part, find
+from fedjax_sim.experiment._settings import PLAIN, Clock, Evaluate, Keep, Settings
+from fedjax_sim.simulate import Simulation
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a configuration describes. Nothing is read or built before it is asked for.
+
+    Attributes:
+      settings: complete, in TOML's types; paths are absolute.
+
+    Example:
+      >>> from fedjax_sim import experiment
+      >>> small = experiment.load(changes=["data.clients=20", "cohort.size=5", "model.name=linear"])
+      >>> small.settings["cohort"]
+      {'name': 'uniform', 'size': 5, 'replace': False}
+      >>> sim = small.simulation()
+      >>> state, history = sim.run(sim.init(seed=0), rounds=2)
+    """
+
+    settings: Settings
+
+    # --- what the settings name ---
+
+    @functools.cached_property
+    def federated(self) -> Federated:
+        """The data.
+
+        Raises:
+          ConfigError: it cannot be read or divided; begins with the table that says so.
+        """
+        settings = self.settings["data"]
+        with self._paths(), blame("data"):
+            made = build_part("datasets", settings)
+            if not isinstance(made, Federated):
+                raise TypeError(
+                    f"{settings['name']} returned {type(made).__name__}, expected fedjax_sim.data.Federated."
+                )
+        return made
+
+    @property
+    def name(self) -> str:
+        """Of the run folder."""
+        if "name" in self.settings:
+            return self.settings["name"]
+        plain = [self.settings[part]["name"].rpartition(":")[2] for part in ("algorithm", "data")]
+        return "-".join(plain)
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(self.settings["seeds"])
+
+    @property
+    def rounds(self) -> int:
+        return self.settings["rounds"]
+
+    @property
+    def evaluation(self) -> Evaluate:
+        return Evaluate(**self.settings["evaluation"])
+
+    @property
+    def checkpoints(self) -> Keep:
+        return Keep(**self.settings["checkpoints"])
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(**self.settings["clock"])
+
+    def task(self) -> Task:
+        """The model with its loss."""
+        settings = dict(self.settings["model"])
+        entry = find("models", settings["name"], "model.name")
+        classes = self.federated.classes
+        for name in _settings.FROM_DATA["model"]:
+            if name in entry.parameters and name not in settings and classes is not None:
+                settings[name] = classes
+            elif name in entry.parameters and name not in settings and entry.parameters[name].required:
+                raise ConfigError(
+                    f"model.{name} is missing, and {self.federated.name} does not tell it; {settings['name']} needs it."
+                )
+        with self._paths(), blame("model"):
+            model = entry.build(settings)
+        with self._paths(), blame("task"):
+            return build_part("tasks", self.settings["task"], model=model)
+
+    def algorithm(self, changes: Mapping[str, Any] | None = None) -> Algorithm:
+        """The algorithm.
+
+        Args:
+          changes: ``{dotted key: value}`` for settings below ``algorithm``; values may be traced.
+        """
+        settings = {"algorithm": _copy(self.settings["algorithm"])}
+        for key, value in (changes or {}).items():
+            _settings.set_at(settings, key, value)
+        with self._paths(), blame("algorithm"):
+            return build_part("algorithms", settings["algorithm"], task=self._task)
+
+    @functools.cached_property
+    def _task(self) -> Task:
+        return self.task()
+
+    def simulation(self) -> Simulation:
+        """All of it put together.
+
+        Raises:
+          ConfigError: parts that do not fit, such as a cohort larger than the population.
+        """
+        with self._paths():
+            with blame("cohort"):
+                cohort = build_part("cohorts", self.settings["cohort"])
+            with blame("local"):
+                local = PLAIN["local"](**self.settings["local"])
+            with blame("engine"):
+                engine = build_part("engines", self.settings["engine"])
+        algorithm, train = self.algorithm(), self.federated.train
+        chunk = min(self.settings["rounds_per_chunk"], self.rounds)
+        with blame(""):
+            return Simulation(
+                algorithm, train, cohort=cohort, local=local, engine=engine, rounds_per_chunk=chunk
+            )
+
+    @property
+    def devices(self) -> int:
+        """Devices that the engine asks for; on CPU they must be set before JAX starts."""
+        return int(self.settings["engine"].get("devices", 1))
+
+    def same_run(self) -> Settings:
+        """The settings that must stay as they are when the run goes on."""
+        return {key: value for key, value in self.settings.items() if key not in _settings.FREE_ON_RESUME}
+
+    @contextlib.contextmanager
+    def _paths(self) -> Iterator[None]:
+        with importable(map(Path, self.settings["paths"])):
+            yield
+
+
+@contextlib.contextmanager
+def importable(folders: Iterable[Path]) -> Iterator[None]:
+    """Modules in these folders can be imported inside."""
+    added = [str(folder.resolve()) for folder in folders]
+    sys.path[:0] = added
+    try:
+        yield
+    finally:
+        for folder in added:
+            sys.path.remove(folder)
+
+
+@contextlib.contextmanager
+def blame(path: str) -> Iterator[None]:
+    """Errors of bad input say which table they come from."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, OSError) as error:
+        raise ConfigError(f"{path}: {error}" if path else str(error)) from error
+
+
+def load(path: str | Path | None = None, changes: Iterable[str] = ()) -> Experiment:
+    """Reads an experiment.
+
+    Args:
+      path: a TOML file, or a run folder; without one, the default experiment on the embedded digits.
+      changes: ``key=value`` each, as after ``--set``.
+
+    Raises:
+      ConfigError: the file or a change cannot be used; begins with the key's path.
+    """
+    folder, tables = Path(), {}
+    if path is not None:
+        path = Path(path)
+        file = path / "config.toml" if path.is_dir() else path
+        tables, folder = _settings.read(file), file.parent
+    assigned = [_settings.assignment(change) for change in changes]
+    return from_tables(tables, assigned, folder)
+
+
+def from_tables(
+    tables: Mapping[str, Any], changes: Iterable[tuple[str, Any]] = (), folder: Path = Path()
+) -> Experiment:
+    """An experiment from the tables of a TOML file and dotted changes."""
+    paths = dict(changes).get("paths", tables.get("paths", []))
+    folders = (
+        [_absolute(item, folder) for item in paths if isinstance(item, str)]
+        if isinstance(paths, list)
+        else []
+    )
+    with importable(map(Path, folders)):
+        settings = _settings.resolve(tables, list(changes))
+        settings["paths"] = folders
+        data = settings["data"]
+        for name, parameter in find("datasets", data["name"], "data.name").parameters.items():
+            if PATH in parameter.forms and name in data:
+                data[name] = _absolute(data[name], folder)
+    return Experiment(settings)
+
+
+def _absolute(path: str, folder: Path) -> str:
+    """Paths begin at the configuration file, wherever the command is run."""
+    return str((folder / Path(path).expanduser()).resolve())
+
+
+def _copy(settings: Any) -> Any:
+    if isinstance(settings, dict):
+        return {key: _copy(value) for key, value in settings.items()}
+    return [_copy(value) for value in settings] if isinstance(settings, list) else settings
