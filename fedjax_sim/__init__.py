@@ -20,7 +20,7 @@ from fedjax_sim.data import ClientData, cohorts
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.engines import SimState
 from fedjax_sim.evaluation import Evaluation, evaluate
-from fedjax_sim.history import Costs, Histories, History
+from fedjax_sim.history import Costs, Histories, History, Score
 from fedjax_sim.simulate import NonFiniteModelError, Progress, Simulation
 
 __version__ = "0.1.0"
@@ -42,6 +42,7 @@ __all__ = [
     "NonFiniteModelError",
     "Progress",
     "RoundContext",
+    "Score",
     "SimState",
     "Simulation",
     "Stage",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from fedjax_sim.engines import Engine, SimState
 from fedjax_sim.engines._costs import TurnCosts, turn_costs
 from fedjax_sim.engines._problem import Problem, group_names, initial_state, keeps_client_state
 from fedjax_sim.evaluation import Evaluation, evaluate
-from fedjax_sim.history import Histories, History
+from fedjax_sim.history import UNNAMED, Histories, History
 
 __all__ = ["Callback", "NonFiniteModelError", "Progress", "Simulation"]
 
@@ -171,7 +172,7 @@ class Simulation:
         state: SimState,
         rounds: int,
         *,
-        evaluate_on: ClientData | None = None,
+        evaluate_on: ClientData | Mapping[str, ClientData] | None = None,
         every: int | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> tuple[SimState, History]:
@@ -180,7 +181,8 @@ class Simulation:
         Args:
           state: from ``init`` or an earlier ``run``; it stays valid.
           rounds: how many.
-          evaluate_on: data to evaluate the global model on.
+          evaluate_on: data to evaluate the global model on; several sets by name, such as
+            ``{"test": data.test, "unseen": unseen.test}``. One without a name is called ``"eval"``.
           every: evaluate after every so many rounds; by default once, at the end.
           callbacks: called after every chunk.
 
@@ -204,7 +206,7 @@ class Simulation:
         *,
         algorithm: Callable[..., Algorithm] | None = None,
         hyperparameters: Mapping[str, Sequence[float]] | None = None,
-        evaluate_on: ClientData | None = None,
+        evaluate_on: ClientData | Mapping[str, ClientData] | None = None,
         every: int | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> Histories:
@@ -247,7 +249,12 @@ class Simulation:
             checks.positive_int("every", every)
             if evaluate_on is None:
                 raise ValueError("every is given without evaluate_on: there is no data to evaluate on.")
-        evaluation = None if evaluate_on is None else lambda state: self.evaluate(state, evaluate_on)
+        sets = _evaluation_sets(evaluate_on)
+        evaluation = (
+            (lambda state: {name: self.evaluate(state, data) for name, data in sets.items()})
+            if sets
+            else None
+        )
         return Runner(
             rounds_fn, self.planner(replicas), self._placed_columns(), self.data.ids, self.rounds_per_chunk, costs,
             hyper, single, evaluation, every, callbacks,
@@ -311,6 +318,32 @@ def _check_types(algorithm, data, cohort, local, engine) -> None:
     for name, value, kind, fix in wanted:
         if not isinstance(value, kind):
             raise TypeError(f"{name} is {type(value).__name__}, expected {kind.__name__}: {fix}.")
+
+
+def _evaluation_sets(evaluate_on: Any) -> dict[str, ClientData]:
+    """The sets to evaluate on by name; checked before the run, not at its end."""
+    if evaluate_on is None:
+        return {}
+    named = dict(evaluate_on) if isinstance(evaluate_on, Mapping) else {UNNAMED: evaluate_on}
+    if not named:
+        raise ValueError("evaluate_on names no set; leave it out, or give at least one.")
+    for name, data in named.items():
+        # Names become prefixes of metrics in files: "unseen/accuracy".
+        if not isinstance(name, str) or not name or "/" in name or re.fullmatch(r"stage\d+", name):
+            raise ValueError(
+                f"evaluate_on has a set named {name!r}, expected text without '/', and not 'stage0', 'stage1', ..., "
+                "which metrics of an algorithm's stages begin with."
+            )
+        if not isinstance(data, ClientData):
+            raise TypeError(
+                f"evaluate_on has {type(data).__name__} as {name!r}, expected ClientData, for example data.test."
+            )
+        if data.num_examples == 0:
+            raise ValueError(
+                f"evaluate_on: {name!r} has {data.num_clients} clients and no example: there is nothing to "
+                "evaluate on."
+            )
+    return named
 
 
 def _group_indices(algorithm: Algorithm, groups, population: int) -> np.ndarray:

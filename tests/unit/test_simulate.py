@@ -171,9 +171,9 @@ def test_a_snapshot_stays_valid(sim, five):
 def test_evaluations_are_due_every_so_many_rounds_and_at_the_end(sim, five):
     state, history = sim.run(sim.init(seed=0), rounds=5, evaluate_on=DATA, every=3)
     assert list(history.evaluations) == [3, 5]
-    assert history.evaluations[5].examples == sim.evaluate(state, DATA).examples
+    assert history.evaluations[5]["eval"].examples == sim.evaluate(state, DATA).examples
     halfway, _ = sim.run(sim.init(seed=0), rounds=3)
-    assert history.evaluations[3].examples == sim.evaluate(halfway, DATA).examples
+    assert history.evaluations[3]["eval"].examples == sim.evaluate(halfway, DATA).examples
     assert_same(state, five[0])
 
 
@@ -339,8 +339,8 @@ def test_members_of_a_sweep_are_runs_of_their_seeds(sim):
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), arrays(final), arrays(state)
         )
         np.testing.assert_allclose(history["loss"], alone["loss"], rtol=1e-4)
-        assert history.evaluations[3].examples["loss"] == pytest.approx(
-            alone.evaluations[3].examples["loss"], rel=1e-4
+        assert history.evaluations[3]["eval"].examples["loss"] == pytest.approx(
+            alone.evaluations[3]["eval"].examples["loss"], rel=1e-4
         )
     assert histories.stacked("loss").shape == (3, 3)
 

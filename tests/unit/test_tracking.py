@@ -119,9 +119,9 @@ def test_the_recorder_writes_every_round_once(tmp_path):
     evaluated = {row["round"] + 1: row for row in rows if any(name.startswith("eval/") for name in row)}
     assert set(evaluated) == set(history.evaluations)
     for done, row in evaluated.items():
-        evaluation = history.evaluations[done]
+        evaluation = history.evaluations[done]["eval"]
         assert row["eval/accuracy"] == evaluation.examples["accuracy"]
-        for over in ("mean", "weighted", "worst_decile"):
+        for over in ("mean", "weighted", "worst_decile", "best_decile", "std", "variance", "jain"):
             assert row[f"eval/loss/{over}"] == evaluation.clients["loss"][over]
     assert recorder.recorded == 5
 
