@@ -21,6 +21,7 @@ from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.engines import SimState
 from fedjax_sim.evaluation import Evaluation, evaluate
 from fedjax_sim.history import Costs, Histories, History, Score
+from fedjax_sim.personalisation import Personalised
 from fedjax_sim.simulate import NonFiniteModelError, Progress, Simulation
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "Mean",
     "Message",
     "NonFiniteModelError",
+    "Personalised",
     "Progress",
     "RoundContext",
     "Score",

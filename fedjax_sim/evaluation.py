@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,9 @@ from fedjax_sim._src import checks
 from fedjax_sim._src.types import Mean, Task, Variables
 from fedjax_sim.data import ClientData
 from fedjax_sim.metrics import example_values
+
+UNNAMED = "eval"
+"""Name of the set that a run evaluates on when it is given one without a name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +136,37 @@ def _compiled(apply, loss, metrics: tuple, clients: int):
 
 def _evaluator(task: Task, clients: int):
     return _compiled(task.apply, task.loss, tuple(sorted(task.metrics.items())), clients)
+
+
+def named_sets(evaluate_on: Any) -> dict[str, ClientData]:
+    """The sets that a run evaluates on, by name: what its ``evaluate_on`` means, checked before the first round.
+
+    Raises:
+      TypeError: a set is no ``ClientData``.
+      ValueError: a name that cannot be a prefix in files, or a set without an example.
+    """
+    if evaluate_on is None:
+        return {}
+    named = dict(evaluate_on) if isinstance(evaluate_on, Mapping) else {UNNAMED: evaluate_on}
+    if not named:
+        raise ValueError("evaluate_on names no set; leave it out, or give at least one.")
+    for name, data in named.items():
+        # Names become prefixes of metrics in files: "unseen/accuracy".
+        if not isinstance(name, str) or not name or "/" in name or re.fullmatch(r"stage\d+", name):
+            raise ValueError(
+                f"evaluate_on has a set named {name!r}, expected text without '/', and not 'stage0', 'stage1', ..., "
+                "which metrics of an algorithm's stages begin with."
+            )
+        if not isinstance(data, ClientData):
+            raise TypeError(
+                f"evaluate_on has {type(data).__name__} as {name!r}, expected ClientData, for example data.test."
+            )
+        if data.num_examples == 0:
+            raise ValueError(
+                f"evaluate_on: {name!r} has {data.num_clients} clients and no example: there is nothing to "
+                "evaluate on."
+            )
+    return named
 
 
 def summarise(sums: Mapping[str, Mean], sizes: np.ndarray) -> Evaluation:

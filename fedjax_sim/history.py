@@ -10,9 +10,6 @@ import numpy as np
 
 from fedjax_sim.evaluation import Evaluation, higher_is_better
 
-UNNAMED = "eval"
-"""Name of the set that a run evaluates on when it is given one without a name."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Costs:

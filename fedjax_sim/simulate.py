@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,8 +21,9 @@ from fedjax_sim.data.plans import Plan, Planner
 from fedjax_sim.engines import Engine, SimState
 from fedjax_sim.engines._costs import TurnCosts, turn_costs
 from fedjax_sim.engines._problem import Problem, group_names, initial_state, keeps_client_state
-from fedjax_sim.evaluation import Evaluation, evaluate
-from fedjax_sim.history import UNNAMED, Histories, History
+from fedjax_sim.evaluation import Evaluation, evaluate, named_sets
+from fedjax_sim.history import Histories, History
+from fedjax_sim.personalisation import Personalised, Personaliser, check_clients
 
 __all__ = ["Callback", "NonFiniteModelError", "Progress", "Simulation"]
 
@@ -89,6 +90,7 @@ class Simulation:
         self._rounds = self.engine.compile(self._problem)
         self._columns: Any = None
         self._turn_costs: TurnCosts | None = None
+        self._personalisers: dict[tuple[LocalWork, int, int], Personaliser] = {}
 
     # --- state ---
 
@@ -249,7 +251,7 @@ class Simulation:
             checks.positive_int("every", every)
             if evaluate_on is None:
                 raise ValueError("every is given without evaluate_on: there is no data to evaluate on.")
-        sets = _evaluation_sets(evaluate_on)
+        sets = named_sets(evaluate_on)
         evaluation = (
             (lambda state: {name: self.evaluate(state, data) for name, data in sets.items()})
             if sets
@@ -267,6 +269,71 @@ class Simulation:
             # One copy is enough: on a mesh every device would compute the same batch.
             variables = jax.device_put(variables, jax.devices()[0])
         return evaluate(self.algorithm.task, variables, data, batch_size=batch_size)
+
+    def personalised(
+        self,
+        state: SimState,
+        test: ClientData,
+        *,
+        local: LocalWork | None = None,
+        clients: Any = None,
+        block_size: int = 32,
+        batch_size: int = 64,
+    ) -> Personalised:
+        """Evaluates every client's own model on its own test examples, before and after local work.
+
+        Each client does from this state what it does in a round, on its training examples, but sends nothing: the
+        state stays as it is. This is fine-tuning as in Yu et al. 2020 ("Salvaging Federated Learning by Local
+        Adaptation"), with the algorithm's own client rule; FedSGD's clients move nothing and gain nothing, and IFCA's
+        start from the model that fits them. A client without training examples keeps the model that it starts from;
+        one without test examples is NaN and left out of the means. The state decides the outcome.
+
+        Args:
+          state: of this simulation.
+          test: test examples of the same clients as the training data, in the same order.
+          local: local work; the simulation's by default.
+          clients: positions, text ids or ``bool[clients]``, as for ``ClientData.select``; all by default.
+          block_size: clients whose models are in memory at a time; results do not depend on it.
+          batch_size: test examples of a client that are evaluated at a time.
+
+        Raises:
+          TypeError: the algorithm does not say what a client's own model is (HeteroFL: narrower models with tasks
+            of their own).
+          ValueError: other clients than in training, a client named twice, or nobody with test examples.
+
+        Example:
+          >>> import fedjax_sim as fs, optax
+          >>> data = fs.data.load("digits", clients=10, alpha=0.3, seed=0)
+          >>> algorithm = fs.algorithms.fedavg(fs.tasks.classification(fs.models.linear(classes=10)), optax.sgd(0.1))
+          >>> sim = fs.Simulation(algorithm, data.train, cohort=fs.cohorts.uniform(5))
+          >>> state, _ = sim.run(sim.init(seed=0), rounds=5)
+          >>> result = sim.personalised(state, data.test, local=fs.LocalWork(epochs=3))
+          >>> result.after.clients["accuracy"]["mean"] > result.before.clients["accuracy"]["mean"]
+          True
+        """
+        if local is not None and not isinstance(local, LocalWork):
+            raise TypeError(
+                f"local is {type(local).__name__}, expected LocalWork: use fs.LocalWork(epochs=3)."
+            )
+        checks.positive_int("block_size", block_size)
+        checks.positive_int("batch_size", batch_size)
+        check_clients(self.data, test)
+        everybody = np.arange(self.data.num_clients)
+        chosen = everybody if clients is None else self.data.positions(clients)
+        if not test.sizes[chosen].any():
+            raise ValueError(
+                f"none of the {len(chosen)} clients has a test example: there is nothing to evaluate on."
+            )
+        if self.algorithm.task.check is not None:
+            self.algorithm.task.check(test.columns)
+        program = (self.local if local is None else local, block_size, batch_size)
+        if program not in self._personalisers:
+            problem = dataclasses.replace(self._problem, local=program[0])
+            self._personalisers[program] = Personaliser(problem, block_size, batch_size)
+        columns = self._placed_columns()
+        if self.engine.devices > 1:
+            state, columns = jax.device_put((state, columns), jax.devices()[0])
+        return self._personalisers[program](state, columns, self.planner(), test, chosen)
 
     # --- for a look inside ---
 
@@ -318,32 +385,6 @@ def _check_types(algorithm, data, cohort, local, engine) -> None:
     for name, value, kind, fix in wanted:
         if not isinstance(value, kind):
             raise TypeError(f"{name} is {type(value).__name__}, expected {kind.__name__}: {fix}.")
-
-
-def _evaluation_sets(evaluate_on: Any) -> dict[str, ClientData]:
-    """The sets to evaluate on by name; checked before the run, not at its end."""
-    if evaluate_on is None:
-        return {}
-    named = dict(evaluate_on) if isinstance(evaluate_on, Mapping) else {UNNAMED: evaluate_on}
-    if not named:
-        raise ValueError("evaluate_on names no set; leave it out, or give at least one.")
-    for name, data in named.items():
-        # Names become prefixes of metrics in files: "unseen/accuracy".
-        if not isinstance(name, str) or not name or "/" in name or re.fullmatch(r"stage\d+", name):
-            raise ValueError(
-                f"evaluate_on has a set named {name!r}, expected text without '/', and not 'stage0', 'stage1', ..., "
-                "which metrics of an algorithm's stages begin with."
-            )
-        if not isinstance(data, ClientData):
-            raise TypeError(
-                f"evaluate_on has {type(data).__name__} as {name!r}, expected ClientData, for example data.test."
-            )
-        if data.num_examples == 0:
-            raise ValueError(
-                f"evaluate_on: {name!r} has {data.num_clients} clients and no example: there is nothing to "
-                "evaluate on."
-            )
-    return named
 
 
 def _group_indices(algorithm: Algorithm, groups, population: int) -> np.ndarray:

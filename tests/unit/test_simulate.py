@@ -183,6 +183,32 @@ def test_by_default_the_end_is_evaluated(sim):
     assert list(history.evaluations) == [4]
 
 
+def test_several_sets_are_evaluated_under_their_names(sim):
+    """Each as if alone."""
+    other = make_data(np.array([4, 6]), seed=1)
+    state, history = sim.run(sim.init(seed=0), rounds=2, evaluate_on={"test": DATA, "unseen": other})
+    assert list(history.evaluations[2]) == ["test", "unseen"]
+    assert history.evaluations[2]["unseen"].examples == sim.evaluate(state, other).examples
+    assert history.last("accuracy", on="test").value == sim.evaluate(state, DATA).examples["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("evaluate_on", "error", "message"),
+    [
+        ({}, ValueError, "evaluate_on names no set"),
+        ({"a/b": DATA}, ValueError, "a set named 'a/b', expected text without '/'"),
+        ({"stage0": DATA}, ValueError, "a set named 'stage0'"),
+        ({3: DATA}, ValueError, "a set named 3"),
+        ({"test": {"x": 1}}, TypeError, "evaluate_on has dict as 'test', expected ClientData"),
+        ([DATA], TypeError, "evaluate_on has list as 'eval', expected ClientData"),
+        ({"test": DATA.select([2])}, ValueError, "'test' has 1 clients and no example"),
+    ],
+)
+def test_sets_that_cannot_be_evaluated_are_refused_before_the_run(sim, evaluate_on, error, message):
+    with pytest.raises(error, match=message):
+        sim.run(sim.init(seed=0), rounds=2, evaluate_on=evaluate_on)
+
+
 def test_every_without_data_is_refused(sim):
     with pytest.raises(ValueError, match="every is given without evaluate_on"):
         sim.run(sim.init(seed=0), rounds=2, every=1)

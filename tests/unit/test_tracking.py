@@ -126,6 +126,15 @@ def test_the_recorder_writes_every_round_once(tmp_path):
     assert recorder.recorded == 5
 
 
+def test_rows_name_the_sets():
+    sim, data = simulation()
+    _, history = sim.run(sim.init(seed=0), rounds=1, evaluate_on={"test": data, "unseen": data.select([2])})
+    (row,) = tracking.round_rows(history)
+    assert row["test/accuracy"] == history.last("accuracy", on="test").value
+    assert row["unseen/loss/jain"] == history.last("loss", on="unseen", over="jain").value
+    assert not any(name.startswith("eval/") for name in row)
+
+
 def test_the_recorder_keeps_the_rounds_before_a_model_that_is_not_finite(tmp_path):
     generator = np.random.default_rng(0)
     columns = {"x": generator.normal(size=(12, 3)).astype(np.float32), "y": np.ones((12, 1), np.float32)}
