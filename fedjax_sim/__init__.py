@@ -21,7 +21,8 @@ from fedjax_sim.data import ClientData, cohorts
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.engines import SimState
 from fedjax_sim.evaluation import Evaluation, evaluate
-from fedjax_sim.history import Costs, Histories, History
+from fedjax_sim.history import Costs, Histories, History, Score
+from fedjax_sim.personalisation import Personalised
 from fedjax_sim.simulate import NonFiniteModelError, Progress, Simulation
 
 __version__ = "0.1.0"
@@ -43,8 +44,10 @@ __all__ = [
     "Mean",
     "Message",
     "NonFiniteModelError",
+    "Personalised",
     "Progress",
     "RoundContext",
+    "Score",
     "SimState",
     "Simulation",
     "Stage",

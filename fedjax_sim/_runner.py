@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -78,7 +78,8 @@ class Runner:
       turn_costs: costs of a client's turn.
       hyper: hyper-parameters, ``[replicas]`` each, or ``()``.
       single: the state has no replica axis.
-      evaluate: evaluates a state without replica axis; ``None`` when there is nothing to evaluate on.
+      evaluate: evaluates a state without replica axis on every named set; ``None`` when there is nothing to
+        evaluate on.
       every: rounds between evaluations; ``None`` for one at the end.
       callbacks: called after every chunk.
       store: checkpoints, ``None`` for none.
@@ -92,7 +93,7 @@ class Runner:
     turn_costs: TurnCosts
     hyper: Any = ()
     single: bool = True
-    evaluate: Callable[[SimState], Evaluation] | None = None
+    evaluate: Callable[[SimState], Mapping[str, Evaluation]] | None = None
     every: int | None = None
     callbacks: Sequence[Callback] = ()
     store: Store | None = None
@@ -100,7 +101,7 @@ class Runner:
     def __post_init__(self):
         replicas = self.planner.replicas
         self._metrics: list[list[dict[str, float]]] = [[] for _ in range(replicas)]
-        self._evaluations: list[dict[int, Evaluation]] = [{} for _ in range(replicas)]
+        self._evaluations: list[dict[int, Mapping[str, Evaluation]]] = [{} for _ in range(replicas)]
         self._costs = Costs(rows_per_step=self.planner.works[-1].rows_per_step)
         self._first, self._started, self._spent = 0, 0.0, self._costs
 

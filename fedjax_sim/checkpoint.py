@@ -327,36 +327,34 @@ def _shown(value: Any) -> str:
 def _pack(history: History) -> dict[str, Any]:
     """A history without its arrays, in JSON's types; results of single clients are kept for the last evaluation."""
     last = max(history.evaluations, default=None)
-    evaluations = {
-        str(done): {
-            "examples": dict(evaluation.examples),
-            "clients": {name: dict(over) for name, over in evaluation.clients.items()},
-            "per_client": {name: v.tolist() for name, v in evaluation.per_client.items()}
-            if done == last
-            else {},
-            "num_examples": evaluation.num_examples,
-        }
-        for done, evaluation in history.evaluations.items()
-    }
     return {
         "first_round": history.first_round,
         "metrics": list(history.metrics),
-        "evaluations": evaluations,
+        "evaluations": {
+            str(done): {name: _pack_evaluation(value, done == last) for name, value in sets.items()}
+            for done, sets in history.evaluations.items()
+        },
         "costs": dataclasses.asdict(history.costs),
     }
 
 
+def _pack_evaluation(evaluation: Evaluation, per_client: bool) -> dict[str, Any]:
+    packed = dataclasses.asdict(evaluation)
+    kept = evaluation.per_client if per_client else {}
+    return packed | {"per_client": {name: values.tolist() for name, values in kept.items()}}
+
+
 def _unpack(packed: Mapping[str, Any], metrics: Mapping[str, np.ndarray]) -> History:
     evaluations = {
-        int(done): Evaluation(
-            content["examples"],
-            content["clients"],
-            {name: np.array(values, np.float64) for name, values in content["per_client"].items()},
-            content["num_examples"],
-        )
-        for done, content in packed["evaluations"].items()
+        int(done): {name: _unpack_evaluation(value) for name, value in sets.items()}
+        for done, sets in packed["evaluations"].items()
     }
     return History(packed["first_round"], dict(metrics), evaluations, Costs(**packed["costs"]))
+
+
+def _unpack_evaluation(packed: Mapping[str, Any]) -> Evaluation:
+    per_client = {name: np.array(values, np.float64) for name, values in packed["per_client"].items()}
+    return Evaluation(**{**packed, "per_client": per_client})
 
 
 class _quiet:

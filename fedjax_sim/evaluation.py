@@ -1,19 +1,24 @@
-"""Evaluation of a model on federated data: over all examples, and over clients."""
+"""Evaluation of a model on federated data: over all examples, over clients, and how evenly it serves them."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim._src import checks
-from fedjax_sim._src.types import Task, Variables
+from fedjax_sim._src.types import Mean, Task, Variables
 from fedjax_sim.data import ClientData
 from fedjax_sim.metrics import example_values
+
+UNNAMED = "eval"
+"""Name of the set that a run evaluates on when it is given one without a name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +27,19 @@ class Evaluation:
 
     Attributes:
       examples: ``{metric: mean over all examples}``.
-      clients: ``{metric: {"mean": ..., "weighted": ..., "worst_decile": ...}}`` over clients with examples: the plain
-        mean, the mean weighted by examples, and the mean over the worst tenth of the clients (at least one). Metrics
-        named ``loss`` or ``...error`` are worse when high, all others when low.
+      clients: ``{metric: {name: value}}`` over clients with examples; see below for the names.
       per_client: ``{metric: f64[clients]}``; NaN for a client without examples.
       num_examples: how many examples were evaluated.
+
+    Over clients there are:
+
+    - ``"mean"`` and ``"weighted"``: the plain mean, and the mean weighted by examples;
+    - ``"worst_decile"`` and ``"best_decile"``: the mean over the worst and over the best tenth of the clients, at least
+      one; ``higher_is_better`` says which those are;
+    - ``"std"`` and ``"variance"``: the spread around the plain mean, in the metric's unit and its square; the variance
+      is what Li et al. 2020 ("Fair Resource Allocation in Federated Learning", definition 1) call fairness;
+    - ``"jain"``: Jain's index ``(sum x)^2 / (n sum x^2)`` (Jain, Chiu, Hawe 1984), 1 when all clients have the same
+      and ``1 / n`` when one has everything. It is meant for metrics that are not negative.
     """
 
     examples: Mapping[str, float]
@@ -35,13 +48,29 @@ class Evaluation:
     num_examples: int
 
     def __str__(self) -> str:
-        columns = ("all examples", "client mean", "weighted", "worst decile")
+        columns = ("all examples", "client mean", "std", "worst decile", "best decile", "Jain's index")
         lines = [f"{'':<12}" + "".join(f"{name:>14}" for name in columns)]
         for name, value in self.examples.items():
             over = self.clients[name]
-            row = (value, over["mean"], over["weighted"], over["worst_decile"])
+            row = (value, *(over[key] for key in ("mean", "std", "worst_decile", "best_decile", "jain")))
             lines.append(f"{name:<12}" + "".join(f"{x:>14.4f}" for x in row))
         return "\n".join([*lines, f"{self.num_examples} examples"])
+
+
+def higher_is_better(metric: str, over: str = "examples") -> bool:
+    """Whether a larger value is the better one.
+
+    Metrics named ``...loss`` or ``...error`` are better when low, all others when high. Of the values over clients
+    (``over``), the spreads ``"std"`` and ``"variance"`` are better when low and ``"jain"`` when high, whatever the metric.
+
+    Example:
+      >>> from fedjax_sim.evaluation import higher_is_better
+      >>> higher_is_better("accuracy"), higher_is_better("squared_error"), higher_is_better("accuracy", "std")
+      (True, False, False)
+    """
+    if over in ("std", "variance", "jain"):
+        return over == "jain"
+    return not metric.endswith(("loss", "error"))
 
 
 def evaluate(task: Task, variables: Variables, data: ClientData, *, batch_size: int = 512) -> Evaluation:
@@ -82,7 +111,7 @@ def evaluate(task: Task, variables: Variables, data: ClientData, *, batch_size: 
         batch["mask"] = np.arange(batch_size) < rows
         sums = run(variables, batch, _padded(owner[start : start + rows], batch_size))
         totals = sums if not totals else jax.tree.map(jnp.add, totals, sums)
-    return _summarise({name: (np.asarray(m.total), np.asarray(m.weight)) for name, m in totals.items()}, data)
+    return summarise(totals, data.sizes)
 
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:
@@ -109,22 +138,67 @@ def _evaluator(task: Task, clients: int):
     return _compiled(task.apply, task.loss, tuple(sorted(task.metrics.items())), clients)
 
 
-def _summarise(sums: Mapping[str, tuple[np.ndarray, np.ndarray]], data: ClientData) -> Evaluation:
+def named_sets(evaluate_on: Any) -> dict[str, ClientData]:
+    """The sets that a run evaluates on, by name: what its ``evaluate_on`` means, checked before the first round.
+
+    Raises:
+      TypeError: a set is no ``ClientData``.
+      ValueError: a name that cannot be a prefix in files, or a set without an example.
+    """
+    if evaluate_on is None:
+        return {}
+    named = dict(evaluate_on) if isinstance(evaluate_on, Mapping) else {UNNAMED: evaluate_on}
+    if not named:
+        raise ValueError("evaluate_on names no set; leave it out, or give at least one.")
+    for name, data in named.items():
+        # Names become prefixes of metrics in files: "unseen/accuracy".
+        if not isinstance(name, str) or not name or "/" in name or re.fullmatch(r"stage\d+", name):
+            raise ValueError(
+                f"evaluate_on has a set named {name!r}, expected text without '/', and not 'stage0', 'stage1', ..., "
+                "which metrics of an algorithm's stages begin with."
+            )
+        if not isinstance(data, ClientData):
+            raise TypeError(
+                f"evaluate_on has {type(data).__name__} as {name!r}, expected ClientData, for example data.test."
+            )
+        if data.num_examples == 0:
+            raise ValueError(
+                f"evaluate_on: {name!r} has {data.num_clients} clients and no example: there is nothing to "
+                "evaluate on."
+            )
+    return named
+
+
+def summarise(sums: Mapping[str, Mean], sizes: np.ndarray) -> Evaluation:
+    """An evaluation from each client's sums.
+
+    Args:
+      sums: ``{metric: Mean(f32[clients], f32[clients])}``.
+      sizes: ``int64[clients]``, examples that were evaluated.
+    """
     examples, clients, per_client = {}, {}, {}
-    for name, (total, weight) in sums.items():
-        total, weight = total.astype(np.float64), weight.astype(np.float64)
+    for name, metric in sums.items():
+        total, weight = (np.asarray(x).astype(np.float64) for x in metric)
         values = np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
-        there = values[weight > 0]
-        worst_is_high = name == "loss" or name.endswith("error")
-        ordered = np.sort(there)[::-1] if worst_is_high else np.sort(there)
-        tenth = max(1, -(-len(there) // 10))
-        examples[name] = float(total.sum() / weight.sum()) if weight.sum() > 0 else float("nan")
-        clients[name] = {
-            "mean": float(np.mean(there)) if len(there) else float("nan"),
-            "weighted": float(np.average(there, weights=data.sizes[weight > 0]))
-            if len(there)
-            else float("nan"),
-            "worst_decile": float(np.mean(ordered[:tenth])) if len(there) else float("nan"),
-        }
+        there = weight > 0
+        examples[name] = float(total.sum() / weight.sum()) if there.any() else float("nan")
+        clients[name] = _over_clients(values[there], sizes[there], higher_is_better(name))
         per_client[name] = values
-    return Evaluation(examples, clients, per_client, data.num_examples)
+    return Evaluation(examples, clients, per_client, int(sizes.sum()))
+
+
+def _over_clients(values: np.ndarray, sizes: np.ndarray, high: bool) -> dict[str, float]:
+    """What ``Evaluation.clients`` holds of one metric, from ``f64[clients]`` without NaN; ``high``: that is better."""
+    names = ("mean", "weighted", "worst_decile", "best_decile", "std", "variance", "jain")
+    if not len(values):
+        return dict.fromkeys(names, float("nan"))
+    ordered = np.sort(values)
+    tenth = -(-len(values) // 10)
+    low_end, high_end = np.mean(ordered[:tenth]), np.mean(ordered[-tenth:])
+    worst, best = (low_end, high_end) if high else (high_end, low_end)
+    variance, squares = np.var(values), np.sum(values**2)
+    # Clients that all have zero are as equal as any.
+    jain = np.sum(values) ** 2 / (len(values) * squares) if squares else 1.0
+    mean, weighted = np.mean(values), np.average(values, weights=sizes)
+    numbers = (mean, weighted, worst, best, np.sqrt(variance), variance, jain)
+    return {name: float(number) for name, number in zip(names, numbers, strict=True)}

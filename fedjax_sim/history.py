@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from fedjax_sim.evaluation import Evaluation
+from fedjax_sim.evaluation import Evaluation, higher_is_better
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,13 @@ class Costs:
         )
 
 
+class Score(NamedTuple):
+    """A value of an evaluation, and after how many rounds of the state's life it was measured."""
+
+    rounds: int
+    value: float
+
+
 @dataclasses.dataclass(frozen=True)
 class History:
     """Metrics of the rounds that ran.
@@ -77,13 +85,24 @@ class History:
     Attributes:
       first_round: index of the first of them.
       metrics: ``{name: f64[rounds]}``, means over the round.
-      evaluations: ``{rounds done: Evaluation}``.
+      evaluations: ``{rounds done: {name of the set: Evaluation}}``; a single set without a name is ``"eval"``.
       costs: what the run cost.
+
+    Example:
+      >>> import fedjax_sim as fs, optax
+      >>> data = fs.data.load("digits", clients=10, alpha=1.0, seed=0)
+      >>> algorithm = fs.algorithms.fedavg(fs.tasks.classification(fs.models.linear(classes=10)), optax.sgd(0.1))
+      >>> sim = fs.Simulation(algorithm, data.train, cohort=fs.cohorts.uniform(3))
+      >>> _, history = sim.run(sim.init(seed=0), rounds=4, evaluate_on={"test": data.test}, every=2)
+      >>> list(history.evaluations), history.last("accuracy").rounds
+      ([2, 4], 4)
+      >>> history.best("accuracy").value >= history.last("accuracy").value
+      True
     """
 
     first_round: int
     metrics: Mapping[str, np.ndarray]
-    evaluations: Mapping[int, Evaluation]
+    evaluations: Mapping[int, Mapping[str, Evaluation]]
     costs: Costs
 
     @property
@@ -95,6 +114,53 @@ class History:
         if name not in self.metrics:
             raise KeyError(f"no metric {name!r}; there are {', '.join(sorted(self.metrics))}.")
         return self.metrics[name]
+
+    def best(self, metric: str, *, on: str | None = None, over: str = "examples") -> Score:
+        """The best value of a metric in the evaluations, the first of equals; NaN is never the best.
+
+        A model chosen by it has seen the set: report the value on another one.
+
+        Args:
+          metric: ``"accuracy"``, ``"loss"``, or one of the task's own; ``evaluation.higher_is_better`` says which
+            value is better.
+          on: name of the set; not needed where there is one.
+          over: ``"examples"``, or one of the names of ``Evaluation.clients``, such as ``"worst_decile"``.
+
+        Raises:
+          KeyError: there is no such metric, set or name.
+          ValueError: nothing was evaluated, or no value is a number.
+        """
+        scores = [score for score in self._scores(metric, on, over) if not np.isnan(score.value)]
+        if not scores:
+            raise ValueError(f"{metric} over {over} is NaN in every evaluation: there is no best one.")
+        sign = 1 if higher_is_better(metric, over) else -1
+        return max(scores, key=lambda score: sign * score.value)
+
+    def last(self, metric: str, *, on: str | None = None, over: str = "examples") -> Score:
+        """The latest value of a metric in the evaluations, NaN included; arguments and errors as for ``best``."""
+        return self._scores(metric, on, over)[-1]
+
+    def _scores(self, metric: str, on: str | None, over: str) -> list[Score]:
+        """In the order of the rounds; at least one."""
+        sets = list(dict.fromkeys(name for named in self.evaluations.values() for name in named))
+        if not sets:
+            raise ValueError("nothing was evaluated in these rounds: give run(..., evaluate_on=data).")
+        if on is None and len(sets) > 1:
+            raise ValueError(f"the run was evaluated on {', '.join(sets)}: say which is meant with on=...")
+        on = sets[0] if on is None else _known("set", on, sets)
+        scores = []
+        for rounds in sorted(self.evaluations):
+            evaluation = self.evaluations[rounds][on]
+            over_clients = evaluation.clients[_known("metric", metric, evaluation.clients)]
+            values = {"examples": evaluation.examples[metric], **over_clients}
+            scores.append(Score(rounds, values[_known("over", over, values)]))
+        return scores
+
+
+def _known(what: str, name: str, names: Iterable[str]) -> str:
+    if name not in names:
+        raise KeyError(f"no {what} {name!r} in the evaluations; there are {', '.join(map(repr, names))}.")
+    return name
 
 
 @dataclasses.dataclass(frozen=True)

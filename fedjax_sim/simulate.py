@@ -23,8 +23,9 @@ from fedjax_sim.data.plans import Plan, Planner
 from fedjax_sim.engines import Engine, SimState
 from fedjax_sim.engines._costs import TurnCosts, turn_costs
 from fedjax_sim.engines._problem import Problem, group_names, initial_state, keeps_client_state
-from fedjax_sim.evaluation import Evaluation, evaluate
+from fedjax_sim.evaluation import Evaluation, evaluate, named_sets
 from fedjax_sim.history import Histories, History
+from fedjax_sim.personalisation import Personalised, Personaliser, check_clients
 
 __all__ = ["Callback", "NonFiniteModelError", "Progress", "Simulation"]
 
@@ -91,6 +92,7 @@ class Simulation:
         self._rounds = self.engine.compile(self._problem)
         self._columns: Any = None
         self._turn_costs: TurnCosts | None = None
+        self._personalisers: dict[tuple[LocalWork, int, int], Personaliser] = {}
 
     # --- state ---
 
@@ -174,7 +176,7 @@ class Simulation:
         state: SimState,
         rounds: int,
         *,
-        evaluate_on: ClientData | None = None,
+        evaluate_on: ClientData | Mapping[str, ClientData] | None = None,
         every: int | None = None,
         callbacks: Sequence[Callback] = (),
         checkpoints: Checkpoints | None = None,
@@ -184,7 +186,8 @@ class Simulation:
         Args:
           state: from ``init`` or an earlier ``run``; it stays valid.
           rounds: how many.
-          evaluate_on: data to evaluate the global model on.
+          evaluate_on: data to evaluate the global model on; several sets by name, such as
+            ``{"test": data.test, "unseen": unseen.test}``. One without a name is called ``"eval"``.
           every: evaluate after every so many rounds; by default once, at the end.
           callbacks: called after every chunk.
           checkpoints: where the run is saved. What a folder holds of these rounds already is not run again: the
@@ -219,7 +222,7 @@ class Simulation:
         *,
         algorithm: Callable[..., Algorithm] | None = None,
         hyperparameters: Mapping[str, Sequence[float]] | None = None,
-        evaluate_on: ClientData | None = None,
+        evaluate_on: ClientData | Mapping[str, ClientData] | None = None,
         every: int | None = None,
         callbacks: Sequence[Callback] = (),
         checkpoints: Checkpoints | None = None,
@@ -264,7 +267,12 @@ class Simulation:
             checks.positive_int("every", every)
             if evaluate_on is None:
                 raise ValueError("every is given without evaluate_on: there is no data to evaluate on.")
-        evaluation = None if evaluate_on is None else lambda state: self.evaluate(state, evaluate_on)
+        sets = named_sets(evaluate_on)
+        evaluation = (
+            (lambda state: {name: self.evaluate(state, data) for name, data in sets.items()})
+            if sets
+            else None
+        )
         return Runner(
             rounds_fn, self.planner(replicas), self._placed_columns(), self.data.ids, self.rounds_per_chunk, costs,
             hyper, single, evaluation, every, callbacks,
@@ -277,6 +285,71 @@ class Simulation:
             # One copy is enough: on a mesh every device would compute the same batch.
             variables = jax.device_put(variables, jax.devices()[0])
         return evaluate(self.algorithm.task, variables, data, batch_size=batch_size)
+
+    def personalised(
+        self,
+        state: SimState,
+        test: ClientData,
+        *,
+        local: LocalWork | None = None,
+        clients: Any = None,
+        block_size: int = 32,
+        batch_size: int = 64,
+    ) -> Personalised:
+        """Evaluates every client's own model on its own test examples, before and after local work.
+
+        Each client does from this state what it does in a round, on its training examples, but sends nothing: the
+        state stays as it is. This is fine-tuning as in Yu et al. 2020 ("Salvaging Federated Learning by Local
+        Adaptation"), with the algorithm's own client rule; FedSGD's clients move nothing and gain nothing, and IFCA's
+        start from the model that fits them. A client without training examples keeps the model that it starts from;
+        one without test examples is NaN and left out of the means. The state decides the outcome.
+
+        Args:
+          state: of this simulation.
+          test: test examples of the same clients as the training data, in the same order.
+          local: local work; the simulation's by default.
+          clients: positions, text ids or ``bool[clients]``, as for ``ClientData.select``; all by default.
+          block_size: clients whose models are in memory at a time; results do not depend on it.
+          batch_size: test examples of a client that are evaluated at a time.
+
+        Raises:
+          TypeError: the algorithm does not say what a client's own model is (HeteroFL: narrower models with tasks
+            of their own).
+          ValueError: other clients than in training, a client named twice, or nobody with test examples.
+
+        Example:
+          >>> import fedjax_sim as fs, optax
+          >>> data = fs.data.load("digits", clients=10, alpha=0.3, seed=0)
+          >>> algorithm = fs.algorithms.fedavg(fs.tasks.classification(fs.models.linear(classes=10)), optax.sgd(0.1))
+          >>> sim = fs.Simulation(algorithm, data.train, cohort=fs.cohorts.uniform(5))
+          >>> state, _ = sim.run(sim.init(seed=0), rounds=5)
+          >>> result = sim.personalised(state, data.test, local=fs.LocalWork(epochs=3))
+          >>> result.after.clients["accuracy"]["mean"] > result.before.clients["accuracy"]["mean"]
+          True
+        """
+        if local is not None and not isinstance(local, LocalWork):
+            raise TypeError(
+                f"local is {type(local).__name__}, expected LocalWork: use fs.LocalWork(epochs=3)."
+            )
+        checks.positive_int("block_size", block_size)
+        checks.positive_int("batch_size", batch_size)
+        check_clients(self.data, test)
+        everybody = np.arange(self.data.num_clients)
+        chosen = everybody if clients is None else self.data.positions(clients)
+        if not test.sizes[chosen].any():
+            raise ValueError(
+                f"none of the {len(chosen)} clients has a test example: there is nothing to evaluate on."
+            )
+        if self.algorithm.task.check is not None:
+            self.algorithm.task.check(test.columns)
+        program = (self.local if local is None else local, block_size, batch_size)
+        if program not in self._personalisers:
+            problem = dataclasses.replace(self._problem, local=program[0])
+            self._personalisers[program] = Personaliser(problem, block_size, batch_size)
+        columns = self._placed_columns()
+        if self.engine.devices > 1:
+            state, columns = jax.device_put((state, columns), jax.devices()[0])
+        return self._personalisers[program](state, columns, self.planner(), test, chosen)
 
     # --- for a look inside ---
 

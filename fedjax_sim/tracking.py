@@ -133,7 +133,7 @@ def as_json(value: Any) -> Any:
 
 
 def round_rows(history: History, start: int = 0) -> Iterator[dict[str, Any]]:
-    """One row per round: its index, its metrics, and ``eval/...`` where the model was evaluated after it.
+    """One row per round: its index, its metrics, and ``<set>/...`` where the model was evaluated after it.
 
     Args:
       history: of a run.
@@ -142,16 +142,16 @@ def round_rows(history: History, start: int = 0) -> Iterator[dict[str, Any]]:
     for index in range(start, history.rounds):
         round_ = history.first_round + index
         row = {"round": round_} | {name: float(values[index]) for name, values in history.metrics.items()}
-        evaluation = history.evaluations.get(round_ + 1)
-        yield row if evaluation is None else row | evaluation_row(evaluation)
+        yield row | evaluation_row(history.evaluations.get(round_ + 1, {}))
 
 
-def evaluation_row(evaluation: Evaluation) -> dict[str, float]:
-    """``eval/accuracy`` over all examples; ``eval/accuracy/mean``, ``/weighted`` and ``/worst_decile`` over clients."""
+def evaluation_row(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
+    """Of a set named ``eval``: ``eval/accuracy`` over all examples; ``eval/accuracy/mean``, ``/std`` ... over clients."""
     row = {}
-    for name, value in evaluation.examples.items():
-        row[f"eval/{name}"] = value
-        row |= {f"eval/{name}/{over}": number for over, number in evaluation.clients[name].items()}
+    for where, evaluation in evaluations.items():
+        for metric, value in evaluation.examples.items():
+            row[f"{where}/{metric}"] = value
+            row |= {f"{where}/{metric}/{over}": x for over, x in evaluation.clients[metric].items()}
     return row
 
 

@@ -15,6 +15,7 @@ INIT = 0
 COHORT = 1
 CLIENT = 2
 SERVER = 3
+PERSONAL = 4
 
 # Purposes under a client's key.
 ORDER = 0

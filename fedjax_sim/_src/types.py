@@ -214,13 +214,29 @@ class RuleFinish(Protocol):
     ) -> tuple[Update, ClientState, Metrics]: ...
 
 
+class RuleModel(Protocol):
+    """The client's own model as its work stands: what it would predict with after the steps so far."""
+
+    def __call__(self, broadcast: Broadcast, work: Work, /) -> Variables: ...
+
+
 class ClientRule(NamedTuple):
-    """What a client does, cut so that an engine can interleave clients."""
+    """What a client does, cut so that an engine can interleave clients.
+
+    Attributes:
+      init: a client's first state.
+      begin: broadcast and state to the working state.
+      step: one local step.
+      finish: the working state to the update that is sent and the state that is kept.
+      model: reads the model out of the working state, to evaluate it. ``None`` where that is not known; for a rule
+        that sends a ``Delta`` of the global model it then follows from the update.
+    """
 
     init: RuleInit
     begin: RuleBegin
     step: RuleStep
     finish: RuleFinish
+    model: RuleModel | None = None
 
 
 # --- transforms --------------------------------------------------------------------------------------------

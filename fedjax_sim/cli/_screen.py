@@ -61,8 +61,8 @@ class ProgressView:
             self._twentieths = twentieths
 
     def _status(self, chunk: History) -> str:
-        for evaluation in chunk.evaluations.values():
-            self._accuracy = f"  test accuracy {_percent(evaluation.examples['accuracy'])}"
+        if chunk.evaluations:
+            self._accuracy = f"  test accuracy {_percent(chunk.last('accuracy').value)}"
         return f"loss {_loss(chunk)}{self._accuracy}  {chunk.costs.examples_per_second:,.0f} examples/s"
 
 
@@ -86,11 +86,10 @@ def table(history: History) -> Table:
     table.add_column()
     table.add_row("training loss", _loss(history), "last round")
     if history.evaluations:
-        evaluation = history.evaluations[max(history.evaluations)]
-        over = evaluation.clients["accuracy"]
-        table.add_row("test accuracy", _percent(evaluation.examples["accuracy"]), "all examples")
-        table.add_row("", _percent(over["mean"]), "mean over clients")
-        table.add_row("", _percent(over["worst_decile"]), "worst tenth of the clients")
+        table.add_row("test accuracy", _percent(history.last("accuracy").value), "all examples")
+        table.add_row("", _percent(history.last("accuracy", over="mean").value), "mean over clients")
+        worst = history.last("accuracy", over="worst_decile").value
+        table.add_row("", _percent(worst), "worst tenth of the clients")
     costs = history.costs
     table.add_section()
     table.add_row("time", f"{costs.compile_seconds:.1f} s", "to compile")

@@ -168,7 +168,7 @@ class ClientData:
           >>> fs.data.ClientData({"x": np.arange(3)}, offsets=[0, 2, 3], ids=["ann", "bo"]).client("ann")
           {'x': array([0, 1])}
         """
-        (position,) = self._positions([client])
+        (position,) = self.positions([client])
         start, stop = (int(edge) for edge in self.offsets[position : position + 2])
         return {name: column[start:stop] for name, column in self.columns.items()}
 
@@ -191,7 +191,7 @@ class ClientData:
           >>> data.select(data.sizes > 1).ids
           array(['bo', 'cy'], dtype='<U3')
         """
-        positions = self._positions(clients)
+        positions = self.positions(clients)
         old = np.asarray(self.offsets)
         sizes = np.diff(old)[positions]
         offsets = offsets_of(sizes)
@@ -235,7 +235,8 @@ class ClientData:
             f"examples, {columns}, {_readable_bytes(self.nbytes)})"
         )
 
-    def _positions(self, clients: Any) -> np.ndarray:
+    def positions(self, clients: Any) -> np.ndarray:
+        """Positions of the given clients, ``int64[...]``; arguments and errors as for ``select``."""
         array = np.asarray(clients)
         if array.dtype == bool:
             if array.shape != (self.num_clients,):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,9 @@ from fedjax_sim._src import keys
 from fedjax_sim.data._columns import describe
 from fedjax_sim.data.client_data import ClientData
 
-_SPLIT = 101  # purpose of the generator; above those of `keys`, so that no two decisions share a stream
+# Purposes of the generator; above those of `keys`, so that no two decisions share a stream.
+_SPLIT = 101
+_HOLDOUT = 110
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,3 +81,57 @@ def split(data: ClientData, test_fraction: float, seed: int) -> tuple[ClientData
     rank[np.lexsort((draws, owner))] = np.arange(data.num_examples) - np.repeat(offsets[:-1], sizes)
     is_test = rank < wanted[owner]
     return data.filter(~is_test), data.filter(is_test)
+
+
+def holdout_clients(data: Federated, fraction: float, seed: int) -> tuple[Federated, Federated]:
+    """Divides the clients at random into those that training sees and those that it never does.
+
+    A model trained on ``seen.train`` is evaluated on ``seen.test`` (new examples of known clients) and on
+    ``unseen.test`` (new clients); ``unseen.train`` is what an unseen client may personalise a model on. The distinction
+    is that of Yuan et al. 2022 ("What Do We Mean by Generalization in Federated Learning?"): the participation gap is
+    the difference between the two.
+
+    Args:
+      data: the same clients in ``train`` and ``test``, in the same order.
+      fraction: share of the clients that is held out, in (0, 1); rounded, but at least one client on either side.
+      seed: a non-negative integer.
+
+    Returns:
+      ``(seen, unseen)``; clients keep their order, their ids and all their examples.
+
+    Raises:
+      ValueError: ``fraction`` is not in (0, 1), there is one client only, or train and test have different clients.
+
+    Example:
+      >>> import fedjax_sim as fs
+      >>> data = fs.data.load("digits", clients=20, alpha=1.0, seed=0)
+      >>> seen, unseen = fs.data.holdout_clients(data, fraction=0.25, seed=0)
+      >>> seen.train.num_clients, unseen.train.num_clients, unseen.test.num_clients
+      (15, 5, 5)
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction is {fraction}, expected a number in (0, 1), ends excluded.")
+    clients = data.train.num_clients
+    if clients < 2:
+        raise ValueError(
+            f"{data.name} has one client, expected at least two: one to train on, one to hold out."
+        )
+    if not np.array_equal(data.train.ids, data.test.ids):
+        raise ValueError(
+            f"{data.name}: train and test have different clients ({clients} and {data.test.num_clients}), so a client "
+            "that is held out would leave no test part of its own. Join the parts and divide each client's examples "
+            "with fs.data.split."
+        )
+    count = int(np.clip(np.rint(fraction * clients), 1, clients - 1))
+    held_out = np.zeros(clients, bool)
+    held_out[keys.host_generator((seed,), _HOLDOUT).permutation(clients)[:count]] = True
+
+    def part(mask: np.ndarray, note: str) -> Federated:
+        return dataclasses.replace(
+            data, train=data.train.select(mask), test=data.test.select(mask), notes=(*data.notes, note)
+        )
+
+    return (
+        part(~held_out, f"{count} of {clients} clients are held out (seed {seed})"),
+        part(held_out, f"{count} of {clients} clients, held out from training (seed {seed})"),
+    )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim._src import keys, tree
-from fedjax_sim._src.types import Array, ClientContext, Mean, Message, Metrics, StepContext
+from fedjax_sim._src.types import Array, ClientContext, ClientRule, Mean, Message, Metrics, StepContext
 from fedjax_sim.data import batches
 from fedjax_sim.data.plans import Entry
 from fedjax_sim.engines._problem import Problem, aggregate, groups
@@ -66,7 +66,7 @@ class Turn:
         self._group = group
         self.local = problem.works(problem.algorithm())[stage]
 
-    def _rule(self, hyper):
+    def rule(self, hyper) -> ClientRule:
         return groups(self._problem.build(hyper).stages[self._stage])[self._group]
 
     def keys(self, root: jax.Array, round_, entry: Entry) -> TurnKeys:
@@ -87,15 +87,15 @@ class Turn:
             bound=jnp.float32(jnp.inf),
         )
 
-    def _state(self, hyper, broadcast, row: Row):
+    def state(self, hyper, broadcast, row: Row):
         """The client's state: made at first participation, read from its row afterwards."""
         if self._stage > 0 or not jax.tree.leaves(row.state):
             return row.state
-        return tree.where(row.seen, row.state, self._rule(hyper).init(broadcast))
+        return tree.where(row.seen, row.state, self.rule(hyper).init(broadcast))
 
     def begin(self, hyper, broadcast, own: TurnKeys, round_, entry: Entry, row: Row):
         ctx = self._context(keys.fold(own.turn, keys.BEGIN), round_, entry)
-        return strong(self._rule(hyper).begin(broadcast, self._state(hyper, broadcast, row), ctx))
+        return strong(self.rule(hyper).begin(broadcast, self.state(hyper, broadcast, row), ctx))
 
     def rows(self, own: TurnKeys, entry: Entry, step, explicit) -> Rows:
         """Rows of a step: explicit ones ``int32[steps, batch_size]`` if there are any, else by the keyed order."""
@@ -124,15 +124,19 @@ class Turn:
         ctx = StepContext(
             keys.fold(own.step, step), step, batches.epoch_of(self.local, step, entry.examples), step / steps
         )
-        work, metrics = self._rule(hyper).step(broadcast, work, batch, ctx)
+        work, metrics = self.rule(hyper).step(broadcast, work, batch, ctx)
         return strong(work), dict(metrics)
+
+    def update(self, hyper, broadcast, own: TurnKeys, round_, entry: Entry, work, row: Row):
+        """What the rule alone makes of its work: update, new state, metrics."""
+        ctx = self._context(keys.fold(own.turn, keys.FINISH), round_, entry)
+        return self.rule(hyper).finish(broadcast, work, self.state(hyper, broadcast, row), ctx)
 
     def finish(
         self, hyper, broadcast, server_part, own: TurnKeys, round_, entry: Entry, work, row: Row
     ) -> Sent:
         ctx = self._context(keys.fold(own.turn, keys.FINISH), round_, entry)
-        state = self._state(hyper, broadcast, row)
-        update, state, metrics = self._rule(hyper).finish(broadcast, work, state, ctx)
+        update, state, metrics = self.update(hyper, broadcast, own, round_, entry, work, row)
         norm = tree.global_norm(jax.tree.map(lambda x: jnp.asarray(x), update))
         came = (entry.examples > 0).astype(jnp.float32)
         transform = aggregate(self._problem.build(hyper).stages[self._stage])

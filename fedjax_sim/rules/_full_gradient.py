@@ -42,4 +42,5 @@ def full_gradient(task: Task) -> ClientRule:
         direction = tree.scale(work.total, -1 / jnp.maximum(work.rows, 1))
         return Delta(direction, tree.subtract(work.stats, broadcast.stats)), state, {}
 
-    return ClientRule(lambda broadcast: (), begin, step, finish)
+    # The client measures and moves nothing: its own model is the one that it received.
+    return ClientRule(lambda broadcast: (), begin, step, finish, lambda broadcast, work: broadcast)

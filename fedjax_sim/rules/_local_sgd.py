@@ -72,4 +72,7 @@ def local_sgd(
             return Delta(change), work.stats, {}
         return Delta(change, tree.subtract(work.stats, broadcast.stats)), state, {}
 
-    return ClientRule(init, begin, step, finish)
+    def model(broadcast: Variables, work: Training) -> Variables:
+        return Variables(work.params, broadcast.frozen, work.stats)
+
+    return ClientRule(init, begin, step, finish, model)

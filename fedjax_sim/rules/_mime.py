@@ -44,5 +44,9 @@ def mime(task: Task, optimizer: optax.GradientTransformation) -> ClientRule:
         return Delta(tree.subtract(params, broadcast.variables.params)), state, {}
 
     return ClientRule(
-        lambda broadcast: (), lambda broadcast, state, ctx: broadcast.variables.params, step, finish
+        lambda broadcast: (),
+        lambda broadcast, state, ctx: broadcast.variables.params,
+        step,
+        finish,
+        lambda broadcast, params: broadcast.variables._replace(params=params),
     )

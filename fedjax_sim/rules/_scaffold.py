@@ -70,4 +70,7 @@ def scaffold(task: Task, learning_rate: float) -> ClientRule:
         stats = tree.subtract(work.stats, broadcast.variables.stats)
         return ScaffoldUpdate(Delta(delta, stats), change), tree.add(control, change), {}
 
-    return ClientRule(lambda broadcast: tree.zeros_like(broadcast.control), begin, step, finish)
+    def model(broadcast: ScaffoldBroadcast, work: ScaffoldWork) -> Variables:
+        return Variables(work.params, broadcast.variables.frozen, work.stats)
+
+    return ClientRule(lambda broadcast: tree.zeros_like(broadcast.control), begin, step, finish, model)

@@ -56,9 +56,10 @@ def assert_same_history(a: fs.History, b: fs.History):
     for name in a.metrics:
         np.testing.assert_array_equal(a[name], b[name])
     assert list(a.evaluations) == list(b.evaluations)
-    for done, evaluation in a.evaluations.items():
-        assert evaluation.examples == b.evaluations[done].examples
-        assert evaluation.clients == b.evaluations[done].clients
+    for done, sets in a.evaluations.items():
+        for name, evaluation in sets.items():
+            assert evaluation.examples == b.evaluations[done][name].examples
+            assert evaluation.clients == b.evaluations[done][name].clients
     assert (a.costs.examples, a.costs.steps, a.costs.bytes_up) == (
         b.costs.examples,
         b.costs.steps,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from fedjax_sim.data import ClientData, Federated, split
+from fedjax_sim.data import ClientData, Federated, holdout_clients, split
 
 COLUMNS = {"x": np.arange(12, dtype=np.uint8).reshape(6, 2), "y": np.arange(6, dtype=np.int32)}
 
@@ -297,6 +297,52 @@ def test_split_follows_the_seed():
 def test_split_refuses(test_fraction):
     with pytest.raises(ValueError, match=r"test_fraction is .*expected a number in"):
         split(example(), test_fraction, seed=0)
+
+
+# --- clients held out ------------------------------------------------------------------------------------------
+
+
+def population(clients: int) -> Federated:
+    """Client ``i`` has ``i`` training rows (so the first has none) and one test row."""
+    owner = np.repeat(np.arange(clients), np.arange(clients))
+    train = ClientData.from_arrays({"row": np.arange(len(owner))}, owner, ids=range(clients))
+    test = ClientData.from_arrays({"row": np.arange(clients)}, np.arange(clients), ids=range(clients))
+    return Federated(train, test, "toy", notes=("made up",))
+
+
+@given(st.integers(2, 30), st.floats(0.001, 0.999), st.integers(0, 5))
+def test_held_out_clients_are_whole_and_on_one_side(clients, fraction, seed):
+    data = population(clients)
+    parts = holdout_clients(data, fraction, seed)
+    assert sorted([*parts[0].train.ids, *parts[1].train.ids]) == list(range(clients))
+    assert len(parts[1].train.ids) == min(max(round(fraction * clients), 1), clients - 1)
+    for part in parts:
+        assert part.train.ids.tolist() == part.test.ids.tolist() == sorted(part.train.ids.tolist())
+        for mine, whole in ((part.train, data.train), (part.test, data.test)):
+            for at, client in enumerate(mine.ids.tolist()):
+                assert mine.client(at)["row"].tolist() == whole.client(client)["row"].tolist()
+
+
+def test_held_out_clients_follow_the_seed_and_are_noted():
+    ids = [holdout_clients(population(200), 0.5, seed)[1].train.ids.tolist() for seed in (0, 0, 1)]
+    assert ids[0] == ids[1] != ids[2]
+    seen, unseen = holdout_clients(population(4), 0.25, seed=3)
+    assert (seen.name, seen.notes) == ("toy", ("made up", "1 of 4 clients are held out (seed 3)"))
+    assert unseen.notes[1] == "1 of 4 clients, held out from training (seed 3)"
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, float("nan")])
+def test_held_out_clients_refuse_a_fraction(fraction):
+    with pytest.raises(ValueError, match=r"fraction is .*expected a number in"):
+        holdout_clients(population(4), fraction, seed=0)
+
+
+def test_held_out_clients_need_two_clients_with_parts_of_their_own():
+    with pytest.raises(ValueError, match="toy has one client, expected at least two"):
+        holdout_clients(population(1), 0.5, seed=0)
+    central = Federated(example(), example().select([0]), name="toy")
+    with pytest.raises(ValueError, match=r"different clients \(3 and 1\).*fs.data.split"):
+        holdout_clients(central, 0.5, seed=0)
 
 
 def test_federated_parts_have_the_same_columns():

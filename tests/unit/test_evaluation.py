@@ -81,6 +81,37 @@ def test_the_worst_decile_of_few_clients_is_the_worst_one(data):
     assert result.clients["loss"]["worst_decile"] == pytest.approx(result.per_client["loss"].max())
 
 
+@pytest.mark.parametrize("name", COLUMN)
+def test_fairness_over_clients(data, name):
+    """Spread and Jain's index by their formulas; the best tenth lies at the other end than the worst."""
+    over, means = fs.evaluate(TASK, MODEL, data).clients[name], client_means(data, name)
+    assert over["variance"] == pytest.approx(np.mean((means - means.mean()) ** 2), rel=1e-4)
+    assert over["std"] == pytest.approx(np.sqrt(over["variance"]))
+    assert over["jain"] == pytest.approx(means.sum() ** 2 / (len(means) * (means**2).sum()), rel=1e-5)
+    ordered = np.sort(means)
+    best = ordered[-2:] if name == "accuracy" else ordered[:2]
+    assert over["best_decile"] == pytest.approx(best.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "jain", "variance"),
+    [([1, 1, 1], 1, 0), ([0, 0, 3], 1 / 3, 2), ([0, 0, 0], 1, 0), ([2], 1, 0), ([1, 3], 0.8, 1)],
+)
+def test_fairness_of_cases_done_by_hand(values, jain, variance):
+    columns = {"loss": np.array(values, np.float32)}
+    data = fs.ClientData(columns, range(len(values) + 1), range(len(values)))
+    over = fs.evaluate(values_task(), fs.Variables(jnp.float32(0.0)), data).clients["loss"]
+    assert (over["jain"], over["variance"]) == (pytest.approx(jain), pytest.approx(variance))
+
+
+def test_a_metric_that_no_client_measured_is_nan_everywhere():
+    nothing = values_task(seen=lambda outputs, batch: (outputs * 0, outputs * 0))
+    data = fs.ClientData({"loss": np.ones(2, np.float32)}, [0, 1, 2], [0, 1])
+    result = fs.evaluate(nothing, MODEL, data)
+    assert np.isnan([result.examples["seen"], *result.clients["seen"].values()]).all()
+    assert result.clients["seen"].keys() == result.clients["loss"].keys()
+
+
 def test_an_example_without_weight_leaves_its_client_out():
     """A metric may skip examples (padded positions); a client of such examples alone is NaN."""
     skipping = values_task(seen=lambda outputs, batch: (outputs * batch["w"], batch["w"]))

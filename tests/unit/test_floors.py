@@ -17,7 +17,7 @@ FLOORS = [
     {"data", "metrics"},
     {"tasks", "models"},
     {"rules", "aggregation", "privacy"},
-    {"engines", "algorithms", "evaluation", "history"},
+    {"engines", "algorithms", "evaluation", "personalisation", "history"},
     {"simulate", "_runner", "checkpoint", "tracking"},
     {"cli", "experiment", "plots"},
     {"__main__"},

@@ -46,7 +46,7 @@ def test_other_seeds_are_refused(seed, message):
 
 
 def test_purposes_are_distinct():
-    assert len({keys.INIT, keys.COHORT, keys.CLIENT, keys.SERVER}) == 4
+    assert len({keys.INIT, keys.COHORT, keys.CLIENT, keys.SERVER, keys.PERSONAL}) == 5
     assert len({keys.ORDER, keys.BEGIN, keys.STEP, keys.FINISH, keys.ENCODE}) == 5
 
 

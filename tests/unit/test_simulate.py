@@ -171,9 +171,9 @@ def test_a_snapshot_stays_valid(sim, five):
 def test_evaluations_are_due_every_so_many_rounds_and_at_the_end(sim, five):
     state, history = sim.run(sim.init(seed=0), rounds=5, evaluate_on=DATA, every=3)
     assert list(history.evaluations) == [3, 5]
-    assert history.evaluations[5].examples == sim.evaluate(state, DATA).examples
+    assert history.evaluations[5]["eval"].examples == sim.evaluate(state, DATA).examples
     halfway, _ = sim.run(sim.init(seed=0), rounds=3)
-    assert history.evaluations[3].examples == sim.evaluate(halfway, DATA).examples
+    assert history.evaluations[3]["eval"].examples == sim.evaluate(halfway, DATA).examples
     assert_same(state, five[0])
 
 
@@ -181,6 +181,32 @@ def test_by_default_the_end_is_evaluated(sim):
     state, _ = sim.run(sim.init(seed=0), rounds=2)
     _, history = sim.run(state, rounds=2, evaluate_on=DATA)
     assert list(history.evaluations) == [4]
+
+
+def test_several_sets_are_evaluated_under_their_names(sim):
+    """Each as if alone."""
+    other = make_data(np.array([4, 6]), seed=1)
+    state, history = sim.run(sim.init(seed=0), rounds=2, evaluate_on={"test": DATA, "unseen": other})
+    assert list(history.evaluations[2]) == ["test", "unseen"]
+    assert history.evaluations[2]["unseen"].examples == sim.evaluate(state, other).examples
+    assert history.last("accuracy", on="test").value == sim.evaluate(state, DATA).examples["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("evaluate_on", "error", "message"),
+    [
+        ({}, ValueError, "evaluate_on names no set"),
+        ({"a/b": DATA}, ValueError, "a set named 'a/b', expected text without '/'"),
+        ({"stage0": DATA}, ValueError, "a set named 'stage0'"),
+        ({3: DATA}, ValueError, "a set named 3"),
+        ({"test": {"x": 1}}, TypeError, "evaluate_on has dict as 'test', expected ClientData"),
+        ([DATA], TypeError, "evaluate_on has list as 'eval', expected ClientData"),
+        ({"test": DATA.select([2])}, ValueError, "'test' has 1 clients and no example"),
+    ],
+)
+def test_sets_that_cannot_be_evaluated_are_refused_before_the_run(sim, evaluate_on, error, message):
+    with pytest.raises(error, match=message):
+        sim.run(sim.init(seed=0), rounds=2, evaluate_on=evaluate_on)
 
 
 def test_every_without_data_is_refused(sim):
@@ -339,8 +365,8 @@ def test_members_of_a_sweep_are_runs_of_their_seeds(sim):
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), arrays(final), arrays(state)
         )
         np.testing.assert_allclose(history["loss"], alone["loss"], rtol=1e-4)
-        assert history.evaluations[3].examples["loss"] == pytest.approx(
-            alone.evaluations[3].examples["loss"], rel=1e-4
+        assert history.evaluations[3]["eval"].examples["loss"] == pytest.approx(
+            alone.evaluations[3]["eval"].examples["loss"], rel=1e-4
         )
     assert histories.stacked("loss").shape == (3, 3)
 

@@ -119,11 +119,20 @@ def test_the_recorder_writes_every_round_once(tmp_path):
     evaluated = {row["round"] + 1: row for row in rows if any(name.startswith("eval/") for name in row)}
     assert set(evaluated) == set(history.evaluations)
     for done, row in evaluated.items():
-        evaluation = history.evaluations[done]
+        evaluation = history.evaluations[done]["eval"]
         assert row["eval/accuracy"] == evaluation.examples["accuracy"]
-        for over in ("mean", "weighted", "worst_decile"):
+        for over in ("mean", "weighted", "worst_decile", "best_decile", "std", "variance", "jain"):
             assert row[f"eval/loss/{over}"] == evaluation.clients["loss"][over]
     assert recorder.recorded == 5
+
+
+def test_rows_name_the_sets():
+    sim, data = simulation()
+    _, history = sim.run(sim.init(seed=0), rounds=1, evaluate_on={"test": data, "unseen": data.select([2])})
+    (row,) = tracking.round_rows(history)
+    assert row["test/accuracy"] == history.last("accuracy", on="test").value
+    assert row["unseen/loss/jain"] == history.last("loss", on="unseen", over="jain").value
+    assert not any(name.startswith("eval/") for name in row)
 
 
 def test_the_recorder_keeps_the_rounds_before_a_model_that_is_not_finite(tmp_path):
