@@ -25,12 +25,18 @@ class NonFiniteModelError(FloatingPointError):
     Attributes:
       round: index of the round that did it.
       clients: ids of the clients whose update was not finite in that round; empty when the server's own step did it.
-      history: the rounds before it.
+      replica: which one of a sweep.
+      histories: the rounds before it, one history per replica.
     """
 
-    def __init__(self, message: str, round_: int, clients: tuple, history: History):
+    def __init__(self, message: str, round_: int, clients: tuple, replica: int, histories: list[History]):
         super().__init__(message)
-        self.round, self.clients, self.history = round_, clients, history
+        self.round, self.clients, self.replica, self.histories = round_, clients, replica, histories
+
+    @property
+    def history(self) -> History:
+        """Of the replica whose model it was."""
+        return self.histories[self.replica]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,12 +158,23 @@ class Runner:
 
     def _collect(self, report: RoundReport, plan: Plan, done: int) -> None:
         rounds = int(plan.rounds)
+        takes_part = _cohorts(plan, self.planner.replicas)
         for index in range(rounds):
             for replica in range(self.planner.replicas):
                 at = self._at(index, replica)
                 if not report.model_finite[at]:
                     self._refuse(report, plan, index, replica, self._first + done + index)
-                self._metrics[replica].append({name: _mean(m, at) for name, m in report.metrics.items()})
+                clients, slowest = (values[index, replica] for values in takes_part)
+                row = {name: _mean(m, at) for name, m in report.metrics.items()}
+                self._metrics[replica].append(
+                    row
+                    | {
+                        "clients": float(clients),
+                        "slowest_steps": float(slowest),
+                        "bytes_up": float(clients * self.turn_costs.bytes_up),
+                        "bytes_down": float(clients * self.turn_costs.bytes_down),
+                    }
+                )
         steps = sum(queue.entries.steps[:rounds].sum(axis=(0, 1, 2), dtype=np.int64) for queue in plan.queues)
         turns = sum(int(queue.count[:rounds].sum()) for queue in plan.queues)
         costs = self._costs
@@ -191,7 +208,8 @@ class Runner:
             "learning rate, or clip (a clip turns a client that is not finite into zero and counts it).",
             round_,
             clients,
-            self._history(replica),
+            replica,
+            self._histories(stop=round_ - self._first),
         )
 
     def _evaluate(self, state: SimState, done: int, rounds: int) -> None:
@@ -259,12 +277,12 @@ class Runner:
         spent = sum(getattr(self._costs, name) - getattr(self._spent, name) for name in elsewhere)
         self._spend(run_seconds=self._spent.run_seconds + time.perf_counter() - self._started - spent)
 
-    def _histories(self, start: int = 0) -> list[History]:
-        return [self._history(replica, start) for replica in range(self.planner.replicas)]
+    def _histories(self, start: int = 0, stop: int | None = None) -> list[History]:
+        """Of the rounds from the ``start``-th of this run to the one before the ``stop``-th, per replica."""
+        return [self._history(replica, start, stop) for replica in range(self.planner.replicas)]
 
-    def _history(self, replica: int, start: int = 0) -> History:
-        """Of the rounds from the ``start``-th of this run on."""
-        rows, first = self._metrics[replica][start:], self._first + start
+    def _history(self, replica: int, start: int, stop: int | None) -> History:
+        rows, first = self._metrics[replica][start:stop], self._first + start
         # A round in which nobody took a step may lack a metric, also the first one.
         names = dict.fromkeys(name for row in rows for name in row)
         stacked = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
@@ -284,6 +302,23 @@ def _mean(metric, at: tuple[int, ...]) -> float:
     """A round's value of a metric; NaN when nothing was measured in it."""
     total, weight = float(np.asarray(metric.total)[at]), float(np.asarray(metric.weight)[at])
     return total / weight if weight > 0 else float("nan")
+
+
+def _cohorts(plan: Plan, replicas: int) -> tuple[np.ndarray, np.ndarray]:
+    """Clients that take part and most local steps that one of them takes, ``int64[rounds, replicas]`` each."""
+    rounds = int(plan.rounds)
+    clients, slowest = np.zeros((rounds, replicas), np.int64), np.zeros((rounds, replicas), np.int64)
+    for queue in plan.queues:
+        replica = queue.entries.replica[:rounds]
+        here = np.arange(replica.shape[-1]) < queue.count[:rounds, ..., None]
+        steps = np.where(here, queue.entries.steps[:rounds].sum(axis=-1), 0)
+        for index in range(replicas):
+            own = here & (replica == index)
+            clients[:, index] += own.reshape(rounds, -1).sum(axis=1)
+            slowest[:, index] = np.maximum(
+                slowest[:, index], np.where(own, steps, 0).reshape(rounds, -1).max(axis=1, initial=0)
+            )
+    return clients, slowest
 
 
 def _examples(planner: Planner, queue: Queue, rounds: int) -> int:

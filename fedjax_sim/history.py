@@ -84,7 +84,8 @@ class History:
 
     Attributes:
       first_round: index of the first of them.
-      metrics: ``{name: f64[rounds]}``, means over the round.
+      metrics: ``{name: f64[rounds]}``, means over the round; and what it took: ``clients`` that came,
+        ``slowest_steps`` (most local steps of one client), ``bytes_up`` and ``bytes_down`` of the round.
       evaluations: ``{rounds done: {name of the set: Evaluation}}``; a single set without a name is ``"eval"``.
       costs: what the run cost.
 

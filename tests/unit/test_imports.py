@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-HEAVY = ["tensorflow", "tensorflow_datasets", "orbax", "matplotlib", "sklearn"]
+HEAVY = ["tensorflow", "tensorflow_datasets", "orbax", "matplotlib", "sklearn", "tensorboard", "wandb"]
 OPTIONAL = [*HEAVY, "typer", "dp_accounting", "pandas"]  # rich comes with flax
 
 
