@@ -31,7 +31,10 @@ class Recorder:
     """
 
     def __init__(
-        self, *trackers: Tracker, labels: Sequence[Mapping[str, Any]] | None = None, recorded: int | None = None
+        self,
+        *trackers: Tracker,
+        labels: Sequence[Mapping[str, Any]] | None = None,
+        recorded: int | None = None,
     ):
         self.trackers, self.recorded, self._labels = trackers, recorded, labels
 

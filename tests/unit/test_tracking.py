@@ -123,7 +123,7 @@ def test_the_recorder_writes_every_round_once(tmp_path):
         assert row["eval/accuracy"] == evaluation.examples["accuracy"]
         for over in ("mean", "weighted", "worst_decile", "best_decile", "std", "variance", "jain"):
             assert row[f"eval/loss/{over}"] == evaluation.clients["loss"][over]
-    assert recorder.recorded == 5
+    assert recorder.recorded == 6
 
 
 def test_rows_name_the_sets():
