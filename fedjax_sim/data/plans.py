@@ -122,7 +122,7 @@ class Planner:
         queues = [self._empty_queue(group, room) for group in range(self.groups)]
         came = np.zeros((room, self.replicas), np.int32)
         for index in range(rounds):
-            clients, draw, replica = self._cohorts(roots, first_round + index)
+            clients, draw, replica = self.cohorts(roots, first_round + index)
             occupied = self.sizes[clients] > 0
             came[index] = np.bincount(replica[occupied], minlength=self.replicas)
             for group, queue in enumerate(queues):
@@ -131,7 +131,8 @@ class Planner:
                 self._fill(queue, index, *turns, roots, first_round + index)
         return Plan(np.int32(rounds), came, tuple(queues))
 
-    def _cohorts(self, roots, round_: int):
+    def cohorts(self, roots, round_: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Who is drawn in a round: clients, how-manieth draw, replica; ``int64[drawn]`` each."""
         cohorts = []
         for replica, root in enumerate(roots):
             generator = keys.host_generator(root, keys.COHORT, round_)

@@ -14,11 +14,12 @@ import importlib.metadata
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import optax
 
-from fedjax_sim import aggregation, algorithms, data, engines, models, tasks
+from fedjax_sim import aggregation, algorithms, data, engines, models, tasks, tracking
 from fedjax_sim._src.types import Transform
 from fedjax_sim.algorithms import server_optimizers
 from fedjax_sim.data import cohorts
@@ -33,6 +34,32 @@ def sharded(devices: int, lanes: int | Literal["auto"] = "auto") -> engines.Engi
       lanes: per device.
     """
     return engines.sharded(engines.client_mesh(devices), lanes=lanes)
+
+
+def csv(folder: Path, keep_rounds: int | None) -> tracking.Tracker:
+    """The rows of metrics.jsonl as a table, metrics.csv in the run folder."""
+    return tracking.Csv(folder / "metrics.csv", keep_rounds)
+
+
+def tensorboard(folder: Path, keep_rounds: int | None) -> tracking.Tracker:
+    """Event files for TensorBoard, in the run folder's tensorboard/. Needs the extra ``tensorboard``."""
+    return tracking.TensorBoard(folder / "tensorboard", keep_rounds)
+
+
+def wandb(
+    folder: Path,
+    keep_rounds: int | None,
+    project: str = "fedjax-sim",
+    mode: Literal["online", "offline", "disabled"] = "offline",
+) -> tracking.Tracker:
+    """Weights & Biases; offline runs lie in the run folder. Needs the extra ``wandb``.
+
+    Args:
+      project: where the run is filed.
+      mode: ``"offline"`` needs no account and no network.
+    """
+    # The folder's name tells the run, so that one that goes on stays the same run there.
+    return tracking.WeightsAndBiases(project, folder.name, folder=folder, mode=mode, run_id=folder.name)
 
 
 BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
@@ -60,9 +87,10 @@ BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
     },
     "cohorts": {name: getattr(cohorts, name) for name in ("uniform", "poisson", "fixed", "all_clients")},
     "engines": {"lanes": engines.lanes, "sequential": engines.sequential, "sharded": sharded},
+    "trackers": {"csv": csv, "tensorboard": tensorboard, "wandb": wandb},
 }  # fmt: skip
 
-GIVEN = {"algorithms": ("task",), "tasks": ("model",)}
+GIVEN = {"algorithms": ("task",), "tasks": ("model",), "trackers": ("folder", "keep_rounds")}
 """Parameters that the program gives: an algorithm's task is made of the tables ``task`` and ``model``."""
 
 _registered: dict[tuple[str, str], Callable[..., Any]] = {}
@@ -172,7 +200,7 @@ def register(kind: str, name: str, factory: Callable[..., Any]) -> None:
 
     Args:
       kind: ``"algorithms"``, ``"models"``, ``"datasets"``, ``"tasks"``, ``"optimizers"``, ``"transforms"``,
-        ``"cohorts"`` or ``"engines"``.
+        ``"cohorts"``, ``"engines"`` or ``"trackers"``.
       name: how TOML calls it.
       factory: its annotated parameters are its settings.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.experiment._forms import ConfigError, nearest, shown
-from fedjax_sim.experiment._registry import Entry, entry_of, resolve_part
+from fedjax_sim.experiment._registry import Entry, Part, entry_of, resolve_part
 
 Settings = dict[str, Any]
 """Complete settings in TOML's types; what is ``None`` is left out."""
@@ -168,7 +168,7 @@ def resolve(tables: Mapping[str, Any], changes: Iterable[tuple[str, Any]] = ()) 
     """
     given = _changed(tables, list(changes))
     run = entry_of("settings", "an experiment", Run)
-    known = [*run.parameters, *PARTS, *PLAIN, "sweep"]
+    known = [*run.parameters, *PARTS, *PLAIN, "trackers", "sweep"]
     for key in given:
         if key not in known:
             raise ConfigError(
@@ -179,6 +179,7 @@ def resolve(tables: Mapping[str, Any], changes: Iterable[tuple[str, Any]] = ()) 
         found[key] = resolve_part(kind, key, given[key], FROM_DATA.get(key, ()))
     for key, factory in PLAIN.items():
         found[key] = _plain(key, factory).resolve(key, _table(key, given.get(key, {})))
+    found["trackers"] = Part("trackers", compose=tuple).resolve("trackers", given.get("trackers", []))
     if "sweep" in given:
         found["sweep"] = _sweep(given["sweep"], tables, changes)
     _check_run(found)
