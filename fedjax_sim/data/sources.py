@@ -105,10 +105,11 @@ _SOURCES: dict[str, Callable[..., Federated]] = {
 
 
 def load(name: str, **options: Any) -> Federated:
-    """A data set by name: ``"digits"``, ``"npz:FILE"``, ``"leaf:PATH"``, ``"images:FOLDER"``, ``"mnist_by_writer:FOLDER"``.
+    """A data set by name, such as ``"digits"`` or ``"leaf:PATH"``.
 
     Args:
-      name: a source; after a colon, the file or folder that it reads.
+      name: ``digits``, ``npz``, ``mnist_by_writer``, ``leaf`` or ``images``; for all but the first, a colon and the
+        file or folder that it reads.
       **options: arguments of the function of that name in ``fedjax_sim.data``.
 
     Raises:
