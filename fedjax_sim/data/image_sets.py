@@ -24,8 +24,8 @@ def digits(
     """The handwritten digits that come with scikit-learn: 1,797 images, 10 classes, no download.
 
     Columns: ``x`` is ``uint8[examples, image_size, image_size, 1]``, the original levels 0..16 stretched to 0..255
-    (ink is bright); ``y`` is ``int32[examples]``. A label-Dirichlet partition makes the clients, then each client's examples are
-    divided into training and test.
+    (ink is bright); ``y`` is ``int32[examples]``. A label-Dirichlet partition makes the clients, then each client's
+    examples are divided into training and test.
 
     Args:
       clients, alpha, seed, min_examples: as in ``dirichlet``; with ``min_examples`` of 2 or more, every client has
