@@ -24,6 +24,10 @@ STEP = 2
 FINISH = 3
 ENCODE = 4
 
+# Purpose under the key of one call of a model. Far from the small integers by which the model's own random streams
+# (dropout) and the batches of one step are told apart.
+AUGMENT = 2**30
+
 
 def root_key(seed: int | jax.Array) -> jax.Array:
     """Key of a run, ``key[]``, from an integer or a threefry key.

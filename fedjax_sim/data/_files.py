@@ -37,7 +37,7 @@ class Npz:
     names: tuple[str, ...]
 
     def __init__(self, path: Path):
-        _check_is_file(path)
+        check_is_file(path)
         self._path = path
         self._arrays: dict[str, np.ndarray] = {}
         try:
@@ -81,7 +81,7 @@ def read_npy_xz(path: Path) -> np.ndarray:
       FileNotFoundError, IsADirectoryError: there is no such file.
       ValueError: the file is damaged or of another kind, or holds Python objects.
     """
-    _check_is_file(path)
+    check_is_file(path)
     try:
         with lzma.open(path) as stream:
             return np.load(stream, allow_pickle=False)
@@ -91,7 +91,8 @@ def read_npy_xz(path: Path) -> np.ndarray:
         ) from error
 
 
-def _check_is_file(path: Path) -> None:
+def check_is_file(path: Path) -> None:
+    """Raises ``IsADirectoryError`` or ``FileNotFoundError`` with the path."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, expected a file.")
     if not path.is_file():

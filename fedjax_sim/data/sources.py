@@ -1,4 +1,4 @@
-"""Sources: where federated data sets come from. Nothing here downloads."""
+"""A data set by its name, and the source for flat ``.npz`` files. Nothing downloads."""
 
 from __future__ import annotations
 
@@ -10,59 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.data._files import Npz, errors_name, read_npy_xz
+from fedjax_sim.data._files import Npz, errors_name
 from fedjax_sim.data._ids import as_ids
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.federated import Federated
 from fedjax_sim.data.federated import split as split_examples  # `npz` has an argument called split
-from fedjax_sim.data.partitions import dirichlet
-
-
-def digits(
-    clients: int = 50,
-    alpha: float = 0.3,
-    seed: int = 0,
-    test_fraction: float = 0.2,
-    min_examples: int = 2,
-) -> Federated:
-    """The handwritten digits that come with scikit-learn: 1,797 images, 10 classes, no download.
-
-    Columns: ``x`` is ``uint8[examples, 8, 8, 1]``, the original levels 0..16 stretched to 0..255 (ink is bright);
-    ``y`` is ``int32[examples]``. A label-Dirichlet partition makes the clients, then each client's examples are
-    divided into training and test.
-
-    Args:
-      clients, alpha, seed, min_examples: as in ``dirichlet``; with ``min_examples`` of 2 or more, every client has
-        both training and test examples.
-      test_fraction, seed: as in ``split``.
-
-    Raises:
-      ValueError: as ``dirichlet`` and ``split``.
-
-    Source: Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits, UCI; its test part.
-
-    Example:
-      >>> import fedjax_sim as fs
-      >>> data = fs.data.digits(clients=10, alpha=1.0)
-      >>> data.train
-      ClientData(10 clients with 97 to 200 of 1439 examples, x: uint8[8, 8, 1], y: int32[], 97.9 kB)
-    """
-    from sklearn.datasets import load_digits  # slow to import, and absent from accelerator images
-
-    pixels, labels = load_digits(return_X_y=True)
-    columns = {
-        "x": np.rint(pixels.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8),
-        "y": labels.astype(np.int32),
-    }
-    partition = dirichlet(columns["y"], clients, alpha, seed, min_examples)
-    data = ClientData.from_arrays(columns, partition.owner, ids=range(clients))
-    moved = partition.repaired
-    notes = (
-        (f"{moved.sum()} examples were moved to {np.count_nonzero(moved)} clients below {min_examples}.",)
-        if moved.any()
-        else ()
-    )
-    return Federated(*split_examples(data, test_fraction, seed), name="digits", classes=10, notes=notes)
+from fedjax_sim.data.image_sets import digits, images, mnist_by_writer
+from fedjax_sim.data.leaf import leaf
 
 
 def npz(
@@ -141,48 +95,21 @@ def npz(
     return Federated(train, test, name=path.stem, classes=classes)
 
 
-def mnist_by_writer(folder: str | Path) -> Federated:
-    """MNIST with the people who wrote it as clients: 539 writers to train on, 297 others to test on.
-
-    Columns: ``x`` is ``uint8[examples, 28, 28, 1]`` (ink is bright), ``y`` is ``int32[examples]``; ids are NIST's
-    writer numbers, below 611 for census employees and from 2100 for high-school students.
-
-    Args:
-      folder: holds ``train_images.npy.xz``, ``test_images.npy.xz`` (``uint8[examples, 28, 28]``, MNIST's order) and
-        ``labels_writers.npz`` (``{train,test}_{label,writer}``).
-
-    Raises:
-      FileNotFoundError, IsADirectoryError: one of the files is not there.
-      ValueError: one is damaged, or they do not fit together.
-
-    Source: LeCun et al. 1998; writers from Yadav and Bottou 2019 (arXiv 1905.10498), QMNIST.
-    """
-    folder = Path(folder)
-    labels = folder / "labels_writers.npz"
-    file = Npz(labels)
-    parts = []
-    for part in ("train", "test"):
-        images = folder / f"{part}_images.npy.xz"
-        columns = {"x": read_npy_xz(images)}
-        with errors_name(images, labels):
-            columns["y"] = file.read(f"{part}_label").astype(np.int32)
-            _add_channel_axis(columns, "x")
-            parts.append(ClientData.from_arrays(columns, file.read(f"{part}_writer")))
-    return Federated(*parts, name="mnist_by_writer", classes=10)
-
-
 _SOURCES: dict[str, Callable[..., Federated]] = {
     "digits": digits,
     "npz": npz,
     "mnist_by_writer": mnist_by_writer,
+    "leaf": leaf,
+    "images": images,
 }
 
 
 def load(name: str, **options: Any) -> Federated:
-    """A data set by name: ``"digits"``, ``"npz:FILE"``, ``"mnist_by_writer:FOLDER"``.
+    """A data set by name, such as ``"digits"`` or ``"leaf:PATH"``.
 
     Args:
-      name: a source; after a colon, the file or folder that it reads.
+      name: ``digits``, ``npz``, ``mnist_by_writer``, ``leaf`` or ``images``; for all but the first, a colon and the
+        file or folder that it reads.
       **options: arguments of the function of that name in ``fedjax_sim.data``.
 
     Raises:

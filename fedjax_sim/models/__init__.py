@@ -3,7 +3,7 @@
 from typing import Any
 
 from fedjax_sim._src import tree
-from fedjax_sim.models.images import cifar10_cnn, cnn, emnist_cnn, linear, mlp, reference_cnn
+from fedjax_sim.models.images import cifar10_cnn, cnn, deeper_cnn, emnist_cnn, linear, mlp, reference_cnn
 from fedjax_sim.models.layers import LSTM, Conv, max_pool
 from fedjax_sim.models.text import char_lstm
 
@@ -14,6 +14,7 @@ __all__ = [
     "cifar10_cnn",
     "cnn",
     "count_parameters",
+    "deeper_cnn",
     "emnist_cnn",
     "linear",
     "max_pool",

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from fedjax_sim.models.layers import Conv, max_pool
 
-__all__ = ["cifar10_cnn", "cnn", "emnist_cnn", "linear", "mlp", "reference_cnn"]
+__all__ = ["cifar10_cnn", "cnn", "deeper_cnn", "emnist_cnn", "linear", "mlp", "reference_cnn"]
 
 
 def linear(classes: int) -> nn.Module:
@@ -80,6 +80,20 @@ def reference_cnn(classes: int = 10) -> nn.Module:
     693962
     """
     return ReferenceCNN(classes=classes)
+
+
+def deeper_cnn(classes: int = 10) -> nn.Module:
+    """Two 3 x 3 convolutions (32, 64), each pooled by 2, and dense 256, with dropout 0.25 and 0.5; 431,242 parameters.
+
+    For ``f32[batch, 28, 28, 1]``, and for other images from 10 x 10 pixels up: nothing is padded.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from fedjax_sim import models
+    >>> variables = models.deeper_cnn().init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False)
+    >>> models.count_parameters(variables)
+    431242
+    """
+    return DeeperCNN(classes=classes)
 
 
 def cifar10_cnn(classes: int = 10) -> nn.Module:
@@ -150,6 +164,22 @@ class ReferenceCNN(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = max_pool(nn.relu(Conv(32, padding="VALID")(_with_channels(x))))
         x = nn.relu(nn.Dense(128)(_flatten(x)))
+        return nn.Dense(self.classes)(x)
+
+
+class DeeperCNN(nn.Module):
+    """See ``deeper_cnn``."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = _with_channels(x)
+        for features in (32, 64):
+            x = max_pool(nn.relu(Conv(features, padding="VALID")(x)))
+        x = nn.Dropout(0.25, deterministic=not train)(x)
+        x = nn.relu(nn.Dense(256)(_flatten(x)))
+        x = nn.Dropout(0.5, deterministic=not train)(x)
         return nn.Dense(self.classes)(x)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from fedjax_sim._src.types import Metric, Task
+from fedjax_sim.data.augmentations import Augmentation
 from fedjax_sim.tasks.flax_modules import BatchStats, from_flax
 
 __all__ = ["classification"]
@@ -22,6 +23,7 @@ def classification(
     scale: float | Literal["auto"] = "auto",
     batch_stats: BatchStats = "refuse",
     row_mask: str | None = None,
+    augment: Augmentation | None = None,
 ) -> Task:
     """Softmax cross-entropy and accuracy of a flax model.
 
@@ -38,9 +40,10 @@ def classification(
       scale: factor for inputs; see ``tasks.from_flax``.
       batch_stats: policy for BatchNorm; see ``tasks.from_flax``.
       row_mask: argument of the model that takes the mask of valid rows; see ``tasks.from_flax``.
+      augment: changes the scaled images in training, never in evaluation, such as ``data.augmentations.shift(2)``.
 
     Raises:
-      TypeError: the model or the sample is of another kind.
+      TypeError: the model, the sample or ``augment`` is of another kind.
       ValueError: an unknown policy, batch statistics without one, or ``classes`` differs from the model's.
 
     >>> import jax, jax.numpy as jnp
@@ -63,4 +66,5 @@ def classification(
         scale=scale,
         batch_stats=batch_stats,
         row_mask=row_mask,
+        augment=augment,
     )

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim import metrics as metrics_
-from fedjax_sim._src import checks
+from fedjax_sim._src import checks, keys
 from fedjax_sim._src.types import Batch, Key, Loss, Metric, Outputs, PyTree, StatsPolicy, Task, Variables
+from fedjax_sim.data.augmentations import Augmentation
 from fedjax_sim.tasks import losses
 from fedjax_sim.tasks._columns import LabelKind, check_columns
 from fedjax_sim.tasks._modules import pure_module
@@ -41,6 +42,7 @@ def from_flax(
     scale: float | Literal["auto"] = "auto",
     batch_stats: BatchStats = "refuse",
     row_mask: str | None = None,
+    augment: Augmentation | None = None,
 ) -> Task:
     """A task from any flax module that is called with one array.
 
@@ -69,11 +71,14 @@ def from_flax(
         sends their change with the update, ``"local"`` keeps each client's own.
       row_mask: name of an argument of the module that takes the mask of valid rows, ``bool[batch]``, for its
         BatchNorm; ``None`` passes nothing.
+      augment: ``(key, inputs) -> inputs``, applied to the scaled inputs in training, with a key of its own; never in
+        evaluation. See ``data.augmentations``.
 
     Raises:
-      TypeError: the module, the loss or the sample is of another kind.
+      TypeError: the module, the loss, the sample or ``augment`` is of another kind.
       ValueError: an unknown name; batch statistics without a policy (for linen modules without ``sample_input``
-        at ``init``); ``classes`` differs from the module's.
+        at ``init``); ``classes`` differs from the module's; in training, when
+        ``augment`` changes the inputs' shape or dtype.
 
     >>> import jax, jax.numpy as jnp
     >>> from flax import nnx
@@ -85,6 +90,11 @@ def from_flax(
     >>> task.loss(outputs, batch).shape
     (2,)
     """
+    if augment is not None and not callable(augment):
+        raise TypeError(
+            f"augment is {type(augment).__name__}, expected a function (key, inputs) -> inputs, such as "
+            "data.augmentations.shift(2)."
+        )
     checks.one_of("batch_stats", batch_stats, ("refuse", "averaged", "local"))
     if scale != "auto":
         checks.positive("scale", scale)
@@ -107,7 +117,10 @@ def from_flax(
 
     def apply(variables: Variables, batch: Batch, key: Key | None, *, train: bool) -> tuple[Outputs, PyTree]:
         extra = {} if row_mask is None else {row_mask: batch["mask"]}
-        return model.call(variables, _scaled(batch[input], scale), key, train=train, **extra)
+        x = _scaled(batch[input], scale)
+        if augment is not None and train and key is not None:
+            x = _augmented(augment, x, key)
+        return model.call(variables, x, key, train=train, **extra)
 
     policy: StatsPolicy = "none" if batch_stats == "refuse" else batch_stats
     if fixed_sample is not None or not model.needs_sample:
@@ -123,6 +136,17 @@ def from_flax(
         vocabulary=_attribute(module, "vocabulary"),
     )
     return Task(init, apply, loss_fn, dict(default_metrics if metrics is None else metrics), policy, check)
+
+
+def _augmented(augment: Augmentation, x: jax.Array, key: Key) -> jax.Array:
+    # Dropout draws from the key itself.
+    changed = augment(keys.fold(key, keys.AUGMENT), x)
+    if changed.shape != x.shape or changed.dtype != x.dtype:
+        raise ValueError(
+            f"augment made {changed.dtype}{list(changed.shape)} of inputs {x.dtype}{list(x.shape)}, expected the same "
+            "shape and dtype."
+        )
+    return changed
 
 
 def _resolve_loss(loss: LossName | Loss, label: str) -> tuple[Loss, Mapping[str, Metric], LabelKind]:

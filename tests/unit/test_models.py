@@ -14,6 +14,7 @@ COUNTS = {
     "mlp": (models.mlp(10), (28, 28, 1), 199_210),
     "emnist_cnn": (models.emnist_cnn(), (28, 28, 1), 1_206_590),
     "reference_cnn": (models.reference_cnn(), (28, 28, 1), 693_962),
+    "deeper_cnn": (models.deeper_cnn(), (28, 28, 1), 431_242),
     "cifar10_cnn": (models.cifar10_cnn(), (32, 32, 3), 1_626_442),
     "cnn-8": (models.cnn(10), (8, 8, 1), 53_002),
     "cnn-28": (models.cnn(10), (28, 28, 1), 421_642),

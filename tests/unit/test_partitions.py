@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 
-from fedjax_sim.data import dirichlet, iid
+from fedjax_sim.data import dirichlet, iid, shards
 from fedjax_sim.data.partitions import _proportions, _systematic_counts
 
 
@@ -125,6 +125,62 @@ def test_partitions_follow_the_seed():
 def test_dirichlet_refuses(changes, error, match):
     with pytest.raises(error, match=match):
         dirichlet(**{"labels": np.arange(10), "clients": 3, "alpha": 1.0, "seed": 0} | changes)
+
+
+@given(
+    labels=st.lists(st.integers(-2, 4), min_size=1, max_size=200),
+    share=st.floats(0, 1),
+    shards_per_client=st.integers(1, 5),
+    seed=st.integers(0, 3),
+)
+@example([0] * 7, 1.0, 2, 0)
+def test_shards_give_every_example_one_owner(labels, share, shards_per_client, seed):
+    shards_per_client = min(shards_per_client, len(labels))
+    clients = max(1, int(share * (len(labels) // shards_per_client)))
+    labels = np.array(labels)
+    partition = shards(labels, clients, shards_per_client, seed)
+    assert partition.owner.shape == labels.shape and partition.owner.min() >= 0
+    sizes = np.bincount(partition.owner, minlength=clients)
+    assert sizes.shape == (clients,) and sizes.max() - sizes.min() <= shards_per_client
+    assert not partition.repaired.any()
+    # In the sorted order, a client's examples are runs of whole shards: it has few labels.
+    shard_size = len(labels) // (clients * shards_per_client)
+    smallest = np.bincount(labels - labels.min())
+    if shard_size and smallest[smallest > 0].min() >= shard_size + 1:  # no shard then holds three labels
+        for client in range(clients):
+            assert len(np.unique(labels[partition.owner == client])) <= 2 * shards_per_client
+
+
+def test_shards_of_the_paper():
+    labels = np.repeat(np.arange(10), 6_000)
+    owner = shards(labels, clients=100, shards_per_client=2, seed=1).owner
+    assert (np.bincount(owner) == 600).all()
+    kinds = [len(np.unique(labels[owner == client])) for client in range(100)]
+    assert set(kinds) == {1, 2}
+    # Within a label the examples are shuffled: a client's are no stretch of the file.
+    rows = np.flatnonzero(owner == 0)
+    assert (np.diff(rows) > 1).mean() > 0.5
+    assert owner.tolist() != shards(labels, clients=100, shards_per_client=2, seed=2).owner.tolist()
+    assert owner.tolist() == shards(labels, clients=100, shards_per_client=2, seed=1).owner.tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        (
+            {"clients": 6},
+            ValueError,
+            r"clients \* shards_per_client is 6 \* 2 = 12, but there are 10 .*fewer clients",
+        ),
+        ({"clients": 0}, ValueError, "clients is 0, expected an integer of at least 1"),
+        ({"shards_per_client": 0}, ValueError, "shards_per_client is 0"),
+        ({"shards_per_client": 1.5}, ValueError, "shards_per_client is 1.5"),
+        ({"labels": np.zeros(10)}, TypeError, r"labels is float64\[10\], expected integers"),
+    ],
+)
+def test_shards_refuse(changes, error, match):
+    with pytest.raises(error, match=match):
+        shards(**{"labels": np.arange(10), "clients": 3, "shards_per_client": 2, "seed": 0} | changes)
 
 
 @pytest.mark.parametrize(("num_examples", "clients"), [(0, 3), (3, 0)])

@@ -232,7 +232,7 @@ def test_mnist_by_writer_refuses(mnist_folder, tmp_path):
     images.unlink()
     with pytest.raises(FileNotFoundError, match=r"train_images.npy.xz does not exist"):
         mnist_by_writer(mnist_folder)
-    np.savez(mnist_folder / "labels_writers.npz", train_label=np.zeros(3))
+    np.savez(mnist_folder / "labels_writers.npz", train_label=np.zeros(3, int))
     (mnist_folder / "test_images.npy.xz").rename(images)
     with pytest.raises(ValueError, match=r"no array is called 'train_writer'"):
         mnist_by_writer(mnist_folder)
@@ -256,7 +256,7 @@ def test_load(write, mnist_folder):
             ValueError,
             r"'digit', expected one of digits, npz:PATH, mnist.*Did you mean 'digits'\?",
         ),
-        ("imagenet", {}, ValueError, "called 'imagenet', expected one of .*FOLDER.$"),
+        ("coco", {}, ValueError, "called 'coco', expected one of .*FOLDER.$"),
         (
             "digits",
             {"client": 3},

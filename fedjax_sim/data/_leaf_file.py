@@ -1,0 +1,168 @@
+"""One file of LEAF's JSON: parsed, checked, and each user's lists as arrays."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_sim.data._files import errors_name
+
+_KEYS = ("users", "num_samples", "user_data")
+
+
+class User(NamedTuple):
+    """One user's examples, and the file that they came from.
+
+    Attributes:
+      user: the id.
+      columns: ``x``, ``float32[examples, ...]`` or ``int32``, and ``y``, ``int32[examples, ...]``.
+      file: for messages.
+    """
+
+    user: str
+    columns: dict[str, np.ndarray]
+    file: Path
+
+
+def read_file(file: Path) -> list[User]:
+    """The users of one file, in its order.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: something is wrong with it; begins with its name.
+    """
+    with errors_name(file):
+        content = _parse(file)
+        if not isinstance(content, dict):
+            raise ValueError(f"the file holds a {type(content).__name__}, expected an object with {_KEYS}.")
+        for key in _KEYS:
+            if key not in content:
+                raise ValueError(f"key {key!r} is missing, the file has {', '.join(content) or 'none'}.")
+        users, sizes, user_data = (content[key] for key in _KEYS)
+        _check_users(users, sizes, user_data)
+        return [
+            User(user, _columns(user, user_data[user], size), file)
+            for user, size in zip(users, sizes, strict=True)
+        ]
+
+
+def _parse(file: Path) -> Any:
+    opened = gzip.open if file.suffix == ".gz" else open
+    try:
+        with opened(file, "rt", encoding="utf-8") as stream:
+            text = stream.read()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"the compressed file is truncated, or of another kind: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the file is no text in UTF-8: {error}") from error
+    if not text.strip():
+        raise ValueError("the file is empty.")
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"the file is no JSON, or truncated: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's keys and values; of a key that is there twice, JSON's readers would drop one silently."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(
+            f"key {next(k for k in found if keys.count(k) > 1)!r} is there twice in one object, expected once."
+        )
+    return found
+
+
+def _check_users(users: Any, sizes: Any, user_data: Any) -> None:
+    for name, value, kind in (
+        ("users", users, list),
+        ("num_samples", sizes, list),
+        ("user_data", user_data, dict),
+    ):
+        if not isinstance(value, kind):
+            expected = "a list" if kind is list else "an object"
+            raise ValueError(f"{name} is {type(value).__name__}, expected {expected}.")
+    if not users:
+        raise ValueError("users is empty, expected at least one user.")
+    if len(users) != len(sizes):
+        raise ValueError(f"num_samples has {len(sizes)} entries for {len(users)} users, expected as many.")
+    seen = set()
+    for user in users:
+        if not isinstance(user, str):
+            raise ValueError(f"users holds {user!r}, expected text.")
+        if user in seen:
+            raise ValueError(f"users names {user!r} twice, expected once.")
+        if user not in user_data:
+            raise ValueError(
+                f"users names {user!r}, but user_data lacks it. Remove the name, or add the data."
+            )
+        seen.add(user)
+    extra = [user for user in user_data if user not in seen]
+    if extra:
+        raise ValueError(
+            f"user_data holds {extra[0]!r}, but users does not name it. Add the name, or remove the data."
+        )
+
+
+def _columns(user: str, content: Any, size: Any) -> dict[str, np.ndarray]:
+    if not isinstance(content, dict) or not {"x", "y"} <= content.keys():
+        has = ", ".join(content) or "nothing" if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"user {user!r} has {has}, expected an object with 'x' and 'y'.")
+    columns = {name: _numbers(user, name, content[name]) for name in ("x", "y")}
+    for name, column in columns.items():
+        if len(column) != size:
+            raise ValueError(
+                f"user {user!r} has {len(column)} rows of {name!r}, but num_samples says {size!r}; expected as many."
+            )
+    y = columns["y"]
+    wrong = (np.rint(y) != y) | (np.abs(y.astype(np.float64)) >= 2**31)
+    if wrong.any():
+        raise ValueError(
+            f"user {user!r}: y holds {y[wrong][0]}, expected whole numbers of 32 bits, the labels."
+        )
+    columns["y"] = y.astype(np.int32)
+    return columns
+
+
+def _numbers(user: str, name: str, values: Any) -> np.ndarray:
+    """A user's column: ``int32`` if all is written as integers, otherwise ``float32``."""
+    if not isinstance(values, list):
+        raise ValueError(f"user {user!r}: {name} is {type(values).__name__}, expected a list.")
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(
+            f"user {user!r}: the rows of {name} are of different lengths, expected one. Pad them."
+        ) from error
+    if array.dtype.kind == "U":
+        raise ValueError(
+            f"user {user!r}: {name} holds text, such as {array.flat[0].item()!r}, expected numbers. Text needs a "
+            "preprocessing step, to come later: until then write it as integers, rows of one length."
+        )
+    if array.dtype.kind not in "iuf":
+        raise ValueError(
+            f"user {user!r}: {name} holds something that is no number (null, true, false, an object, an integer of "
+            "more than 64 bits), expected numbers alone."
+        )
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
+        finite = np.isfinite(array)
+        if not finite.all():
+            row = int(np.argwhere(~finite)[0, 0])
+            raise ValueError(
+                f"user {user!r}: {name} holds NaN, infinity, or a number too large for float32 at row {row}."
+            )
+        return array
+    limits = np.iinfo(np.int32)
+    if array.size and (array.min() < limits.min or array.max() > limits.max):
+        raise ValueError(
+            f"user {user!r}: {name} holds integers from {array.min()} to {array.max()}, expected int32."
+        )
+    return array.astype(np.int32)
