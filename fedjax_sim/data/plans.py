@@ -133,12 +133,14 @@ class Planner:
 
     def cohorts(self, roots, round_: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Who is drawn in a round: clients, how-manieth draw, replica; ``int64[drawn]`` each."""
-        cohorts = []
+        clients, draws, replicas = [], [], []
         for replica, root in enumerate(roots):
             generator = keys.host_generator(root, keys.COHORT, round_)
-            clients = np.asarray(self.cohort.sample(generator, round_, self.population), np.int64)
-            cohorts.append((clients, _draws(clients), np.full(len(clients), replica, np.int64)))
-        return tuple(np.concatenate(parts) for parts in zip(*cohorts, strict=True))
+            drawn = np.asarray(self.cohort.sample(generator, round_, self.population), np.int64)
+            clients.append(drawn)
+            draws.append(_draws(drawn))
+            replicas.append(np.full(len(drawn), replica, np.int64))
+        return np.concatenate(clients), np.concatenate(draws), np.concatenate(replicas)
 
     def _empty_queue(self, group: int, room: int) -> Queue:
         shape = (room, self.devices, self.queue_cap(group))

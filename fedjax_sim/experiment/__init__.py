@@ -7,5 +7,19 @@ would write down. ``register`` gives a factory of your own a name that files may
 from fedjax_sim.experiment._experiment import Experiment, load
 from fedjax_sim.experiment._forms import ConfigError
 from fedjax_sim.experiment._registry import Entry, find, kinds, names, register
+from fedjax_sim.experiment._run import Outcome, resume, run, sweep
 
-__all__ = ["ConfigError", "Entry", "Experiment", "find", "kinds", "load", "names", "register"]
+__all__ = [
+    "ConfigError",
+    "Entry",
+    "Experiment",
+    "Outcome",
+    "find",
+    "kinds",
+    "load",
+    "names",
+    "register",
+    "resume",
+    "run",
+    "sweep",
+]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from fedjax_sim._src.types import Algorithm, Task
-from fedjax_sim.data import Federated
+from fedjax_sim.data import ClientData, Federated, holdout_clients
 from fedjax_sim.experiment import _settings
 from fedjax_sim.experiment._forms import PATH, ConfigError
 from fedjax_sim.experiment._registry import build_part, find
@@ -40,20 +43,37 @@ class Experiment:
     # --- what the settings name ---
 
     @functools.cached_property
+    def _seen_and_unseen(self) -> tuple[Federated, Federated | None]:
+        with self._paths():
+            with blame("data"):
+                made = build_part("datasets", self.settings["data"])
+                if not isinstance(made, Federated):
+                    name = self.settings["data"]["name"]
+                    raise TypeError(
+                        f"{name} returned {type(made).__name__}, expected fedjax_sim.data.Federated."
+                    )
+            if "partition" in self.settings:
+                with blame("partition"):
+                    made = build_part("partitions", self.settings["partition"], data=made)
+        if "unseen" not in self.settings:
+            return made, None
+        with blame("unseen"):
+            return holdout_clients(made, **self.settings["unseen"])
+
+    @property
     def federated(self) -> Federated:
-        """The data.
+        """The data that is trained on, and its test part.
 
         Raises:
           ConfigError: it cannot be read or divided; begins with the table that says so.
         """
-        settings = self.settings["data"]
-        with self._paths(), blame("data"):
-            made = build_part("datasets", settings)
-            if not isinstance(made, Federated):
-                raise TypeError(
-                    f"{settings['name']} returned {type(made).__name__}, expected fedjax_sim.data.Federated."
-                )
-        return made
+        return self._seen_and_unseen[0]
+
+    def evaluation_sets(self) -> dict[str, ClientData]:
+        """What models are evaluated on: ``eval``, and ``unseen`` where clients are held out; sets without examples go."""
+        seen, unseen = self._seen_and_unseen
+        sets = {"eval": seen.test} | ({} if unseen is None else {"unseen": unseen.test})
+        return {name: data for name, data in sets.items() if data.num_examples}
 
     @property
     def name(self) -> str:
@@ -116,8 +136,11 @@ class Experiment:
     def _task(self) -> Task:
         return self.task()
 
-    def simulation(self) -> Simulation:
+    def simulation(self, changes: Mapping[str, Any] | None = None) -> Simulation:
         """All of it put together.
+
+        Args:
+          changes: as for ``algorithm``.
 
         Raises:
           ConfigError: parts that do not fit, such as a cohort larger than the population.
@@ -129,12 +152,60 @@ class Experiment:
                 local = PLAIN["local"](**self.settings["local"])
             with blame("engine"):
                 engine = build_part("engines", self.settings["engine"])
-        algorithm, train = self.algorithm(), self.federated.train
+        algorithm, train = self.algorithm(changes), self.federated.train
         chunk = min(self.settings["rounds_per_chunk"], self.rounds)
         with blame(""):
             return Simulation(
                 algorithm, train, cohort=cohort, local=local, engine=engine, rounds_per_chunk=chunk
             )
+
+    def programs(self) -> list[Experiment]:
+        """One experiment per program that the swept settings need.
+
+        Numbers of the algorithm may be traced, so that all their values, and all seeds, run as replicas of one program.
+        What changes shapes or steps (a model's width, a batch size) needs a program for every value.
+        """
+        swept = self.settings.get("sweep", {})
+        structural = {key: values for key, values in swept.items() if not self._traceable(key, values)}
+        if not structural:
+            return [self]
+        traced = {key: values for key, values in swept.items() if key not in structural}
+        found = []
+        for values in itertools.product(*structural.values()):
+            settings = _copy({key: value for key, value in self.settings.items() if key != "sweep"})
+            changes = list(zip(structural, values, strict=True))
+            if traced:
+                settings["sweep"] = traced
+            short = "-".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes)
+            found.append(from_tables(settings, [*changes, ("name", f"{len(found):03d}-{short}")]))
+        return found
+
+    def _traceable(self, key: str, values: Iterable[Any]) -> bool:
+        """Whether the algorithm can be built with a traced number in this place."""
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        if not key.startswith("algorithm.") or not numbers:
+            return False
+        try:
+            jax.eval_shape(lambda value: (self.simulation({key: value}), 0)[1], 1.0)
+        except (jax.errors.JAXTypeError, jax.errors.JAXIndexError, TypeError, ConfigError):
+            return False
+        return True
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """What tells the replicas of one program apart: every seed with every combination of the swept settings."""
+        swept = self.settings.get("sweep", {})
+        cells = [dict(zip(swept, values, strict=True)) for values in itertools.product(*swept.values())]
+        return [{"seed": seed} | ({"sweep": cell} if cell else {}) for cell in cells for seed in self.seeds]
+
+    def traced(self, labels: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """Arguments of ``Simulation.sweep`` for the swept settings, one value per replica."""
+        cells = [label.get("sweep", {}) for label in labels]
+        if not cells[0]:
+            return {}
+        return {
+            "algorithm": lambda **changes: self.algorithm(changes),
+            "hyperparameters": {key: [float(cell[key]) for cell in cells] for key in cells[0]},
+        }
 
     @property
     def devices(self) -> int:

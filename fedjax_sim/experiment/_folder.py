@@ -18,10 +18,12 @@ import jax
 import numpy as np
 import tomli_w
 
+from fedjax_sim._src import keys
 from fedjax_sim.data import ClientData, Federated
 from fedjax_sim.experiment._forms import ConfigError
 from fedjax_sim.experiment._settings import Settings
 from fedjax_sim.history import History
+from fedjax_sim.personalisation import Personalised
 from fedjax_sim.simulate import Simulation
 from fedjax_sim.tracking import write_json
 
@@ -139,7 +141,7 @@ def environment() -> dict[str, Any]:
             "fedjax_sim": sys.modules["fedjax_sim"].__version__,
             "python": platform.python_version(),
             "jax": jax.__version__,
-            "jaxlib": jaxlib.__version__,
+            "jaxlib": jaxlib.version.__version__,
             "flax": flax.__version__,
             "optax": optax.__version__,
             "numpy": np.__version__,
@@ -179,6 +181,7 @@ def write_clients(
     federated: Federated,
     seeds: Sequence[int],
     histories: Sequence[History],
+    personalised: Sequence[Personalised] = (),
 ) -> None:
     """Writes ``clients.npz``: who the clients are, who took part when, and their results.
 
@@ -206,6 +209,10 @@ def write_clients(
                 arrays[f"{where}/{metric}"] = np.stack(
                     [history.evaluations[last][where].per_client[metric] for history in histories]
                 )
+    if personalised:
+        for when in ("before", "after"):
+            results = [getattr(result, when).per_client for result in personalised]
+            arrays |= {f"{when}/{metric}": np.stack([r[metric] for r in results]) for metric in results[0]}
     save_npz(path, arrays)
 
 
@@ -241,7 +248,5 @@ def _label_counts(data: ClientData, classes: int | None) -> np.ndarray | None:
 
 def root_words_of(seed: int) -> list[tuple[int, ...]]:
     """What the cohorts of a run with this seed are keyed by."""
-    from fedjax_sim._src import keys
-
     words = np.asarray(jax.random.key_data(keys.root_key(seed)))
     return [tuple(int(word) for word in words)]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedjax_sim.data import holdout_clients
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.experiment._forms import ConfigError, nearest, shown
 from fedjax_sim.experiment._registry import Entry, Part, entry_of, resolve_part
@@ -168,7 +169,7 @@ def resolve(tables: Mapping[str, Any], changes: Iterable[tuple[str, Any]] = ()) 
     """
     given = _changed(tables, list(changes))
     run = entry_of("settings", "an experiment", Run)
-    known = [*run.parameters, *PARTS, *PLAIN, "trackers", "sweep"]
+    known = [*run.parameters, *PARTS, "partition", "unseen", *PLAIN, "trackers", "sweep"]
     for key in given:
         if key not in known:
             raise ConfigError(
@@ -177,12 +178,26 @@ def resolve(tables: Mapping[str, Any], changes: Iterable[tuple[str, Any]] = ()) 
     found: Settings = run.resolve("", {key: given[key] for key in run.parameters if key in given})
     for key, kind in PARTS.items():
         found[key] = resolve_part(kind, key, given[key], FROM_DATA.get(key, ()))
+        if key == "data":
+            found |= _data_options(given)
     for key, factory in PLAIN.items():
         found[key] = _plain(key, factory).resolve(key, _table(key, given.get(key, {})))
     found["trackers"] = Part("trackers", compose=tuple).resolve("trackers", given.get("trackers", []))
     if "sweep" in given:
         found["sweep"] = _sweep(given["sweep"], tables, changes)
     _check_run(found)
+    return found
+
+
+def _data_options(given: Mapping[str, Any]) -> Settings:
+    """What else is done to the data, where it is asked for."""
+    found: Settings = {}
+    if "partition" in given:
+        found["partition"] = resolve_part("partitions", "partition", given["partition"])
+    if "unseen" in given:
+        found["unseen"] = entry_of("unseen", "unseen", holdout_clients).resolve(
+            "unseen", _table("unseen", given["unseen"])
+        )
     return found
 
 
@@ -238,25 +253,24 @@ def set_at(settings: dict[str, Any], key: str, value: Any) -> None:
     Raises:
       ConfigError: the way leads through something that is no table, or past the end of a list.
     """
-    steps = [int(step) if step.isdigit() else step for step in re.findall(r"[\w-]+", key)]
+    steps = re.findall(r"[\w-]+", key)
     here: Any = settings
     for index, step in enumerate(steps):
-        path = ".".join(map(str, steps[:index])) or "the experiment"
-        last = index == len(steps) - 1
-        if isinstance(here, list) and isinstance(step, int):
-            if step >= len(here):
+        path = ".".join(steps[:index]) or "the experiment"
+        place: Any = step
+        if isinstance(here, list) and step.isdigit():
+            place = int(step)
+            if place >= len(here):
                 raise ConfigError(f"{key} cannot be set: {path} has {len(here)} items, counted from 0.")
-        elif isinstance(here, dict):
-            step = str(step)
-            if not last:
-                # A name alone, as in `client = "adam"`, is a table with nothing but a name.
-                here[step] = {"name": here[step]} if isinstance(here.get(step), str) else here.get(step, {})
-        else:
+        elif not isinstance(here, dict):
             raise ConfigError(f"{key} cannot be set: {path} is {shown(here)}, expected a table.")
-        if last:
-            here[step] = value
-        else:
-            here = here[step]
+        if index == len(steps) - 1:
+            here[place] = value
+            return
+        below = here[place] if isinstance(here, list) else here.get(place, {})
+        # A name alone, as in `client = "adam"`, is a table with nothing but a name.
+        here[place] = {"name": below} if isinstance(below, str) else below
+        here = here[place]
 
 
 def _sweep(table: Any, tables: Mapping[str, Any], changes: Iterable[tuple[str, Any]]) -> dict[str, list]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedjax_sim.history import History
@@ -20,6 +20,7 @@ class Recorder:
       *trackers: each is given the row of every round (see ``round_rows``), in this order. What one raises ends the
         run, so that no row is lost unnoticed; wrap those that a run can do without in ``Lenient``.
       labels: one mapping per replica whose items stand in each of its rows; none for a single run.
+      more: gives further items of a row.
       recorded: rounds that the trackers have already, when a run goes on.
 
     Attributes:
@@ -34,9 +35,10 @@ class Recorder:
         self,
         *trackers: Tracker,
         labels: Sequence[Mapping[str, Any]] | None = None,
+        more: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
         recorded: int | None = None,
     ):
-        self.trackers, self.recorded, self._labels = trackers, recorded, labels
+        self.trackers, self.recorded, self._labels, self._more = trackers, recorded, labels, more
 
     def __call__(self, progress: Progress) -> None:
         behind = self.recorded is not None and self.recorded < progress.chunk.first_round
@@ -49,7 +51,7 @@ class Recorder:
         labels = [{}] * len(histories) if self._labels is None else self._labels
         for rows in zip(*(round_rows(history, start) for history in histories), strict=True):
             for row, label in zip(rows, labels, strict=True):
-                labelled = {"round": row["round"], **label, **row}
+                labelled = {"round": row["round"], **label, **row, **(self._more(row) if self._more else {})}
                 for tracker in self.trackers:
                     tracker.write(labelled)
             self.recorded = rows[0]["round"] + 1

@@ -1,0 +1,360 @@
+"""Runs an experiment in a run folder, from the start or from where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import resource
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from fedjax_sim import models
+from fedjax_sim.checkpoint import Checkpoints
+from fedjax_sim.engines import SimState
+from fedjax_sim.evaluation import higher_is_better
+from fedjax_sim.experiment import _folder, _settings
+from fedjax_sim.experiment._experiment import Experiment, from_tables
+from fedjax_sim.experiment._folder import RunFolder
+from fedjax_sim.experiment._forms import ConfigError
+from fedjax_sim.experiment._registry import build_part
+from fedjax_sim.history import History
+from fedjax_sim.personalisation import Personalised
+from fedjax_sim.simulate import Callback, NonFiniteModelError
+from fedjax_sim.tracking import JsonLines, Lenient, Recorder, evaluation_row, round_rows, write_json
+
+Status = Literal["completed", "interrupted", "failed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a run.
+
+    Attributes:
+      status: ``"interrupted"`` when a callback ended it.
+      folder: the run folder.
+      labels: ``{"seed": ...}`` of each replica, and ``"sweep"`` with its swept settings.
+      histories: one per replica, of all rounds, those before a resume included.
+      states: final state of each replica.
+      personalised: of each replica, where the settings ask for it.
+      summary: what ``summary.json`` holds.
+    """
+
+    status: Status
+    folder: Path
+    labels: tuple[Mapping[str, Any], ...]
+    histories: tuple[History, ...]
+    states: tuple[SimState, ...]
+    personalised: tuple[Personalised, ...]
+    summary: Mapping[str, Any]
+
+
+def run(
+    experiment: Experiment, out: Path | str | None = None, *, callbacks: Sequence[Callback] = ()
+) -> Outcome:
+    """Runs an experiment in a new folder.
+
+    Args:
+      experiment: from ``load``.
+      out: the folder, which must not exist; ``runs/<time>-<name>`` by default.
+      callbacks: called after every chunk of rounds; one that returns True ends the run, with a checkpoint.
+
+    Raises:
+      ConfigError: the folder exists, or the settings cannot be built; nothing is written then.
+      NonFiniteModelError, OSError: the run failed; its folder says so, and holds the rounds before.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from fedjax_sim import experiment
+      >>> small = experiment.load(changes=["data.clients=20", "cohort.size=5", "model.name=linear", "rounds=2"])
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     outcome = experiment.run(small, Path(folder) / "mine")
+      ...     sorted(path.name for path in outcome.folder.iterdir() if path.suffix)
+      ['clients.npz', 'config.toml', 'environment.json', 'metrics.jsonl', 'summary.json']
+      >>> outcome.histories[0].rounds
+      2
+    """
+    if len(experiment.programs()) > 1:
+        raise ConfigError(
+            f"the swept settings {', '.join(experiment.settings['sweep'])} need several programs: use sweep, which makes a "
+            "run folder for each."
+        )
+    folder = RunFolder(_folder.new_folder(experiment.name, None if out is None else Path(out)))
+    job = _Job(experiment, folder)
+    folder.create(experiment.settings)
+    with folder.lock():
+        return job.go(callbacks)
+
+
+def sweep(
+    experiment: Experiment,
+    out: Path | str | None = None,
+    *,
+    callbacks: Callable[[Experiment], Sequence[Callback]] | None = None,
+) -> list[Outcome]:
+    """Runs every combination of the swept settings with every seed, in as few programs as there can be.
+
+    Args:
+      experiment: with a table ``sweep``.
+      out: a new folder: the run folder where one program is enough, else a folder with a run folder per program.
+      callbacks: made anew for every program; a program that a callback ends is the last one.
+
+    Raises:
+      ConfigError, NonFiniteModelError, OSError: as for ``run``.
+    """
+    place = _folder.new_folder(experiment.name, None if out is None else Path(out))
+    programs = experiment.programs()
+    if len(programs) == 1:
+        return [run(experiment, place, callbacks=() if callbacks is None else callbacks(experiment))]
+    RunFolder(place).create(experiment.settings)
+    return _all(programs, place, callbacks)
+
+
+def _all(programs: Sequence[Experiment], place: Path, callbacks) -> list[Outcome]:
+    """The programs of a sweep that are not complete, one after the other."""
+    outcomes = []
+    for program in programs:
+        folder = place / program.name
+        made = () if callbacks is None else callbacks(program)
+        started = (folder / _folder.CONFIG).exists()
+        outcomes.append(
+            resume(folder, callbacks=made)[0] if started else run(program, folder, callbacks=made)
+        )
+        if outcomes[-1].status != "completed":
+            break
+    return outcomes
+
+
+def resume(
+    folder: Path | str,
+    changes: Sequence[str] = (),
+    *,
+    callbacks: Callable[[Experiment], Sequence[Callback]] | None = None,
+) -> list[Outcome]:
+    """Goes on with the run in a folder, from its newest checkpoint, with the same result as without the stop.
+
+    Args:
+      folder: of a run, or of a sweep, that stopped, was killed, or is to have more rounds.
+      changes: ``key=value`` each, such as ``rounds=200``; settings that change the model are refused.
+      callbacks: as for ``sweep``.
+
+    Returns:
+      One outcome per program: one, except for a sweep of several.
+
+    Raises:
+      ConfigError: no run folder, another process runs in it, or settings differ that must not.
+      CheckpointError: its checkpoints are of another run.
+    """
+    place = RunFolder(Path(folder))
+    before = place.settings()
+    experiment = from_tables(before, [_settings.assignment(change) for change in changes], place.path)
+    lines = _settings.differences(_settings.resolve(before), experiment.settings)
+    if lines:
+        shown = "\n".join(f"  {line}" for line in lines)
+        raise ConfigError(
+            f"{place.path} cannot go on with other settings:\n{shown}\nStart a new run with them instead."
+        )
+    programs = experiment.programs()
+    if len(programs) > 1:
+        if changes:
+            raise ConfigError(
+                f"{place.path} holds a sweep of several programs: change the run folders in it one by one."
+            )
+        return _all(programs, place.path, callbacks)
+    with place.lock():
+        job = _Job(experiment, place, goes_on=True)
+        if changes:
+            place.rewrite(experiment.settings)
+        return [job.go(() if callbacks is None else callbacks(experiment))]
+
+
+class _Job:
+    """One program: an experiment's replicas, in a folder."""
+
+    def __init__(self, experiment: Experiment, folder: RunFolder, goes_on: bool = False):
+        self.experiment, self.folder, self.goes_on = experiment, folder, goes_on
+        self.labels = tuple(experiment.replicas())
+        self.simulation = experiment.simulation()
+        self.sets = experiment.evaluation_sets()
+        keep = experiment.checkpoints
+        self.checkpoints = Checkpoints(
+            folder.checkpoints, keep.every, keep.keep, keep.keep_every, settings=experiment.same_run()
+        )
+        self._recorded, self._personalised, self._parameters = 0, (), 0
+
+    def go(self, callbacks: Sequence[Callback]) -> Outcome:
+        """Trains, and writes the folder's files whatever happens."""
+        try:
+            states, histories = self._train(callbacks)
+        except KeyboardInterrupt:
+            self._write("interrupted", "stopped at once; the rounds since the last checkpoint run again", ())
+            raise
+        except NonFiniteModelError as error:
+            self._write("failed", f"error: {error}", error.histories)
+            raise
+        except BaseException as error:
+            # What is wrong with the disk should not hide what was wrong first.
+            with contextlib.suppress(OSError):
+                self._write("failed", f"error: {error}", ())
+            raise
+        done = histories[0].first_round + histories[0].rounds
+        status: Status = "completed" if done >= self.experiment.rounds else "interrupted"
+        if status == "completed" and self.experiment.evaluation.personalised:
+            self._personalised = tuple(self._personalise(index, state) for index, state in enumerate(states))
+        summary = self._write(status, "" if status == "completed" else "stopped by a callback", histories)
+        _folder.write_clients(
+            self.folder / _folder.CLIENTS, self.simulation, self.experiment.federated,
+            [label["seed"] for label in self.labels], histories, self._personalised,
+        )  # fmt: skip
+        return Outcome(
+            status,
+            self.folder.path,
+            self.labels,
+            tuple(histories),
+            tuple(states),
+            self._personalised,
+            summary,
+        )
+
+    # --- training ---
+
+    def _train(self, callbacks: Sequence[Callback]) -> tuple[list[SimState], list[History]]:
+        settings, sim = self.experiment.settings, self.simulation
+        keep_rounds = max(self.checkpoints.rounds(), default=0) if self.goes_on else None
+        with contextlib.ExitStack() as stack:
+            main = stack.enter_context(JsonLines(self.folder / _folder.METRICS, keep_rounds))
+            others = [
+                stack.enter_context(
+                    Lenient(
+                        build_part("trackers", item, folder=self.folder.path, keep_rounds=keep_rounds),
+                        item["name"],
+                    )
+                )
+                for item in settings["trackers"]
+            ]
+            self._recorded = (
+                0 if keep_rounds is None else len(main.path.read_text().splitlines()) // len(self.labels)
+            )
+            recorder = Recorder(
+                main, *others, labels=self.labels, more=self._simulated, recorded=self._recorded
+            )
+            stack.enter_context(recorder)
+            options: dict[str, Any] = {
+                "callbacks": [recorder, self._count(recorder), *callbacks],
+                "checkpoints": self.checkpoints,
+            }
+            if self.sets:
+                options |= {"evaluate_on": self.sets, "every": self.experiment.evaluation.every}
+            if len(self.labels) == 1 and "sweep" not in self.labels[0]:
+                state = sim.init(self.labels[0]["seed"])
+                self._parameters = models.count_parameters(sim.algorithm.params(state.server).params)
+                state, history = sim.run(state, self.experiment.rounds, **options)
+                return [state], [history]
+            state = sim.init(self.labels[0]["seed"])
+            self._parameters = models.count_parameters(sim.algorithm.params(state.server).params)
+            histories = sim.sweep(
+                [label["seed"] for label in self.labels],
+                self.experiment.rounds,
+                **self.experiment.traced(self.labels),
+                **options,
+            )
+            return list(histories.states), list(histories.members)
+
+    def _count(self, recorder: Recorder) -> Callback:
+        def count(progress) -> None:
+            self._recorded = recorder.recorded or 0
+
+        return count
+
+    def _simulated(self, row: Mapping[str, Any]) -> dict[str, float]:
+        """How long the round would have taken, by the law of the table ``clock``."""
+        clock, clients = self.experiment.clock, max(row["clients"], 1.0)
+        up = row["bytes_up"] / clients / 1e6 / clock.up_megabytes_per_second
+        down = row["bytes_down"] / clients / 1e6 / clock.down_megabytes_per_second
+        return {"simulated_seconds": row["slowest_steps"] * clock.seconds_per_step + up + down}
+
+    def _personalise(self, index: int, state: SimState) -> Personalised:
+        changes = self.labels[index].get("sweep")
+        simulation = self.experiment.simulation(changes) if changes else self.simulation
+        return simulation.personalised(state, self.experiment.federated.test)
+
+    # --- the summary ---
+
+    def _write(self, status: Status, reason: str, histories: Sequence[History]) -> dict[str, Any]:
+        data = self.experiment.federated
+        summary: dict[str, Any] = {
+            "status": status,
+            "reason": reason,
+            "rounds": histories[0].first_round + histories[0].rounds if histories else self._recorded,
+            "rounds_asked": self.experiment.rounds,
+            "data": {
+                "name": data.name,
+                "clients": data.train.num_clients,
+                "train_examples": data.train.num_examples,
+                "test_examples": data.test.num_examples,
+                "classes": data.classes,
+                "notes": data.notes,
+            },
+            "parameters": self._parameters,
+        }
+        if histories and histories[0].rounds:
+            replicas = [
+                {**label, "last": last_row(history), "best": best_values(history)}
+                for label, history in zip(self.labels, histories, strict=True)
+            ]
+            for replica, result in zip(replicas, self._personalised, strict=False):
+                replica["personalised"] = personalised_values(result)
+            summary |= {"replicas": replicas, "costs": costs(histories[0])}
+        write_json(self.folder / _folder.SUMMARY, summary)
+        return summary
+
+
+def last_row(history: History) -> dict[str, Any]:
+    """Metrics of the last round, and of the last evaluation, with the rounds after which it was made."""
+    *_, row = round_rows(history, history.rounds - 1)
+    done = max(history.evaluations, default=None)
+    return (
+        row if done is None else row | evaluation_row(history.evaluations[done]) | {"evaluated_after": done}
+    )
+
+
+def best_values(history: History) -> dict[str, Any]:
+    """Of every evaluated metric its best value and after how many rounds it was reached."""
+    found: dict[str, Any] = {}
+    for done, sets in sorted(history.evaluations.items()):
+        for where, evaluation in sets.items():
+            for metric, value in evaluation.examples.items():
+                best = found.get(f"{where}/{metric}")
+                sign = 1 if higher_is_better(metric) else -1
+                if np.isfinite(value) and (best is None or sign * value > sign * best["value"]):
+                    found[f"{where}/{metric}"] = {"value": value, "rounds": done}
+    return found
+
+
+def personalised_values(result: Personalised) -> dict[str, Any]:
+    """Over clients with test examples, before and after local work."""
+    return {
+        metric: {"before": dict(result.before.clients[metric]), "after": dict(over)}
+        for metric, over in result.after.clients.items()
+    }
+
+
+def costs(history: History) -> dict[str, Any]:
+    """What the program cost, all replicas together."""
+    derived = ("step_occupancy", "example_occupancy", "examples_per_second", "flops_per_second")
+    found = dataclasses.asdict(history.costs) | {name: getattr(history.costs, name) for name in derived}
+    return found | {"peak_memory_bytes": peak_memory()}
+
+
+def peak_memory() -> int:
+    """Most memory in use so far: the device's where it counts, else the process's."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
