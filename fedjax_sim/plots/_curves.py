@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -131,7 +132,8 @@ def _draw(axes: Axes, lines: Sequence[Group], curves: Sequence[Curve]) -> None:
 
 
 def _legend(figure: Figure, lines: Sequence[Group]) -> None:
-    handles, labels = [], []
+    handles: list[Artist] = []
+    labels: list[str] = []
     if len(lines) > 1:
         handles = [Line2D([], [], **group.style) for group in lines]
         labels = [group.label for group in lines]

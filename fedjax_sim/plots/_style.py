@@ -23,7 +23,7 @@ DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 WIDE, NARROW, ROW, DPI = 9.6, 6.4, 3.5, 150
 """Widths of a figure with several panels and with one, height of a row of panels, all in inches; dots per inch."""
 
-RC = {
+RC: dict[Any, Any] = {  # matplotlib types the keys as literals
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture everywhere
     "font.size": 10,

@@ -16,19 +16,20 @@ h3 { margin: 1.8rem 0 .5rem; font-size: 1rem; overflow-wrap: anywhere; }
 .note, figcaption { color: var(--soft); font-size: .86rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .36rem 1.1rem .36rem 0; text-align: left; vertical-align: top; overflow-wrap: anywhere; }
+th, td { padding: .36rem 1.1rem .36rem 0; text-align: left; vertical-align: top; overflow-wrap: break-word; }
 tbody tr { border-top: 1px solid var(--line); }
 tbody th { font-weight: 500; }
 thead th { font-weight: 600; font-size: .82rem; vertical-align: bottom; }
 .facts, .settings { width: 100%; }
 .facts tbody th, .settings tbody th { width: 1%; white-space: nowrap; padding-right: 2rem; color: var(--soft); }
 .settings { font-size: .84rem; }
-.results { width: 100%; }
-.results td, .results thead th { text-align: right; white-space: nowrap; }
-.results thead tr:last-child th { color: var(--soft); font-weight: 400; }
-.results tbody th { max-width: 18rem; }
-.results th:last-child, .results td:last-child { padding-right: 0; }
-.results tbody tr:last-child { border-bottom: 1px solid var(--line); }
+.results { min-width: 70%; }
+.results td, .results thead th { text-align: right; white-space: nowrap; padding: .36rem 0 .36rem 1.6rem; }
+.results thead tr:last-child th { color: var(--soft); font-weight: 400; padding-top: 0; }
+.results .metric th { font-weight: 600; padding-top: .9rem; }
+.results .metric + tr { border-top: 0; }
+.results tbody:last-child tr:last-child { border-bottom: 1px solid var(--line); }
+.results tr:not(.metric) th { max-width: 26rem; }
 figure { margin: 0 0 2.6rem; }
 figure img { display: block; max-width: 100%; height: auto; }
 figcaption { margin-top: .5rem; }

@@ -143,38 +143,46 @@ def _facts(run: RunData) -> Iterator[tuple[str, str]]:
 
 
 def _results(lines: Sequence[Group]) -> str:
+    """One block of rows per metric, one row per run or setting, so that what is compared stands in a column."""
     metrics = table_metrics(lines)
     if not metrics:
         return "<p>No metric was recorded by all runs.</p>"
-    evaluated = [name for name in metrics if "/" in name]
-    cells = []
-    for group in lines:
-        row = [group.label]
-        for name in metrics:
-            row += [str(last(group, name))] + ([str(best(group, name))] if name in evaluated else [])
-        cells.append(row)
-    top = '<tr><th rowspan="2" scope="col"></th>' + "".join(
-        f'<th scope="colgroup" colspan="{2 if name in evaluated else 1}">{escape(describe(name)).replace(chr(10), "<br>")}</th>'
-        for name in metrics
-    )
-    under = "".join(
-        "<th>last</th><th>best</th>" if name in evaluated else "<th>last</th>" for name in metrics
-    )
-    body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in cells
-    )
+    body = ""
+    for name in metrics:
+        title = escape(describe(name))
+        rows = [[group.label, *_cells(group, name)] for group in lines]
+        if len(lines) == 1:
+            body += f"<tbody>{_row(title, rows[0][1:])}</tbody>"
+        else:
+            body += f'<tbody><tr class="metric"><th scope="rowgroup" colspan="5">{title}</th></tr>'
+            body += "".join(_row(escape(label), cells) for label, *cells in rows) + "</tbody>"
     seeds = max(len(group.replicas) for group in lines)
     spread = f"Mean ± sample standard deviation over {seeds} seeds. " if seeds > 1 else "One seed. "
     note = (
-        f"{spread}Last: after the last round with the metric. Best: of each seed's evaluated rounds, chosen by looking at the "
-        "evaluated data, so it is optimistic. Metrics are computed on the data as it is; no epsilon covers them."
+        f"{spread}Last: after the last round with the metric. Best: of each seed's evaluated rounds, chosen by looking "
+        "at the evaluated data, so it is optimistic. Metrics are computed on the data as it is; no epsilon covers them."
     )
+    head = (
+        '<tr><th rowspan="2"></th><th colspan="2" scope="colgroup">all examples</th>'
+        '<th colspan="2" scope="colgroup">worst tenth of clients</th></tr>'
+        "<tr><th>last</th><th>best</th><th>last</th><th>best</th></tr>"
+    )
+    return f'<div class="scroll"><table class="results"><thead>{head}</thead>{body}</table></div>\n<p class="note">{note}</p>'
+
+
+def _cells(group: Group, name: str) -> list[str]:
+    """Last and best over all examples and over the worst tenth; empty where the run does not know."""
+    worst = f"{name}/worst_decile"
+    if "/" not in name:
+        return [str(last(group, name)), "", "", ""]  # the best of noisy training rounds says nothing
+    tenth = [str(last(group, worst)), str(best(group, worst))] if worst in group.run.metrics else ["", ""]
+    return [str(last(group, name)), str(best(group, name)), *tenth]
+
+
+def _row(title: str, cells: Sequence[str]) -> str:
+    """A row of a table; the title is HTML, the cells are text."""
     return (
-        f'<div class="scroll"><table class="results"><thead>{top}</tr><tr>{under}</tr></thead><tbody>{body}</tbody>'
-        f'</table></div>\n<p class="note">{note}</p>'
+        f'<tr><th scope="row">{title}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
     )
 
 
@@ -219,10 +227,8 @@ def _environment(runs: Sequence[RunData], labels: Sequence[str]) -> str:
     keys = list(dict.fromkeys(key for one in flat for key in one))
     if not keys:
         return ""
-    if all(one == flat[0] for one in flat):
-        return _table(None, [[key, _text(flat[0][key])] for key in keys], "settings")
     rows = [[key, *(_text(one[key]) if key in one else "–" for one in flat)] for key in keys]
-    return _table(["", *labels], rows, "settings")
+    return _table(["", *labels] if len(runs) > 1 else None, rows, "settings")
 
 
 def _again(runs: Sequence[RunData]) -> str:
@@ -240,17 +246,18 @@ def _again(runs: Sequence[RunData]) -> str:
 
 
 def _table(head: Sequence[str] | None, rows: Sequence[Sequence[str]], kind: str) -> str:
-    top = (
-        "<thead><tr>" + "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head) + "</tr></thead>"
-        if head
-        else ""
-    )
-    body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in rows
-    )
+    top = ""
+    if head:
+        top = (
+            "<thead><tr>" + "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head) + "</tr></thead>"
+        )
+    body = ""
+    for title, *cells in rows:
+        if len(cells) > 1 and len(set(cells)) == 1:
+            # What is the same for all runs is said once.
+            body += f'<tr><th scope="row">{escape(title)}</th><td colspan="{len(cells)}">{escape(cells[0])}</td></tr>'
+        else:
+            body += _row(escape(title), cells)
     return f'<div class="scroll"><table class="{kind}">{top}<tbody>{body}</tbody></table></div>'
 
 

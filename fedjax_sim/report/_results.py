@@ -53,12 +53,11 @@ def best(group: Group, metric: str) -> Spread:
 
 
 def table_metrics(groups: Sequence[Group]) -> list[str]:
-    """What the table shows: all evaluated metrics over examples, their worst tenth, and the training loss."""
+    """What the table shows: what was evaluated over all examples, accuracy first, and the training loss."""
     shared = [
         name for name in groups[0].run.metrics if all(name in group.run.metrics for group in groups[1:])
     ]
-    evaluated = [name for name in shared if name.count("/") == 1 or name.endswith("/worst_decile")]
-    # Accuracy before loss, each followed by its worst tenth; the task's own set before others.
+    evaluated = [name for name in shared if name.count("/") == 1]
     evaluated.sort(key=lambda name: (not name.startswith("eval/"), name.split("/")[0], "loss" in name, name))
     return [*evaluated, *(name for name in ("loss",) if name in shared)]
 
