@@ -34,7 +34,8 @@ def client_sizes(run: RunData | str) -> Figure:
     positive = sizes[sizes > 0]
     wide = positive.size > 0 and positive.max() > 100 * positive.min()
     if wide:
-        edges = np.geomspace(positive.min(), positive.max() * 1.001, 31)
+        # Edges between whole numbers: no bin near 1 is empty because no number lies in it.
+        edges = np.unique(np.round(np.geomspace(positive.min(), positive.max() + 1, 31))) - 0.5
         left.hist(positive, bins=edges.tolist(), color=_style.BLUE, edgecolor="white", linewidth=0.6)
         left.set_xscale("log")
         left.xaxis.set_major_formatter(ScalarFormatter())

@@ -113,7 +113,11 @@ def _curves(runs: list[RunData]) -> Iterator[tuple[str, str, Draw]]:
         ("seconds", "time", {"seconds"}),
     ):
         if all(needed & set(run.metrics) for run in runs):
-            yield f"against_{what}", f"Against {what}.", functools.partial(learning_curves, runs, best, x=x)
+            yield (
+                f"against_{what}",
+                f"{_style.describe(best)} against {what}.",
+                functools.partial(learning_curves, runs, best, x=x),
+            )
 
 
 def _clients(runs: list[RunData]) -> Iterator[tuple[str, str, Draw]]:

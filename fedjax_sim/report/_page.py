@@ -96,7 +96,12 @@ def _headline(runs: Sequence[RunData]) -> str:
 
 
 def _what(runs: Sequence[RunData], labels: Sequence[str]) -> str:
-    facts = [dict(_facts(run)) for run in runs]
+    facts = []
+    for run in runs:
+        fact: dict[str, str] = {}
+        for name, text in _facts(run):  # a sweep over several settings says "sweep" several times
+            fact[name] = f"{fact[name]}; {text}" if name in fact else text
+        facts.append(fact)
     names = dict.fromkeys(name for fact in facts for name in fact)
     head = ["", *labels] if len(runs) > 1 else None
     rows = [[name, *(fact.get(name, "") for fact in facts)] for name in names]
@@ -125,8 +130,12 @@ def _facts(run: RunData) -> Iterator[tuple[str, str]]:
     if isinstance(run.summary.get("parameters"), int):
         yield "parameters", f"{run.summary['parameters']:,}"
     seeds = list(dict.fromkeys(replica.seed for replica in run.replicas if replica.seed is not None))
-    over = f", {len(run.settings)} settings" if len(run.settings) > 1 else ""
-    yield "rounds", f"{run.rounds:,}" + (f", seeds {', '.join(map(str, seeds))}" if seeds else "") + over
+    yield "rounds", f"{run.rounds:,}"
+    if seeds:
+        yield "seeds", ", ".join(map(str, seeds))
+    for key in dict.fromkeys(key for setting in run.settings for key in setting):
+        values = dict.fromkeys(_text(setting[key]) for setting in run.settings if key in setting)
+        yield "sweep", f"{key}: {', '.join(values)}"
     costs = _mapping(run.summary.get("costs"))
     numbers = {key: value for key, value in costs.items() if isinstance(value, int | float)}
     cost = [
