@@ -115,7 +115,7 @@ def _curves(runs: list[RunData]) -> Iterator[tuple[str, str, Draw]]:
         if all(needed & set(run.metrics) for run in runs):
             yield (
                 f"against_{what}",
-                f"{_style.describe(best)} against {what}.",
+                f"Against {what}: {_style.describe(best)}.",
                 functools.partial(learning_curves, runs, best, x=x),
             )
 
