@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import ScalarFormatter
 
 from fedjax_sim.plots import _style
 from fedjax_sim.plots._groups import Group, Runs, groups, read_runs
@@ -34,7 +34,8 @@ def client_sizes(run: RunData | str) -> Figure:
     positive = sizes[sizes > 0]
     wide = positive.size > 0 and positive.max() > 100 * positive.min()
     if wide:
-        edges = np.geomspace(positive.min(), positive.max() * 1.001, 31)
+        # Edges between whole numbers: no bin near 1 is empty because no number lies in it.
+        edges = np.unique(np.round(np.geomspace(positive.min(), positive.max() + 1, 31))) - 0.5
         left.hist(positive, bins=edges.tolist(), color=_style.BLUE, edgecolor="white", linewidth=0.6)
         left.set_xscale("log")
         left.xaxis.set_major_formatter(ScalarFormatter())
@@ -48,9 +49,10 @@ def client_sizes(run: RunData | str) -> Figure:
     empty = int((sizes == 0).sum())
     note = f", {empty:,} of them empty" if empty else ""
     left.set_title(f"{len(sizes):,} clients{note}, {int(sizes.sum()):,} examples")
+    left.margins(y=0.12)
     left.set_xlabel("training examples of a client")
     left.set_ylabel("clients")
-    left.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    left.yaxis.set_major_locator(_style.ticks(integer=True))
     _style.horizontal_grid(left)
     _lorenz(right, sizes)
     return figure
@@ -116,12 +118,11 @@ def _values(group: Group, name: str) -> np.ndarray:
     return array
 
 
-def _mark(
-    axes: Axes, x: float, text: str, colour: str = _style.RED, side: str = "left", height: float = 1.0
-) -> None:
-    """A vertical line with words beside its upper end."""
+def _mark(axes: Axes, x: float, text: str, colour: str = _style.RED, height: float = 1.0) -> None:
+    """A vertical line with words beside its upper end, on the side where there is more room."""
     axes.axvline(x, color=colour, linewidth=1.4)
-    shift = 4 if side == "left" else -4
+    room_left = axes.transLimits.transform((x, 0))[0] > 0.45 if axes.get_xscale() == "linear" else False
+    side, shift = ("right", -4) if room_left else ("left", 4)
     axes.annotate(
         text, (x, height), xycoords=("data", "axes fraction"), xytext=(shift, -2), textcoords="offset points",
         ha=side, va="top", color=colour, fontsize=9,
@@ -146,9 +147,10 @@ def _lorenz(axes: Axes, sizes: np.ndarray) -> None:
     axes.plot(x, y, color=_style.BLUE)
     tenth = float(np.interp(10, x, y))
     axes.plot([10], [tenth], "o", color=_style.RED, markersize=5)
+    # Below the diagonal, where no line runs.
     axes.annotate(
-        f"the largest tenth holds {tenth:.0f} %", (10, tenth), xytext=(9, -3), textcoords="offset points",
-        color=_style.RED, fontsize=9, va="top",
+        f"the largest tenth holds {tenth:.0f} %", (10, tenth), xytext=(30, 9), textcoords="data", color=_style.RED,
+        fontsize=9, va="center", arrowprops={"arrowstyle": "-", "color": _style.RED, "linewidth": 0.8, "shrinkB": 4},
     )  # fmt: skip
     axes.set_xlabel("clients, largest first (%)")
     axes.set_ylabel("share of the examples (%)")
@@ -168,21 +170,8 @@ def _histogram(axes: Axes, values: np.ndarray, label: str, high_is_bad: bool) ->
     )  # fmt: skip
     means, worst = zip(*(_summary(row, high_is_bad) for row in values if np.isfinite(row).any()), strict=True)
     axes.margins(y=0.25)
-    sides = ("left", "right") if high_is_bad else ("right", "left")
-    _mark(
-        axes,
-        float(np.mean(means)),
-        f"mean {np.mean(means):.3g}",
-        side=sides[1] if high_is_bad is False and np.mean(means) < 0.75 else sides[0],
-    )
-    _mark(
-        axes,
-        float(np.mean(worst)),
-        f"worst tenth {np.mean(worst):.3g}",
-        _style.PURPLE,
-        side="left" if not high_is_bad else "right",
-        height=0.9,
-    )
+    _mark(axes, float(np.mean(means)), f"mean {np.mean(means):.3g}")
+    _mark(axes, float(np.mean(worst)), f"worst tenth {np.mean(worst):.3g}", _style.PURPLE, height=0.9)
     clients = int(np.isfinite(values).any(axis=0).sum())
     seeds = f", mean over {len(values)} seeds" if len(values) > 1 else ""
     axes.set_title(f"{clients:,} clients{seeds}")

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from fedjax_sim._src import checks
 from fedjax_sim.plots import _style
@@ -81,8 +81,6 @@ def learning_curves(runs: Runs, metrics: str | Sequence[str] = ("loss",), *, x: 
         _draw(panel, lines, curves)
         panel.set_xlabel(X_LABELS[x])
         panel.set_ylabel(_style.describe(name))
-        if len(names) > 1:
-            continue
     if len(listed) == 1:
         figure.suptitle(_style.plain(listed[0].name), x=0.01, ha="left", fontsize=10.5)
     _legend(figure, lines)
@@ -128,12 +126,14 @@ def _draw(axes: Axes, lines: Sequence[Group], curves: Sequence[Curve]) -> None:
         axes.plot(points.x, points.mean, **group.style, **marker)
     _style.horizontal_grid(axes)
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=axes.get_xlim()[1] >= 5, nbins=7))
+    axes.xaxis.set_major_locator(_style.ticks(integer=axes.get_xlim()[1] >= 5))
+    axes.yaxis.set_major_locator(_style.ticks())
     axes.margins(x=0.02)
 
 
 def _legend(figure: Figure, lines: Sequence[Group]) -> None:
-    handles, labels = [], []
+    handles: list[Artist] = []
+    labels: list[str] = []
     if len(lines) > 1:
         handles = [Line2D([], [], **group.style) for group in lines]
         labels = [group.label for group in lines]
@@ -141,12 +141,14 @@ def _legend(figure: Figure, lines: Sequence[Group]) -> None:
     if max(seeds) > 1:
         colour = lines[0].style["color"] if len(lines) == 1 else _style.GREY
         over = f"{max(seeds)} seeds" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)} seeds"
-        if len(lines) == 1:
-            handles += [Line2D([], [], color=colour), Line2D([], [], color=colour, linewidth=0.7, alpha=0.6)]
-            labels += [f"mean over {over}", "one seed"]
-            band = "band: mean ± 1 standard deviation"
-        else:
-            band = f"lines and bands: mean ± 1 standard deviation over {over}"
         handles.append(Patch(color=colour, alpha=0.25, linewidth=0))
-        labels.append(band)
+        if len(lines) == 1:
+            handles = [
+                Line2D([], [], color=colour),
+                *handles,
+                Line2D([], [], color=colour, linewidth=0.7, alpha=0.6),
+            ]
+            labels = [f"mean over {over}", "mean ± 1 standard deviation", "one seed"]
+        else:
+            labels.append(f"mean ± 1 standard deviation over {over}")
     _style.legend_below(figure, handles, labels)

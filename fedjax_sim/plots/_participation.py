@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from fedjax_sim.plots import _style
 from fedjax_sim.plots._read import RunData, read_run
@@ -51,8 +50,8 @@ def participation(run: RunData | str) -> Figure:
     left.set_xlabel("round")
     left.set_ylabel("client")
     left.set_title("When clients took part" + (" (first replica)" if len(data.replicas) > 1 else ""))
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.yaxis.set_major_locator(MaxNLocator(integer=True))
+    left.xaxis.set_major_locator(_style.ticks(integer=True))
+    left.yaxis.set_major_locator(_style.ticks(integer=True))
     counts = raster.sum(axis=1)
     right.barh(np.arange(clients), counts, height=0.8 if clients <= 100 else 1.0, color=_style.BLUE)
     right.axvline(counts.mean(), color=_style.RED, linewidth=1.4)
@@ -60,7 +59,7 @@ def participation(run: RunData | str) -> Figure:
     right.set_xlabel("rounds")
     right.tick_params(left=False, labelleft=False)
     right.spines["left"].set_visible(False)
-    right.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    right.xaxis.set_major_locator(_style.ticks(integer=True, nbins=5))
     return figure
 
 
@@ -104,5 +103,5 @@ def _ordered(axes: Axes, counts: np.ndarray) -> None:
     axes.set_ylim(0, max(1.0, float(mean.max())) * 1.08)
     axes.set_xlabel("clients, most frequent first")
     axes.set_ylabel("rounds of a client")
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(_style.ticks(integer=True))
     _style.horizontal_grid(axes)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from fedjax_sim.plots import _style
 from fedjax_sim.plots._read import RunData, read_run
@@ -63,7 +62,7 @@ def _bubbles(labels: np.ndarray, ids: list[str]) -> Figure:
         cut = [name if len(name) <= 12 else f"{name[:11]}…" for name in ids]
         axes.set_xticks(range(clients), cut, rotation=30, ha="right", rotation_mode="anchor")
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(_style.ticks(integer=True))
     _class_ticks(axes, classes)
     axes.tick_params(length=0)
     axes.grid(axis="both", color="#F0F0F0")
@@ -81,12 +80,12 @@ def _map(labels: np.ndarray) -> Figure:
     shares = labels / np.maximum(sizes, 1)[:, None]
     # By commonest class, then by how common; clients without examples come last.
     order = np.lexsort((-shares.max(axis=1), shares.argmax(axis=1), sizes == 0))
-    figure = Figure(figsize=(_style.WIDE, min(8.0, max(3.6, 0.2 * classes + 1.9))), layout="constrained")
+    figure = Figure(figsize=(_style.WIDE, min(6.5, max(3.6, 0.2 * classes + 1.9))), layout="constrained")
     above, axes = figure.subplots(2, 1, sharex=True, height_ratios=[1, 4])
     edges = np.arange(clients + 1) - 0.5
-    above.stairs(sizes[order], edges, fill=True, color=_style.GREY, alpha=0.6, linewidth=0)
+    above.stairs(sizes[order], edges, fill=True, color=_style.GREY, linewidth=0.4)
     above.set_ylabel("examples")
-    above.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
+    above.yaxis.set_major_locator(_style.ticks(integer=True, nbins=3))
     above.tick_params(bottom=False, labelbottom=False)
     above.set_title(f"{clients:,} clients, {int(sizes.sum()):,} training examples")
     image = axes.imshow(

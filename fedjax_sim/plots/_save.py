@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from fedjax_sim.plots import _style
@@ -58,16 +59,13 @@ def save_all(folder: str | Path | RunData) -> list[Path]:
     for name, _, figure in figures(run):
         path = run.path / "plots" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
-        content = encode(figure, "png")
-        path.write_bytes(content)
+        path.write_bytes(encode(figure, "png"))
         written.append(path)
     return written
 
 
 def encode(figure: Figure, kind: str) -> bytes:
     """The picture as ``"png"`` or ``"svg"``; the same picture is the same bytes."""
-    import matplotlib as mpl
-
     out = io.BytesIO()
     with mpl.rc_context(_style.RC):
         metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
@@ -115,7 +113,11 @@ def _curves(runs: list[RunData]) -> Iterator[tuple[str, str, Draw]]:
         ("seconds", "time", {"seconds"}),
     ):
         if all(needed & set(run.metrics) for run in runs):
-            yield f"against_{what}", f"Against {what}.", functools.partial(learning_curves, runs, best, x=x)
+            yield (
+                f"against_{what}",
+                f"Against {what}: {_style.describe(best)}.",
+                functools.partial(learning_curves, runs, best, x=x),
+            )
 
 
 def _clients(runs: list[RunData]) -> Iterator[tuple[str, str, Draw]]:

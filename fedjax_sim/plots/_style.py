@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 P = ParamSpec("P")
 
@@ -19,10 +20,10 @@ COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, "#000000")
 """Okabe and Ito's palette without its yellow, which is lost on white; vermilion second, the strongest contrast."""
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 
-WIDE, NARROW, ROW, DPI = 9.6, 5.6, 3.5, 150
+WIDE, NARROW, ROW, DPI = 9.6, 6.4, 3.5, 150
 """Widths of a figure with several panels and with one, height of a row of panels, all in inches; dots per inch."""
 
-RC = {
+RC: dict[Any, Any] = {  # matplotlib types the keys as literals
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture everywhere
     "font.size": 10,
@@ -79,15 +80,20 @@ def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
     return draw
 
 
-def panels(count: int, *, height: float = ROW, columns: int = 2, **kwargs: Any) -> tuple[Figure, list[Axes]]:
-    """A figure with so many axes, left to right and down."""
-    columns = min(count, columns)
+def panels(count: int, *, height: float = ROW) -> tuple[Figure, list[Axes]]:
+    """A figure with so many axes, left to right and down: three to a row where that leaves no hole, else two."""
+    columns = 3 if count % 3 == 0 else min(count, 2)
     rows = -(-count // columns)
     figure = Figure(figsize=(WIDE if columns > 1 else NARROW, height * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **kwargs).ravel().tolist()
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for unused in axes[count:]:
         unused.remove()
     return figure, axes[:count]
+
+
+def ticks(**options: Any) -> MaxNLocator:
+    """Ticks at round numbers: steps of 1, 2, 2.5 and 5 and their decades."""
+    return MaxNLocator(**{"nbins": 6, "steps": [1, 2, 2.5, 5, 10], **options})
 
 
 def horizontal_grid(axes: Axes) -> None:
@@ -118,9 +124,10 @@ def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) 
     """One legend for all panels, below them, in as many columns as fit."""
     if not handles:
         return
-    width = figure.get_size_inches()[0]
-    longest = max(len(label) for label in labels)
-    columns = max(1, min(len(labels), int(width / (0.082 * longest + 0.55))))
+    # Inches of an entry: its handle, and its letters at the legend's size.
+    widths = [0.5 + 0.065 * len(label) for label in labels]
+    space = figure.get_size_inches()[0]
+    columns = len(labels) if sum(widths) < space else max(1, int(space / max(widths)))
     figure.legend(handles, [plain(label) for label in labels], loc="outside lower center", ncols=columns)
 
 
@@ -130,7 +137,7 @@ def describe(metric: str) -> str:
     Example:
       >>> from fedjax_sim.plots._style import describe
       >>> describe("loss"), describe("eval/accuracy"), describe("eval/accuracy/worst_decile")
-      ('loss (training)', 'accuracy (eval)', 'accuracy (eval), worst tenth of clients')
+      ('loss (training)', 'accuracy (eval)', 'accuracy (eval)\\nworst tenth of clients')
     """
     over = {
         "worst_decile": "worst tenth of clients",
@@ -149,4 +156,4 @@ def describe(metric: str) -> str:
         return f"{metric.replace('_', ' ')} (training)"
     name, _, kind = rest.partition("/")
     label = f"{name.replace('_', ' ')} ({where})"
-    return f"{label}, {over.get(kind, kind.replace('_', ' '))}" if kind else label
+    return f"{label}\n{over.get(kind, kind.replace('_', ' '))}" if kind else label
