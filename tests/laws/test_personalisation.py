@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import jax
-import members
 import numpy as np
 import pytest
+from laws import members
 
 import fedjax_sim as fs
 from fedjax_sim import engines
