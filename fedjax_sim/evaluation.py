@@ -36,8 +36,8 @@ class Evaluation:
     - ``"mean"`` and ``"weighted"``: the plain mean, and the mean weighted by examples;
     - ``"worst_decile"`` and ``"best_decile"``: the mean over the worst and over the best tenth of the clients, at least
       one; ``higher_is_better`` says which those are;
-    - ``"std"`` and ``"variance"``: the spread around the plain mean, in the metric's unit and its square; the variance
-      is what Li et al. 2020 ("Fair Resource Allocation in Federated Learning", definition 1) call fairness;
+    - ``"std"`` and ``"variance"``: the spread around the plain mean, in the metric's unit and its square; by the
+      variance Li et al. 2020 ("Fair Resource Allocation in Federated Learning", section 4) report how fair a model is;
     - ``"jain"``: Jain's index ``(sum x)^2 / (n sum x^2)`` (Jain, Chiu, Hawe 1984), 1 when all clients have the same
       and ``1 / n`` when one has everything. It is meant for metrics that are not negative.
     """

@@ -131,11 +131,9 @@ class Personaliser:
         """A client's model before and after its work."""
         hyper, root, turns = self._problem.example_hyper, _root(state), self._turns[group]
         algorithm, table = self._problem.build(hyper), state.clients
-        own_state = jax.tree.map(
-            lambda x: x[entry.client], (table.states[group] if table.states else (), table.seen)
-        )
-        row = Row(own_state[0], (), own_state[1])
-        before = after = None
+        row = Row(table.states[group] if table.states else (), (), table.seen)
+        row = jax.tree.map(lambda x: x[entry.client], row)
+        models = ()
         for index, (stage, turn) in enumerate(zip(algorithm.stages, turns, strict=True)):
             last = index == len(turns) - 1
             if not last and not jax.tree.leaves(row.state):
@@ -155,14 +153,14 @@ class Personaliser:
                 continue
             rule = turn.rule(hyper)
             if rule.model is not None:
-                before, after = rule.model(broadcast, begun), rule.model(broadcast, work)
+                models = rule.model(broadcast, begun), rule.model(broadcast, work)
             elif algorithm.personal is not None:
                 had = turn.state(hyper, broadcast, row)
-                before, after = algorithm.personal(state.server, had), algorithm.personal(state.server, kept)
+                models = algorithm.personal(state.server, had), algorithm.personal(state.server, kept)
             else:
-                before = algorithm.params(state.server)
-                after = _moved(algorithm.name, before, update)
-        return before, after
+                start = algorithm.params(state.server)
+                models = start, _moved(algorithm.name, start, update)
+        return models
 
     def _measure(self, models, test: Mapping[str, Array], first, size):
         """Each model's sums over the client's test examples, a batch at a time."""

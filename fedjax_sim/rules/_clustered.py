@@ -74,8 +74,12 @@ def train_chosen(rule: ClientRule) -> ClientRule:
         came = jnp.asarray(ctx.num_examples) > 0
         return ClusterUpdate(placed, tree.where(came, member, jnp.zeros_like(member))), chosen, metrics
 
+    inner_model = rule.model
+    if inner_model is None:
+        return ClientRule(init, begin, step, finish)
+
     def model(broadcast: Variables, work) -> Variables:
         inner, chosen = work
-        return rule.model(own(broadcast, chosen), inner)  # pyright: ignore[reportOptionalCall]
+        return inner_model(own(broadcast, chosen), inner)
 
-    return ClientRule(init, begin, step, finish, None if rule.model is None else model)
+    return ClientRule(init, begin, step, finish, model)

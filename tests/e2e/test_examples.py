@@ -48,5 +48,5 @@ def test_the_readme_runs(tmp_path):
     script = tmp_path / "readme.py"
     script.write_text("\n".join(snippets))
     printed = run(str(script))
-    assert "worst decile" in printed
+    assert "worst decile" in printed and "mean gain" in printed
     assert "(5, 20)" in printed
