@@ -7,7 +7,7 @@ would write down. ``register`` gives a factory of your own a name that files may
 from fedjax_sim.experiment._experiment import Experiment, load
 from fedjax_sim.experiment._forms import ConfigError
 from fedjax_sim.experiment._registry import Entry, find, kinds, names, register
-from fedjax_sim.experiment._run import Outcome, resume, run, sweep
+from fedjax_sim.experiment._run import Outcome, load_states, resume, run, sweep
 
 __all__ = [
     "ConfigError",
@@ -17,6 +17,7 @@ __all__ = [
     "find",
     "kinds",
     "load",
+    "load_states",
     "names",
     "register",
     "resume",

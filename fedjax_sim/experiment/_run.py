@@ -120,11 +120,10 @@ def _all(programs: Sequence[Experiment], place: Path, callbacks) -> list[Outcome
     outcomes = []
     for program in programs:
         folder = place / program.name
-        made = () if callbacks is None else callbacks(program)
-        started = (folder / _folder.CONFIG).exists()
-        outcomes.append(
-            resume(folder, callbacks=made)[0] if started else run(program, folder, callbacks=made)
-        )
+        if (folder / _folder.CONFIG).exists():
+            outcomes += resume(folder, callbacks=callbacks)
+        else:
+            outcomes.append(run(program, folder, callbacks=() if callbacks is None else callbacks(program)))
         if outcomes[-1].status != "completed":
             break
     return outcomes
@@ -171,6 +170,25 @@ def resume(
         if changes:
             place.rewrite(experiment.settings)
         return [job.go(() if callbacks is None else callbacks(experiment))]
+
+
+def load_states(folder: Path | str) -> tuple[Experiment, Simulation, Outcome]:
+    """What a run has trained so far: its newest checkpoint, without training on.
+
+    Raises:
+      ConfigError: no run folder, or one without a checkpoint.
+    """
+    place = RunFolder(Path(folder))
+    experiment = from_tables(place.settings(), [], place.path)
+    rounds = Checkpoints(place.checkpoints).rounds()
+    if not rounds:
+        raise ConfigError(f"{place.path} holds no checkpoint: the run did not get that far.")
+    job = _Job(
+        dataclasses.replace(experiment, settings={**experiment.settings, "rounds": rounds[-1]}), place, True
+    )
+    states, histories = job.restored()
+    outcome = Outcome("completed", place.path, job.labels, tuple(histories), tuple(states), (), {})
+    return experiment, job.simulation, outcome
 
 
 class _Job:
@@ -250,20 +268,21 @@ class _Job:
             }
             if self.sets:
                 options |= {"evaluate_on": self.sets, "every": self.experiment.evaluation.every}
-            if len(self.labels) == 1 and "sweep" not in self.labels[0]:
-                state = sim.init(self.labels[0]["seed"])
-                self._parameters = models.count_parameters(sim.algorithm.params(state.server).params)
-                state, history = sim.run(state, self.experiment.rounds, **options)
-                return [state], [history]
-            state = sim.init(self.labels[0]["seed"])
-            self._parameters = models.count_parameters(sim.algorithm.params(state.server).params)
-            histories = sim.sweep(
-                [label["seed"] for label in self.labels],
-                self.experiment.rounds,
-                **self.experiment.traced(self.labels),
-                **options,
-            )
-            return list(histories.states), list(histories.members)
+            return self._start(options)
+
+    def restored(self) -> tuple[list[SimState], list[History]]:
+        """Of a run all of whose rounds are done."""
+        return self._start({"checkpoints": self.checkpoints})
+
+    def _start(self, options: Mapping[str, Any]) -> tuple[list[SimState], list[History]]:
+        sim, seeds, rounds = self.simulation, [label["seed"] for label in self.labels], self.experiment.rounds
+        state = sim.init(seeds[0])
+        self._parameters = models.count_parameters(sim.algorithm.params(state.server).params)
+        if len(self.labels) == 1 and "sweep" not in self.labels[0]:
+            state, history = sim.run(state, rounds, **options)
+            return [state], [history]
+        histories = sim.sweep(seeds, rounds, **self.experiment.traced(self.labels), **options)
+        return list(histories.states), list(histories.members)
 
     def _count(self, recorder: Recorder) -> Callback:
         def count(progress) -> None:

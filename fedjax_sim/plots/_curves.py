@@ -1,4 +1,4 @@
-"""Learning curves: metrics over rounds, megabytes or seconds."""
+"""Learning curves: metrics over rounds, megabytes or simulated time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedjax_sim.plots._read import Replica
 X_LABELS = {
     "rounds": "rounds",
     "bytes": "traffic, up and down (MB)",
-    "seconds": "time without compilation (s)",
+    "time": "simulated time (s)",
 }
 
 
@@ -29,7 +29,7 @@ class Curve:
     """A metric of one group, at the rounds that all its seeds have.
 
     Attributes:
-      x: ``f64[points]``; the mean over seeds, which differ in bytes and seconds.
+      x: ``f64[points]``; the mean over seeds, which differ in bytes and time.
       seeds: ``f64[seeds, points]``; NaN where a value is null.
     """
 
@@ -58,10 +58,10 @@ def learning_curves(runs: Runs, metrics: str | Sequence[str] = ("loss",), *, x: 
     Args:
       runs: a run folder or several.
       metrics: names as in ``metrics.jsonl``: ``loss``, ``eval/accuracy``, ``eval/accuracy/worst_decile``.
-      x: ``"rounds"``, ``"bytes"`` (megabytes that clients sent and received) or ``"seconds"``.
+      x: ``"rounds"``, ``"bytes"`` (megabytes that clients sent and received so far) or ``"time"`` (simulated, so far).
 
     Raises:
-      ValueError: an unknown metric or ``x``, a run without rows, or whose rows lack bytes or seconds.
+      ValueError: an unknown metric or ``x``, a run without rows, or whose rows lack bytes or time.
 
     Example:
       ``learning_curves(["runs/a", "runs/b"], ["loss", "eval/accuracy"], x="bytes").savefig("compared.png")``
@@ -103,13 +103,14 @@ def curve(replicas: Sequence[Replica], metric: str, x: str) -> Curve:
 def _places(replica: Replica, x: str) -> np.ndarray:
     if x == "rounds":
         return replica.rounds.astype(np.float64)
-    names = ("bytes_up", "bytes_down") if x == "bytes" else ("seconds",)
+    names = ("bytes_up", "bytes_down") if x == "bytes" else ("simulated_seconds",)
     present = [name for name in names if any(name in row for row in replica.rows)]
     if not present:
         raise ValueError(
             f"x is {x!r}, but the rows have no {' or '.join(names)}; plot over 'rounds' instead."
         )
-    total = np.sum([replica.values(name) for name in present], axis=0)
+    # A row has what its own round took.
+    total = np.cumsum(np.nansum([replica.values(name) for name in present], axis=0))
     return total / 1e6 if x == "bytes" else total
 
 

@@ -110,7 +110,7 @@ def _curves(runs: list[RunData]) -> Iterator[tuple[str, str, Draw]]:
         return
     for x, what, needed in (
         ("bytes", "traffic", {"bytes_up", "bytes_down"}),
-        ("seconds", "time", {"seconds"}),
+        ("time", "time", {"simulated_seconds"}),
     ):
         if all(needed & set(run.metrics) for run in runs):
             yield (

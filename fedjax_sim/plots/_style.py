@@ -72,7 +72,7 @@ def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
     def draw(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with mpl.rc_context():
             mpl.rcdefaults()  # a user's matplotlibrc must not mix with ours
-            mpl.rcParams.update(RC)
+            mpl.rcParams.update(RC)  # type: ignore[arg-type]
             figure = function(*args, **kwargs)
             figure.draw_without_rendering()  # ticks are made by the first drawing, in the style of that moment
             return figure
@@ -145,9 +145,9 @@ def describe(metric: str) -> str:
         "weighted": "weighted over clients",
     }
     units = {
-        "bytes_up": "sent by clients (bytes)",
-        "bytes_down": "sent to clients (bytes)",
-        "seconds": "time (s)",
+        "bytes_up": "sent by clients in a round (bytes)",
+        "bytes_down": "sent to clients in a round (bytes)",
+        "simulated_seconds": "simulated time of a round (s)",
     }
     if metric in units:
         return units[metric]

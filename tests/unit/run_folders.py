@@ -19,9 +19,9 @@ def rows(
         for seed in seeds:
             row: dict[str, Any] = {"round": index, "seed": seed, "loss": 1 / (index + 1) + seed}
             row |= {
-                "bytes_up": 1_000_000 * (index + 1),
-                "bytes_down": 500_000 * (index + 1),
-                "seconds": 0.5 * (index + 1),
+                "bytes_up": 1_000_000.0,
+                "bytes_down": 500_000.0,
+                "simulated_seconds": 0.5,
             }
             if sweep is not None:
                 row["sweep"] = dict(sweep)

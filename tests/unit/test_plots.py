@@ -35,7 +35,7 @@ def test_a_whole_folder_is_read(tmp_path):
     run = plots.read_run(write_run(tmp_path / "a"))
     assert (run.name, run.rounds, run.notes) == ("trial", 6, ())
     assert [replica.seed for replica in run.replicas] == [0, 1]
-    assert run.metrics[:4] == ("loss", "bytes_up", "bytes_down", "seconds") and "eval/accuracy" in run.metrics
+    assert run.metrics[:4] == ("loss", "bytes_up", "bytes_down", "simulated_seconds") and "eval/accuracy" in run.metrics
     assert run.settings == ({},)
     np.testing.assert_array_equal(run.replicas[0].rounds, np.arange(6) + 1)
     assert plots.read_run(run) is run
@@ -103,7 +103,7 @@ def test_pickled_arrays_are_refused(tmp_path):
     [
         (lambda run: plots.learning_curves(run, "eval/acuracy"), r"no metric 'eval/acuracy' .* there are loss, .* Did you mean 'eval/accuracy'\?"),
         (lambda run: plots.learning_curves(run, []), "no metric is given"),
-        (lambda run: plots.learning_curves(run, x="hours"), "x is 'hours', expected one of 'rounds', 'bytes', 'seconds'"),
+        (lambda run: plots.learning_curves(run, x="hours"), "x is 'hours', expected one of 'rounds', 'bytes', 'time'"),
         (lambda run: plots.learning_curves([]), "no run folder is given"),
         (lambda run: plots.client_results(run, "recall"), "no array of clients 'eval/recall'"),
     ],
@@ -118,10 +118,10 @@ def test_a_run_without_a_row_is_named(tmp_path):
         plots.save_all(write_run(tmp_path / "a", metrics=[]))
 
 
-def test_missing_seconds_are_named(tmp_path):
+def test_missing_time_is_named(tmp_path):
     folder = write_run(tmp_path / "a", metrics=[{"round": 0, "loss": 1.0}])
-    with pytest.raises(ValueError, match="rows have no seconds; plot over 'rounds'"):
-        plots.learning_curves(folder, x="seconds")
+    with pytest.raises(ValueError, match="rows have no simulated_seconds; plot over 'rounds'"):
+        plots.learning_curves(folder, x="time")
 
 
 # Learning curves.
@@ -149,7 +149,7 @@ def test_a_single_seed_has_no_band(tmp_path):
     assert len(figure.axes[0].collections) == 0 and len(figure.axes[0].lines) == 1 and texts(figure) == []
 
 
-@pytest.mark.parametrize(("x", "last"), [("rounds", 6), ("bytes", 9.0), ("seconds", 3.0)])
+@pytest.mark.parametrize(("x", "last"), [("rounds", 6), ("bytes", 9.0), ("time", 3.0)])
 def test_the_other_axes(tmp_path, x, last):
     figure = plots.learning_curves(write_run(tmp_path / "a"), "eval/accuracy", x=x)
     assert figure.axes[0].lines[-1].get_xdata()[-1] == pytest.approx(last)
