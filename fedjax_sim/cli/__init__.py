@@ -8,8 +8,12 @@ from typing import Annotated
 
 import typer
 
-from fedjax_sim.cli._run import INTERRUPTED, run
+from fedjax_sim.cli._bench import bench
+from fedjax_sim.cli._lists import data, list_, new
+from fedjax_sim.cli._results import evaluate, plot, write_report
+from fedjax_sim.cli._run import resume, run, sweep
 from fedjax_sim.cli._screen import version
+from fedjax_sim.cli._setup import INTERRUPTED, TERMINATED
 
 __all__ = ["app", "main"]
 
@@ -17,10 +21,18 @@ app = typer.Typer(
     help="Federated-learning simulation on JAX: whole rounds of many clients as one compiled program.",
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(run)
+_PANELS = {
+    "Train": {"run": run, "resume": resume, "sweep": sweep},
+    "Look at results": {"evaluate": evaluate, "plot": plot, "report": write_report},
+    "Begin": {"new": new, "list": list_},
+    "Measure": {"bench": bench},
+}
+for _panel, _commands in _PANELS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, rich_help_panel=_panel)(_command)
+app.add_typer(data, name="data", rich_help_panel="Begin")
 
 
 def main() -> None:
@@ -28,13 +40,13 @@ def main() -> None:
     try:
         app(prog_name="fedjax-sim")
     except SystemExit as end:
-        if end.code != INTERRUPTED:
+        if end.code not in (INTERRUPTED, TERMINATED):
             raise
         # An exception that came in the middle of JAX's tracing can crash the interpreter when it takes itself down
         # (seen with jax 0.10.2). Everything is on disk: leave at once.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(INTERRUPTED)
+        os._exit(end.code)
 
 
 def _show_version(wanted: bool) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import jax
+import numpy as np
 import typer
 from rich import box
 from rich.console import Console
@@ -12,8 +16,10 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from fedjax_sim.experiment import Experiment, Outcome
 from fedjax_sim.history import History
 from fedjax_sim.simulate import Progress
+from fedjax_sim.tracking import as_json
 
 
 def version() -> str:
@@ -32,7 +38,7 @@ class ProgressView:
 
     def __init__(self, rounds: int, quiet: bool):
         self._console = Console(stderr=True, quiet=quiet, highlight=False)
-        self._twentieths, self._accuracy = 0, ""
+        self._twentieths, self._measured = 0, ""
         self._bar = Bar(
             BarColumn(bar_width=None),
             TextColumn("{task.completed}/{task.total}"),
@@ -53,66 +59,150 @@ class ProgressView:
         self._bar.stop()
 
     def __call__(self, progress: Progress) -> None:
-        text = self._status(progress.chunk)
+        text = self._status(progress.chunks)
         self._bar.update(self._task, completed=progress.done, description=text)
         twentieths = progress.done * 20 // progress.rounds
         if not self._console.is_terminal and twentieths > self._twentieths:
             self._console.print(f"{progress.done}/{progress.rounds}  {text}", soft_wrap=True)
             self._twentieths = twentieths
 
-    def _status(self, chunk: History) -> str:
-        if chunk.evaluations:
-            self._accuracy = f"  test accuracy {_percent(chunk.last('accuracy').value)}"
-        return f"loss {_loss(chunk)}{self._accuracy}  {chunk.costs.examples_per_second:,.0f} examples/s"
+    def _status(self, chunks: Sequence[History]) -> str:
+        for where in list(chunks[0].evaluations.get(max(chunks[0].evaluations, default=0), {}))[:1]:
+            metric = _main_metric(chunks[0], where)
+            values = [chunk.last(metric, on=where).value for chunk in chunks]
+            shown = f"{np.mean(values):.1%}" if metric == "accuracy" else f"{np.mean(values):#.4g}"
+            self._measured = f"  test {metric} {shown}"
+        return f"loss {_loss(chunks)}{self._measured}  {chunks[0].costs.examples_per_second:,.0f} examples/s"
 
 
-def headline(about: dict[str, Any]) -> str:
+class Watch:
+    """Shows the programs of a command one after the other: what is trained, then how far it is."""
+
+    def __init__(self, quiet: bool):
+        self._quiet, self._view = quiet, None
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end()
+
+    def begin(self, program: Experiment) -> ProgressView:
+        """The callback that shows a program, which begins now."""
+        self._end()
+        if not self._quiet:
+            show(headline(program), False)
+        self._view = ProgressView(program.rounds, self._quiet)
+        return self._view.__enter__()
+
+    def _end(self) -> None:
+        if self._view is not None:
+            self._view.__exit__()
+        self._view = None
+
+
+def headline(program: Experiment) -> str:
     """What is trained on what, in three lines and what there is to note."""
-    settings, data, environment = about["settings"], about["data"], about["environment"]
-    notes = "".join(f"\n{note}" for note in data["notes"])
+    settings, data = program.settings, program.federated
+    cohort = ", ".join(f"{name} {value}" for name, value in settings["cohort"].items() if value is not False)
+    devices = jax.devices()
+    replicas = program.replicas()
+    times = f", {len(replicas)} times at once" if len(replicas) > 1 else ""
+    notes = "".join(f"\n{note}" for note in data.notes)
     return (
-        f"{settings['algorithm']} trains {settings['model']} ({about['parameters']:,} parameters) on {data['name']}\n"
-        f"{data['clients']:,} clients, {settings['cohort']:,} a round; "
-        f"{data['train_examples']:,} examples to train on, {data['test_examples']:,} to test on\n"
-        f"{environment['devices']} x {environment['device']}, jax {environment['jax']}{notes}"
+        f"{settings['algorithm']['name']} trains {settings['model']['name']} ({program.parameters():,} parameters) on "
+        f"{data.name}{times}\n"
+        f"{data.train.num_clients:,} clients, cohort: {cohort.removeprefix('name ')}; {data.train.num_examples:,} examples to "
+        f"train on, {data.test.num_examples:,} to test on\n"
+        f"{program.devices} x {devices[0].device_kind}, jax {jax.__version__}{notes}"
     )
 
 
-def table(history: History) -> Table:
-    """How good the model is at the end, and what it cost."""
+def table(outcome: Outcome) -> Table:
+    """How good the models are at the end, and what they cost; means and standard deviations over several seeds."""
     table = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False)
     table.add_column(style="cyan")
     table.add_column(justify="right", style="bold")
     table.add_column()
-    table.add_row("training loss", _loss(history), "last round")
-    if history.evaluations:
-        table.add_row("test accuracy", _percent(history.last("accuracy").value), "all examples")
-        table.add_row("", _percent(history.last("accuracy", over="mean").value), "mean over clients")
-        worst = history.last("accuracy", over="worst_decile").value
-        table.add_row("", _percent(worst), "worst tenth of the clients")
-    costs = history.costs
-    table.add_section()
+    for name, histories in _by_setting(outcome):
+        if name:
+            table.add_row(name, "", "")
+        losses = [history["loss"][-1] for history in histories]
+        table.add_row("training loss", _spread(losses, "#.4g", 1), _seeds(histories, "last round"))
+        for where in histories[0].evaluations.get(max(histories[0].evaluations, default=0), {}):
+            metric = _main_metric(histories[0], where)
+            what = f"{'test' if where == 'eval' else where} {metric}"
+            for over, words in _OVER.items():
+                values = [history.last(metric, on=where, over=over).value for history in histories]
+                shown = _spread(values, ".1f", 100) if metric == "accuracy" else _spread(values, "#.4g", 1)
+                table.add_row(what if over == "examples" else "", shown, words)
+        table.add_section()
+    for result in outcome.personalised[:1]:
+        for metric in (
+            ("accuracy",) if "accuracy" in result.after.clients else tuple(result.after.clients)[:1]
+        ):
+            for when, evaluation in (("before", result.before), ("after", result.after)):
+                value = _spread([evaluation.clients[metric]["mean"]], ".1f", 100)
+                table.add_row(
+                    "personalised" if when == "before" else "",
+                    value,
+                    f"{metric}, mean over clients, {when} local work",
+                )
+        table.add_section()
+    costs = outcome.histories[0].costs
     table.add_row("time", f"{costs.compile_seconds:.1f} s", "to compile")
     table.add_row("", f"{costs.run_seconds:.1f} s", "to train")
     table.add_row("throughput", f"{costs.examples_per_second:,.0f}", "examples/s")
     table.add_row("", f"{costs.flops_per_second / 1e9:.1f}", "GFLOP/s")
-    table.add_row(
-        "occupancy",
-        _percent(costs.step_occupancy),
-        f"of steps, at {costs.lanes} lane{'s' * (costs.lanes > 1)}",
-    )
-    table.add_row("", _percent(costs.example_occupancy), "of their rows")
+    lanes = f"of steps, at {costs.lanes} lane{'s' * (costs.lanes > 1)}"
+    table.add_row("occupancy", f"{costs.step_occupancy:.1%}", lanes)
+    table.add_row("", f"{costs.example_occupancy:.1%}", "of their rows")
     table.add_row("traffic", f"{costs.bytes_up / 1e6:,.1f} MB", "up, from clients")
     table.add_row("", f"{costs.bytes_down / 1e6:,.1f} MB", "down, to clients")
     return table
 
 
-def _loss(history: History) -> str:
-    return f"{history['loss'][-1]:#.4g}"
+_OVER = {
+    "examples": "all examples",
+    "mean": "mean over clients",
+    "worst_decile": "worst tenth of the clients",
+}
 
 
-def _percent(share: float) -> str:
-    return f"{share:.1%}"
+def _main_metric(history: History, where: str) -> str:
+    last = history.evaluations[max(history.evaluations)][where]
+    return "accuracy" if "accuracy" in last.examples else next(iter(last.examples))
+
+
+def _by_setting(outcome: Outcome) -> list[tuple[str, list[History]]]:
+    """The seeds of every swept setting; one group without a name where nothing is swept."""
+    found: dict[str, list[History]] = {}
+    for label, history in zip(outcome.labels, outcome.histories, strict=True):
+        name = ", ".join(f"{key} = {value}" for key, value in label.get("sweep", {}).items())
+        found.setdefault(name, []).append(history)
+    return list(found.items())
+
+
+def _seeds(histories: Sequence[History], text: str) -> str:
+    return text if len(histories) == 1 else f"{text}, mean ± std over {len(histories)} seeds"
+
+
+def _spread(values: Sequence[float], form: str, scale: float) -> str:
+    """One value, or mean and sample standard deviation; a percentage where the scale is 100."""
+    percent = "%" if scale == 100 else ""
+    mean = f"{scale * float(np.mean(values)):{form}}"
+    if len(values) == 1:
+        return mean + percent
+    return f"{mean} ± {scale * float(np.std(values, ddof=1)):{form}}{percent and ' %'}"
+
+
+def _loss(histories: Sequence[History]) -> str:
+    return f"{np.mean([history['loss'][-1] for history in histories]):#.4g}"
+
+
+def print_json(content: Any) -> None:
+    """Prints a result for scripts."""
+    typer.echo(json.dumps(as_json(content), indent=2, allow_nan=False))
 
 
 def fail(message: str, code: int) -> NoReturn:

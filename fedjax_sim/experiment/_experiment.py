@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from fedjax_sim import models
 from fedjax_sim._src.types import Algorithm, Task
 from fedjax_sim.data import ClientData, Federated, holdout_clients
 from fedjax_sim.experiment import _settings
@@ -135,6 +136,17 @@ class Experiment:
     @functools.cached_property
     def _task(self) -> Task:
         return self.task()
+
+    def parameters(self) -> int:
+        """Trained parameters of the model."""
+        on_device = jax.dtypes.canonicalize_dtype
+        columns = self.federated.train.columns
+        row = {
+            name: jax.ShapeDtypeStruct((1, *c.shape[1:]), on_device(c.dtype)) for name, c in columns.items()
+        }
+        row["mask"] = jax.ShapeDtypeStruct((1,), bool)
+        variables = jax.eval_shape(self._task.init, jax.eval_shape(lambda: jax.random.key(0)), row)
+        return models.count_parameters(variables.params)
 
     def simulation(self, changes: Mapping[str, Any] | None = None) -> Simulation:
         """All of it put together.

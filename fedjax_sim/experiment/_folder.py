@@ -188,7 +188,7 @@ def write_clients(
     Who took part follows from the seed alone, so it is drawn again here instead of being kept through every kill.
     """
     rounds = histories[0].first_round + histories[0].rounds
-    arrays = _about_clients(federated)
+    arrays = about_clients(federated)
     planner = simulation.planner()
     counts = np.zeros((len(seeds), federated.train.num_clients), np.int64)
     first: list[np.ndarray] = []
@@ -224,7 +224,7 @@ def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     partial.replace(path)
 
 
-def _about_clients(federated: Federated) -> dict[str, np.ndarray]:
+def about_clients(federated: Federated) -> dict[str, np.ndarray]:
     train, test = federated.train, federated.test
     arrays = {"ids": train.ids, "train_examples": np.asarray(train.sizes)}
     if test.num_clients == train.num_clients and np.array_equal(test.ids, train.ids):
@@ -234,6 +234,38 @@ def _about_clients(federated: Federated) -> dict[str, np.ndarray]:
         arrays["test_examples"] = np.asarray(test.sizes)
     labels = _label_counts(train, federated.classes)
     return arrays if labels is None else arrays | {"labels": labels}
+
+
+def describe_data(federated: Federated) -> dict[str, Any]:
+    """What there is to know about a set at a glance, in JSON's types.
+
+    ``divergence`` is the mean over clients, weighted by examples, of the total variation distance between the client's
+    labels and all labels: 0 when all are alike, towards 1 when each has labels of its own.
+    """
+    train, test = federated.train, federated.test
+    found: dict[str, Any] = {
+        "name": federated.name,
+        "clients": train.num_clients,
+        "training examples": train.num_examples,
+        "per client": "{:.0f} to {:.0f}, median {:.0f}".format(*np.quantile(train.sizes, [0, 1, 0.5])),
+        "test examples": f"{test.num_examples} of {test.num_clients} clients",
+        "columns": [
+            f"{name}: {column.dtype}{list(column.shape[1:])}" for name, column in train.columns.items()
+        ],
+        "classes": federated.classes,
+    }
+    labels = _label_counts(train, federated.classes)
+    if labels is not None and labels.sum():
+        here = labels.sum(axis=1)
+        whole = labels.sum(axis=0) / labels.sum()
+        shares = labels / np.maximum(here, 1)[:, None]
+        distance = 0.5 * np.abs(shares - whole).sum(axis=1)
+        found["examples of each class"] = labels.sum(axis=0).tolist()
+        found["classes per client"] = "{:.0f} to {:.0f}, median {:.0f}".format(
+            *np.quantile((labels > 0).sum(axis=1), [0, 1, 0.5])
+        )
+        found["divergence"] = round(float(np.average(distance, weights=here)), 4)
+    return found | {"notes": list(federated.notes)}
 
 
 def _label_counts(data: ClientData, classes: int | None) -> np.ndarray | None:

@@ -217,6 +217,16 @@ class Parameter:
     default: Any
     about: str = ""
 
+    @property
+    def says(self) -> str:
+        """What it may be, in words."""
+        return either(self.forms)
+
+    @property
+    def shown_default(self) -> str:
+        """As TOML writes it."""
+        return "not set" if self.default is None else shown(self.default)
+
 
 def parameters_of(
     factory: Callable, parts: Parts, given: Iterable[str] = (), about: Mapping[str, str] | None = None

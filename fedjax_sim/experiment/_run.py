@@ -24,7 +24,7 @@ from fedjax_sim.experiment._forms import ConfigError
 from fedjax_sim.experiment._registry import build_part
 from fedjax_sim.history import History
 from fedjax_sim.personalisation import Personalised
-from fedjax_sim.simulate import Callback, NonFiniteModelError
+from fedjax_sim.simulate import Callback, NonFiniteModelError, Simulation
 from fedjax_sim.tracking import JsonLines, Lenient, Recorder, evaluation_row, round_rows, write_json
 
 Status = Literal["completed", "interrupted", "failed"]
@@ -242,7 +242,7 @@ class _Job:
     # --- training ---
 
     def _train(self, callbacks: Sequence[Callback]) -> tuple[list[SimState], list[History]]:
-        settings, sim = self.experiment.settings, self.simulation
+        settings = self.experiment.settings
         keep_rounds = max(self.checkpoints.rounds(), default=0) if self.goes_on else None
         with contextlib.ExitStack() as stack:
             main = stack.enter_context(JsonLines(self.folder / _folder.METRICS, keep_rounds))

@@ -19,7 +19,7 @@ FLOORS = [
     {"rules", "aggregation", "privacy"},
     {"engines", "algorithms", "evaluation", "personalisation", "history"},
     {"simulate", "_runner", "checkpoint", "tracking"},
-    {"cli", "experiment", "plots", "report"},
+    {"cli", "experiment", "bench", "plots", "report"},
     {"__main__"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

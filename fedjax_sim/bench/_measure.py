@@ -37,7 +37,7 @@ def hardware(cores: int) -> dict[str, Any]:
         "devices": [device.device_kind for device in jax.devices()],
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": jaxlib.version.__version__,
         "flax": flax.__version__,
         "optax": optax.__version__,
         "numpy": numpy.__version__,

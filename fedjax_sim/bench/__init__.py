@@ -1,0 +1,11 @@
+"""Benchmarks: speed as interleaved medians, compilation apart, beside a floor.
+
+``BENCHMARKS`` maps a name to a function that takes command-line arguments; the command ``fedjax-sim bench`` and the
+scripts under ``benchmarks/`` call the same.
+"""
+
+from fedjax_sim.bench import _rounds
+
+BENCHMARKS = {"rounds": _rounds.main}
+
+__all__ = ["BENCHMARKS"]

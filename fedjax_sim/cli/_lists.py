@@ -1,0 +1,201 @@
+"""``list``, ``data show`` and ``new``: what there is to begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from fedjax_sim import experiment
+from fedjax_sim.cli import _screen
+from fedjax_sim.cli._setup import BAD_USAGE, ERRORS, Json, Set
+
+
+def list_(
+    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(experiment.kinds())}.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """List what a configuration may name, with its settings and its source."""
+    if kind not in experiment.kinds():
+        _screen.fail(
+            f"error: {kind!r} is no kind, expected one of {', '.join(experiment.kinds())}.", BAD_USAGE
+        )
+    entries = [experiment.find(kind, name, kind) for name in experiment.names(kind)]
+    if json:
+        _screen.print_json(
+            {
+                entry.name: {
+                    "summary": entry.summary,
+                    "source": entry.source,
+                    "settings": {
+                        name: {"type": parameter.says, "default": parameter.default, "about": parameter.about}
+                        for name, parameter in entry.parameters.items()
+                    },
+                }
+                for entry in entries
+            }
+        )
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("name", "settings", "what it is"):
+        table.add_column(column, style="cyan" if column == "name" else None)
+    for entry in entries:
+        settings = [
+            name if p.required else f"{name} = {p.shown_default}" for name, p in entry.parameters.items()
+        ]
+        source = f"\n{entry.source}" if entry.source and entry.source not in entry.summary else ""
+        table.add_row(entry.name, "\n".join(settings), entry.summary + source)
+    _screen.show(table, False)
+
+
+data = typer.Typer(help="Look at federated data.", no_args_is_help=True)
+
+
+@data.callback()
+def _data() -> None:
+    pass
+
+
+@data.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def show(
+    context: typer.Context,
+    source: Annotated[
+        str, typer.Argument(help="digits, npz:FILE, leaf:PATH, images:FOLDER ..., or a TOML file.")
+    ] = "digits",
+    changes: Set = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Picture of who holds which labels, and of the sizes.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show a data set and how it is divided: `data show digits --clients 100 --alpha 0.1`.
+
+    Options that are not listed are settings of the data set.
+    """
+    try:
+        found = _with_data(source, context.args, changes or [])
+        clients = experiment.about_clients(found.federated)
+    except ERRORS as error:
+        _screen.fail(f"error: {error}", BAD_USAGE)
+    about = experiment.describe_data(found.federated)
+    if json:
+        _screen.print_json(about)
+    else:
+        table = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False)
+        table.add_column(style="cyan")
+        table.add_column()
+        for name, value in about.items():
+            table.add_row(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        _screen.show(table, False)
+    if out is not None:
+        from fedjax_sim import plots  # slow to import, and the table does not need it
+
+        run = plots.RunData(Path(), found.federated.name, {}, {}, {}, clients, ())
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            drawn = plots.partition(run) if "labels" in clients else plots.client_sizes(run)
+            drawn.savefig(out)
+        except ERRORS as error:
+            _screen.fail(f"error: {error}", BAD_USAGE)
+        typer.echo(out)
+
+
+def _with_data(source: str, options: list[str], changes: list[str]) -> experiment.Experiment:
+    """``--clients 100`` stands for the setting data.clients."""
+    if source.endswith(".toml"):
+        return experiment.load(source, changes)
+    name, _, path = source.partition(":")
+    module = ":" in source and name not in experiment.names("datasets")
+    settings = [f'data.name="{source if module else name}"']
+    if path and not module:
+        entry = experiment.find("datasets", name, "data.name")
+        settings.append(f'data.{next(iter(entry.parameters))}="{path}"')
+    if len(options) % 2 or any(not option.startswith("--") for option in options[::2]):
+        raise experiment.ConfigError(
+            f"{' '.join(options)!r} is no list of settings, expected --name value pairs."
+        )
+    for option, value in zip(options[::2], options[1::2], strict=True):
+        settings.append(f"data.{option.removeprefix('--').replace('-', '_')}={value}")
+    return experiment.load(changes=[*settings, *changes])
+
+
+def new(
+    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("experiment.toml"),
+) -> None:
+    """Write a commented configuration to begin with; it describes what plain `run` does."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(STARTER)
+    except FileExistsError:
+        _screen.fail(f"error: {path} exists already and is not overwritten; name another file.", BAD_USAGE)
+    except OSError as error:
+        _screen.fail(f"error: {error}", BAD_USAGE)
+    typer.echo(f"{path}\nrun it: fedjax-sim run {path}")
+
+
+STARTER = """\
+# An experiment of fedjax_sim. Everything here is the default: delete what you do not change.
+#   fedjax-sim run experiment.toml
+#   fedjax-sim run experiment.toml --set algorithm.client.learning_rate=0.05 --seeds 0:5
+# `fedjax-sim list algorithms` (models, datasets, transforms, cohorts, ...) says what else there is.
+
+rounds = 100
+seeds = [0]                      # one replica each; several train at once, in one program
+
+[data]
+name = "digits"                  # 1,797 handwritten digits, no download; npz, leaf, images, mnist_by_writer, your own
+clients = 50
+alpha = 0.3                      # Dirichlet: small gives each label to few clients
+
+# [partition]                    # divides any set anew
+# name = "shards"
+# clients = 100
+
+# [unseen]                       # clients that never train, evaluated apart
+# fraction = 0.1
+# seed = 0
+
+[task]
+name = "classification"
+# augment = [{ name = "shift", pixels = 2 }]
+
+[model]
+name = "mlp"                     # or "my_package.my_module:my_model"
+hidden = [200, 200]
+
+[algorithm]
+name = "fedavg"
+client = { name = "sgd", learning_rate = 0.1 }
+# server = { name = "fedadam", learning_rate = 0.01 }
+# aggregate = [                  # layers around the sum over clients, first to last
+#   { name = "clip_by_global_norm", clip_norm = 1.0 },
+#   { name = "mean", over = "expected_cohort" },
+#   { name = "gaussian_noise", noise_multiplier = 0.8 },
+# ]
+
+[cohort]
+name = "uniform"
+size = 10
+
+[local]
+epochs = 1
+batch_size = 20
+
+[engine]
+name = "lanes"                   # or: name = "sharded", devices = 2
+lanes = "auto"
+
+[evaluation]
+every = 10                       # rounds
+personalised = false             # at the end, every client's own model before and after local training
+
+[checkpoints]
+every = 50                       # rounds; the end is always saved
+keep = 2
+
+# [sweep]                        # every combination, each with every seed
+# algorithm.client.learning_rate = [0.01, 0.1]
+"""
