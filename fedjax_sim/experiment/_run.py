@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import resource
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -229,6 +230,8 @@ class _Job:
             self.folder / _folder.CLIENTS, self.simulation, self.experiment.federated,
             [label["seed"] for label in self.labels], histories, self._personalised,
         )  # fmt: skip
+        if self.experiment.settings["plots"]:
+            self._draw()
         return Outcome(
             status,
             self.folder.path,
@@ -238,6 +241,21 @@ class _Job:
             self._personalised,
             summary,
         )
+
+    def _draw(self) -> None:
+        """Pictures are for people: a run without them is whole."""
+        try:
+            from fedjax_sim import plots  # slow to import, and accelerator images may lack matplotlib
+
+            plots.save_all(self.folder.path)
+        except ModuleNotFoundError:
+            pass
+        except Exception as error:
+            warnings.warn(
+                f"the pictures of {self.folder.path} could not be drawn: {type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     # --- training ---
 

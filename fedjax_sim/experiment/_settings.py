@@ -29,6 +29,7 @@ class Run:
       seeds: one replica each, all in one program.
       rounds_per_chunk: rounds that run without the host.
       paths: folders, relative to this file, in which modules of your own are found.
+      plots: draw the run at its end, into the run folder's plots/.
     """
 
     name: str | None = None
@@ -36,6 +37,7 @@ class Run:
     seeds: Sequence[int] = (0,)
     rounds_per_chunk: int = 10
     paths: Sequence[str] = ()
+    plots: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,16 +107,8 @@ FROM_DATA = {"model": ("classes", "vocabulary")}
 """Settings that come from the data where they are not given."""
 
 FREE_ON_RESUME = (
-    "name",
-    "rounds",
-    "rounds_per_chunk",
-    "paths",
-    "engine",
-    "evaluation",
-    "checkpoints",
-    "trackers",
-    "clock",
-)
+    "name", "rounds", "rounds_per_chunk", "paths", "plots", "engine", "evaluation", "checkpoints", "trackers", "clock",
+)  # fmt: skip
 """What may differ from the run that is gone on with: none of it changes the model."""
 
 

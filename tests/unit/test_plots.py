@@ -35,7 +35,10 @@ def test_a_whole_folder_is_read(tmp_path):
     run = plots.read_run(write_run(tmp_path / "a"))
     assert (run.name, run.rounds, run.notes) == ("trial", 6, ())
     assert [replica.seed for replica in run.replicas] == [0, 1]
-    assert run.metrics[:4] == ("loss", "bytes_up", "bytes_down", "simulated_seconds") and "eval/accuracy" in run.metrics
+    assert (
+        run.metrics[:4] == ("loss", "bytes_up", "bytes_down", "simulated_seconds")
+        and "eval/accuracy" in run.metrics
+    )
     assert run.settings == ({},)
     np.testing.assert_array_equal(run.replicas[0].rounds, np.arange(6) + 1)
     assert plots.read_run(run) is run
