@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KILLS = 20
 CHANGES = [
     "data.clients=8", "cohort.size=3", "model=linear", "rounds=12000", "rounds_per_chunk=5", "evaluation.every=100",
-    "checkpoints.every=50", "plots=false", "trackers=['csv']",
+    "checkpoints.every=20", "plots=false", "trackers=['csv']",
     "algorithm={name='scaffold',learning_rate=0.02,server={name='fedadam',learning_rate=0.01}}",
 ]  # fmt: skip
 PROGRAM = """
@@ -72,7 +72,7 @@ def test_killed_at_twenty_random_moments_and_the_same_to_the_last_bit(tmp_path):
             rows = size(folder)
             while size(folder) == rows and process.poll() is None:
                 time.sleep(0.005)
-            time.sleep(moments.uniform(0.0, 0.6))
+            time.sleep(moments.uniform(0.0, 1.5))
         else:  # while it reads, restores or compiles
             time.sleep(moments.uniform(0.0, 3.0))
         assert process.poll() is None, "the run ended before it could be killed"
