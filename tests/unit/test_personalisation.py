@@ -342,7 +342,8 @@ def heterofl() -> fs.Simulation:
 def test_an_algorithm_that_does_not_say_what_clients_have_is_refused():
     sim = heterofl()
     with pytest.raises(
-        TypeError, match=r"heterofl: its clients send tuple.*expected a Delta of the global model"
+        TypeError,
+        match=r"heterofl: its clients send Delta with 'coverage' beside it.*expected a Delta of the global model",
     ):
         sim.personalised(sim.init(seed=0), TEST)
 

@@ -30,7 +30,10 @@ TASK = fs.tasks.classification(fs.models.linear(classes=CLASSES))
 def sparse_private_momentum() -> fs.Algorithm:
     """State everywhere: the server's momentum, a clip that adapts, what clients did not send, and noise."""
     aggregate = agg.chain(
-        agg.top_k(0.5), agg.adaptive_clip(0.5), agg.mean(over="expected_cohort"), agg.gaussian_noise(0.01)
+        agg.top_k(0.5),
+        agg.adaptive_clip(0.5, count_noise_std=0.15),
+        agg.mean(over="expected_cohort"),
+        agg.gaussian_noise(0.01),
     )
     return fs.algorithms.fedavgm(TASK, optax.sgd(0.3), aggregate=aggregate)
 
