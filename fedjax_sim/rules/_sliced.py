@@ -38,6 +38,8 @@ def sliced(rule: ClientRule, shapes: PyTree) -> ClientRule:
         return Message(Delta(full), {"coverage": coverage}), state, metrics
 
     def sends(message: Message):
+        if not isinstance(message.value, Delta):  # a layer has made something else of it
+            return message
         aux = {name: value for name, value in message.aux.items() if name != "coverage"}
         return message._replace(value=jax.tree.map(corner, message.value.params, shapes), aux=aux)
 

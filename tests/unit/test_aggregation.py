@@ -7,9 +7,11 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unit.small import simulation
 
 import fedjax_sim as fs
 from fedjax_sim import aggregation as agg
@@ -241,6 +243,30 @@ def test_scale_multiplies_in_float32():
     assert got["a"].dtype == jnp.bfloat16
     assert got["a"].tolist() == [256.0, 256.0]
     assert tree.scale(jnp.full(1, 6e4, jnp.float16), 1e-6).tolist() == pytest.approx([0.06], rel=1e-3)
+
+
+@pytest.mark.parametrize(("over", "expected"), [("examples", 4), ("clients", 3), ("expected_cohort", 2)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
+def test_averaged_integer_statistics_move_by_the_nearest_integer(over, expected, dtype):
+    """A count of batches, and a running sum in the model's own type. Clients of 1, 5 and 9 examples take 1, 3, 5 steps."""
+    start = fs.Variables(
+        {"w": jnp.zeros((3, 2), dtype)}, (), {"batches": jnp.int32(0), "sum": jnp.zeros(3, dtype)}
+    )
+
+    def apply(variables, batch, key, *, train):
+        x, stats = batch["x"].astype(dtype), variables.stats
+        outputs = (x @ variables.params["w"]).astype(jnp.float32)
+        return outputs, {"batches": stats["batches"] + 1, "sum": stats["sum"] + jnp.sum(x, axis=0)}
+
+    task = fs.Task(
+        lambda key, sample=None: start, apply, fs.tasks.losses.softmax_cross_entropy(), {}, "averaged"
+    )
+    algorithm = fs.algorithms.fedavg(task, optax.sgd(0.1), aggregate=agg.mean(over=over))
+    for engine in (fs.engines.lanes(2), fs.engines.sequential()):
+        sim = simulation(algorithm, local=fs.LocalWork(batch_size=2, shuffle=False), engine=engine)
+        state, _ = sim.run(sim.init(seed=0), rounds=1)
+        assert int(state.server.variables.stats["batches"]) == expected
+        assert tree.spec(state.server.variables) == tree.spec(start)
 
 
 def test_a_server_moves_in_its_own_types():
