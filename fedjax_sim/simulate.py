@@ -91,7 +91,7 @@ class Simulation:
         self._template = self._check_state(self._initialise, ())
         self._rounds = self.engine.compile(self._problem)
         self._columns: Any = None
-        self._turn_costs: TurnCosts | None = None
+        self._turn_costs: tuple[TurnCosts, ...] | None = None
         self._personalisers: dict[tuple[LocalWork, int, int], Personaliser] = {}
 
     # --- state ---

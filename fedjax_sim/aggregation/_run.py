@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim._src import keys
-from fedjax_sim._src.types import Message, RoundContext, Transform
+from fedjax_sim._src.types import RoundContext, Transform
 from fedjax_sim.aggregation._chain import chain
-from fedjax_sim.aggregation._reduce import accumulator_dtype, example_client_context, gathers
+from fedjax_sim.aggregation._reduce import accumulator_dtype, as_message, example_client_context, gathers
 
 
 def run(
@@ -18,7 +18,7 @@ def run(
 
     Args:
       transform: a layer or a chain.
-      updates: pytree with a leading axis ``[clients, ...]``.
+      updates: pytree with a leading axis ``[clients, ...]``, or a ``Message`` of such, where counts travel beside them.
       key: threefry key of the round.
       num_examples: ``int[clients]``; 1 each by default. A client with 0 examples did not come.
       expected_clients: divisor of ``mean(over="expected_cohort")``; the number of rows by default.
@@ -38,6 +38,7 @@ def run(
       [0.45, 0.6]
     """
     transform, key = chain(transform), keys.root_key(key)
+    updates = as_message(updates)
     clients = jax.tree.leaves(updates)[0].shape[0]
     sizes = jnp.ones(clients, jnp.int32) if num_examples is None else jnp.asarray(num_examples, jnp.int32)
     if sizes.shape != (clients,):
@@ -46,7 +47,7 @@ def run(
         )
     if state is None:
         server, part = transform.init(
-            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), Message(updates))
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), updates)
         )
         state = server, jax.tree.map(lambda x: jnp.broadcast_to(x, (clients, *jnp.shape(x))), part)
     server, parts = state
@@ -58,7 +59,7 @@ def run(
             client=client,
             num_examples=size,
         )
-        return transform.encode(Message(update), part, server, context)
+        return transform.encode(update, part, server, context)
 
     messages, parts, measured = jax.vmap(encode)(updates, parts, sizes, jnp.arange(clients, dtype=jnp.int32))
     rows = gathers(transform)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -51,7 +52,7 @@ def mime(
         return MimeState(variables, optimizer.init(variables.params), tree.zeros_like(variables.params))
 
     def remember(state: MimeState, direction: Delta, ctx):
-        gradient = tree.scale(direction.params, -1.0)
+        gradient = jax.tree.map(lambda g, d: -d.astype(g.dtype), state.gradient, direction.params)
         return state._replace(gradient=gradient), {
             "gradient_norm": Mean(tree.global_norm(gradient), jnp.ones(()))
         }
@@ -60,7 +61,7 @@ def mime(
         _, moved = optimizer.update(state.gradient, state.optimizer, state.variables.params)
         # A round in which nobody came leaves the optimizer alone, too.
         moved = tree.where(ctx.clients > 0, moved, state.optimizer)
-        params = tree.add(state.variables.params, tree.scale(mean.params, server_learning_rate))
+        params = tree.move(state.variables.params, tree.scale(mean.params, server_learning_rate))
         variables = state.variables._replace(params=params)
         norm = Mean(tree.global_norm(mean.params), jnp.ones(()))
         return state._replace(variables=variables, optimizer=moved), {"aggregate_norm": norm}

@@ -49,7 +49,7 @@ def scaffold(
     def update(state: ScaffoldState, mean: ScaffoldUpdate, ctx):
         variables, optimizer = _server.apply_delta(server, state.variables, state.optimizer, mean.delta)
         divisor = ctx.expected_clients if public else ctx.clients
-        control = tree.add(state.control, tree.scale(mean.control, divisor / ctx.population))
+        control = tree.move(state.control, tree.scale(mean.control, divisor / ctx.population))
         norm = Mean(tree.global_norm(mean.delta.params), jnp.ones(()))
         return ScaffoldState(variables, optimizer, control), {"aggregate_norm": norm}
 

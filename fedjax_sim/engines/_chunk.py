@@ -152,7 +152,7 @@ class Chunk:
             ctx = self.problem.round_context(key, round_, clients, mask)
             declared = self._stage(hyper, stage)
             decoded, part, decoding = aggregate(declared).decode(message, part, ctx)
-            server, updating = declared.update(server, decoded.value, ctx)
+            server, updating = declared.update(server, decoded.value, ctx._replace(aux=decoded.aux))
             return server, part, {**decoding, **updating}
 
         return jax.vmap(one, axis_size=self.replicas)(hyper, server, message, part, mask, root, clients)

@@ -21,7 +21,7 @@ from fedjax_sim._src.types import (
     Variables,
 )
 from fedjax_sim.aggregation import chain
-from fedjax_sim.aggregation._reduce import example_client_context
+from fedjax_sim.aggregation._reduce import as_message, example_client_context
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.engines._state import ClientTable, SimState
 
@@ -107,7 +107,7 @@ def example_batch(
 
 
 def turn_specs(problem: Problem, algorithm: Algorithm, stage: int, group: int, broadcast, state):
-    """Specs of what one client's turn makes: the update it sends, the state it keeps, its step metrics.
+    """Specs of what one client's turn makes: its message before any layer, the state it keeps, its step metrics.
 
     Raises:
       TypeError: the rule's work or state changes its structure or dtypes; names the rule's group and stage.
@@ -122,9 +122,9 @@ def turn_specs(problem: Problem, algorithm: Algorithm, stage: int, group: int, b
         rule.step, broadcast, work, example_batch(problem.columns, local), step_ctx
     )
     _check_same(f"{algorithm.name}, stage {stage}: a client's work before and after step", work, stepped)
-    update, kept, _ = jax.eval_shape(rule.finish, broadcast, work, state, ctx)
+    sent, kept, _ = jax.eval_shape(rule.finish, broadcast, work, state, ctx)
     _check_same(f"{algorithm.name}, stage {stage}: a client's state before and after finish", state, kept)
-    return update, kept, metrics
+    return as_message(sent), kept, metrics
 
 
 def _check_same(what: str, before, after) -> None:
@@ -157,7 +157,7 @@ def initial_state(
         specs = [turn_specs(problem, algorithm, index, g, broadcast, states[g])[0] for g in range(len(rules))]
         for spec in specs[1:]:
             _check_same(f"{algorithm.name}, stage {index}: the updates of two groups", specs[0], spec)
-        server_part, client_part = aggregate(stage).init(Message(tree.spec(specs[0])))
+        server_part, client_part = aggregate(stage).init(tree.spec(specs[0]))
         server_parts.append(server_part)
         parts.append(jax.tree.map(lambda x: jnp.broadcast_to(x, (slots, *jnp.shape(x))), client_part))
     table = ClientTable(
@@ -168,16 +168,18 @@ def initial_state(
     return SimState(server, table, tuple(server_parts), jnp.zeros((), jnp.int32), key)
 
 
-def message_spec(problem: Problem, algorithm: Algorithm, stage: int, broadcast, state: SimState) -> Message:
-    """Spec of the encoded message that a client sends in a stage."""
+def message_spec(
+    problem: Problem, algorithm: Algorithm, stage: int, broadcast, state: SimState, group: int = 0
+) -> Message:
+    """Spec of the encoded message that a client of a group sends in a stage."""
     kept = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (state.clients.states, state.clients.parts)
     )
-    own, part = kept[0][0] if kept[0] else (), kept[1][stage]
-    update = turn_specs(problem, algorithm, stage, 0, broadcast, own)[0]
+    own, part = kept[0][group] if kept[0] else (), kept[1][stage]
+    message = turn_specs(problem, algorithm, stage, group, broadcast, own)[0]
     encode = aggregate(algorithm.stages[stage]).encode
     ctx = example_client_context()
-    return jax.eval_shape(encode, Message(tree.spec(update)), part, state.aggregate[stage], ctx)[0]
+    return jax.eval_shape(encode, tree.spec(message), part, state.aggregate[stage], ctx)[0]
 
 
 def keeps_client_state(state: SimState) -> bool:

@@ -213,7 +213,7 @@ class _JittedServer:
         ctx = self._problem.round_context(key, round_, clients, mask)
         stage = self._problem.build(hyper).stages[self._stage]
         decoded, part, decoding = aggregate(stage).decode(message, part, ctx)
-        server, updating = stage.update(server, decoded.value, ctx)
+        server, updating = stage.update(server, decoded.value, ctx._replace(aux=decoded.aux))
         return server, part, {**decoding, **updating}
 
 

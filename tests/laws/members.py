@@ -129,6 +129,7 @@ PRIVATE = agg.chain(agg.clip_by_global_norm(0.5), agg.mean(over="expected_cohort
 ADAPTIVE = agg.chain(
     agg.adaptive_clip(0.3, count_noise_std=0.2), agg.mean(over="expected_cohort"), agg.gaussian_noise(0.3)
 )
+WIDTHS = tuple("wide" if c % 2 else "narrow" for c in range(POPULATION))
 work = fs.LocalWork
 
 ALGORITHMS = [
@@ -165,6 +166,12 @@ ALGORITHMS = [
     Member("mime", lambda: algorithms.mime(linear(), optax.sgd(0.1, momentum=0.9))),
     Member("ifca", lambda: algorithms.ifca(linear(), SGD, models=3)),
     Member(
+        "ifca_clipped",
+        lambda: algorithms.ifca(
+            linear(), SGD, models=3, aggregate=agg.chain(agg.adaptive_clip(0.1), agg.mean_by_model())
+        ),
+    ),
+    Member(
         "top_k", lambda: algorithms.fedavg(linear(), SGD, aggregate=agg.chain(agg.top_k(0.25), agg.mean()))
     ),
     Member("clip_and_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=PRIVATE)),
@@ -174,7 +181,16 @@ ALGORITHMS = [
     Member(
         "heterofl",
         lambda: algorithms.heterofl({"wide": mlp(6), "narrow": mlp(3)}, SGD),
-        groups=tuple("wide" if c % 2 else "narrow" for c in range(POPULATION)),
+        groups=WIDTHS,
+    ),
+    Member(
+        "heterofl_clipped",
+        lambda: algorithms.heterofl(
+            {"wide": mlp(6), "narrow": mlp(3)},
+            SGD,
+            aggregate=agg.chain(agg.clip_by_global_norm(0.1), agg.coverage_mean()),
+        ),
+        groups=WIDTHS,
     ),
     Member("batch_norm_averaged", lambda: algorithms.fedavg(normed("averaged"), SGD)),
     Member("batch_norm_local", lambda: algorithms.fedavg(normed("local"), SGD)),
@@ -207,7 +223,13 @@ MESSAGE = {
     "b": np.ones((4, 5), np.float32),
 }
 """Messages of four clients."""
-COVERED = (MESSAGE, {"w": (MESSAGE["w"] > 0).astype(np.float32), "b": np.ones((4, 5), np.float32)})
+COVERED = fs.Message(
+    MESSAGE, {"coverage": {"w": (MESSAGE["w"] > 0).astype(np.float32), "b": np.ones((4, 5), np.float32)}}
+)
+MEMBERS = fs.Message(
+    {"w": MESSAGE["w"] * (np.arange(3) == np.array([0, 1, 2, 0])[:, None])[..., None]},
+    {"members": np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]},
+)
 
 
 class Layers(NamedTuple):
@@ -240,6 +262,11 @@ TRANSFORMS = {
     "median, clip": Layers((agg.coordinate_median(), agg.clip_by_global_norm(0.5))),
     "median, top_k": Layers((agg.coordinate_median(), agg.top_k(0.5))),
     "coverage mean": Layers((agg.coverage_mean(),), COVERED),
+    "top_k, clip, coverage mean": Layers(
+        (agg.top_k(0.5), agg.clip_by_global_norm(0.5), agg.coverage_mean()), COVERED
+    ),
+    "mean by model": Layers((agg.mean_by_model(),), MEMBERS),
+    "adaptive clip, mean by model": Layers((agg.adaptive_clip(0.5), agg.mean_by_model()), MEMBERS),
 }
 
 # --- simulations ---------------------------------------------------------------------------------------------

@@ -162,6 +162,83 @@ def test_a_wrong_chain_is_refused_when_it_is_built(name):
         agg.chain(*layers)
 
 
+def test_a_count_without_noise_of_its_own_is_refused():
+    """The exact count of unclipped clients would reach the model through the next bound."""
+    with pytest.raises(
+        ValueError,
+        match=r"gaussian_noise stands behind adaptive_clip with count_noise_std=0: .* not private. Set adaptive_clip\(count",
+    ):
+        agg.chain(agg.adaptive_clip(1.0), PUBLIC, NOISE)
+    chain = agg.chain(agg.adaptive_clip(1.0, count_noise_std=0.5), PUBLIC, NOISE)
+    assert [fact.count_noise_std for fact in chain.facts] == [0.5, None, None]
+    # A sweep over the deviation: a traced value cannot be looked at, and passes.
+    jax.jit(lambda std: agg.run(agg.chain(agg.adaptive_clip(1.0, count_noise_std=std), PUBLIC, NOISE),
+                                jnp.ones((2, 1)), key=jax.random.key(0))[0])(0.5)  # fmt: skip
+
+
+def two_widths(aggregate):
+    sized = lambda width: fs.tasks.classification(fs.models.mlp(2, hidden=(width,)), sample_input=(1, 3))  # noqa: E731
+    algorithm = fs.algorithms.heterofl(
+        {"wide": sized(4), "narrow": sized(2)}, optax.sgd(0.1), aggregate=aggregate
+    )
+    return simulation(algorithm, groups=["wide", "narrow"] * 2)
+
+
+def two_models(aggregate):
+    return simulation(fs.algorithms.ifca(task(), optax.sgd(0.1), models=2, aggregate=aggregate))
+
+
+COUNTED = {
+    "heterofl": (two_widths, "coverage", "coverage_mean"),
+    "ifca": (two_models, "members", "mean_by_model"),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_chains_that_cannot_count_beside_an_update_are_refused(name):
+    """Gathers, noise and a mean over the whole cohort, for algorithms whose coordinates have cohorts of their own."""
+    make, count, layer = COUNTED[name]
+    own = getattr(agg, layer)()
+    with pytest.raises(
+        ValueError, match=f"coordinate_median gathers .* the clients send '{count}' .*{layer}"
+    ):
+        make(agg.chain(agg.coordinate_median(), CLIP))
+    with pytest.raises(ValueError, match=r"gaussian_noise .* divisor depends on the data"):
+        make(agg.chain(CLIP, own, NOISE))
+    with pytest.raises(ValueError, match=f"{name}'s aggregate holds mean.*{layer}"):
+        make(agg.chain(CLIP, agg.mean(over="clients")))
+    public = agg.identity()._replace(facts=(fs.Facts("public", divisor="public"),))
+    with pytest.raises(ValueError, match=f"the clients send '{count}' .* exact sum would be released"):
+        make(agg.chain(CLIP, public, NOISE))
+    make(agg.chain(agg.top_k(0.5), CLIP, own))
+
+
+def test_means_that_count_need_what_they_count():
+    with pytest.raises(ValueError, match="coverage_mean divides by 'coverage', but the clients send nothing"):
+        simulation(fedavg(agg.coverage_mean()))
+    with pytest.raises(ValueError, match=r"mean_by_model divides by 'members', .* rules\.train_chosen"):
+        simulation(fedavg(agg.mean_by_model()))
+    key, ones = jax.random.key(0), jnp.ones((2, 3))
+    with pytest.raises(ValueError, match=r"update's root has shape \(3,\), expected a leading axis \(2,\)"):
+        agg.run(agg.mean_by_model(), fs.Message(ones, {"members": ones[:, :2]}), key=key)
+    with pytest.raises(ValueError, match="expected the same structure and shapes"):
+        agg.run(agg.coverage_mean(), fs.Message(ones, {"coverage": ones[:, :2]}), key=key)
+
+
+BAD_MESSAGES = {
+    "aux": (fs.Message(jnp.ones((2, 1)), (1,)), "has tuple as aux, expected a mapping"),  # pyright: ignore
+    "stack": (fs.Message(jnp.ones((2, 1)), {}, (1,)), "a stack, which belongs to the layers"),
+    "nested": (fs.Message(fs.Message(jnp.ones((2, 1)))), "holds another message"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MESSAGES)
+def test_a_message_has_its_form(name):
+    message, error = BAD_MESSAGES[name]
+    with pytest.raises(TypeError, match=error):
+        agg.run(agg.mean(), message, key=jax.random.key(0))
+
+
 def test_a_layer_alone_is_checked_as_a_chain():
     with pytest.raises(ValueError, match="needs a bound on each client's message"):
         simulation(fedavg(NOISE))
