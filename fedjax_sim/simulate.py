@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim import engines
+from fedjax_sim._arguments import check_sampling, replica_hyperparameters
 from fedjax_sim._runner import Callback, NonFiniteModelError, Progress, Runner, root_words
 from fedjax_sim._src import checks, keys, tree
 from fedjax_sim._src.types import Algorithm, Variables
@@ -24,8 +24,8 @@ from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.data.plans import Plan, Planner
 from fedjax_sim.engines import Engine, SimState
 from fedjax_sim.engines._costs import TurnCosts, turn_costs
-from fedjax_sim.engines._state import check_is_state, check_state
 from fedjax_sim.engines._problem import Problem, group_names, initial_state, keeps_client_state
+from fedjax_sim.engines._state import check_is_state, check_state
 from fedjax_sim.evaluation import Evaluation, evaluate, named_sets
 from fedjax_sim.history import Histories, History
 from fedjax_sim.personalisation import Personalised, Personaliser, check_clients
@@ -102,7 +102,7 @@ class Simulation:
         if self.algorithm.task.check is not None:
             self.algorithm.task.check(self.data.columns)
         self.cohort.cap(self.data.num_clients)
-        _check_sampling(self.algorithm, self.cohort)
+        check_sampling(self.algorithm, self.cohort)
         self._initialise = self._initialiser(problem)
         self._template = self._check_state()
 
@@ -270,7 +270,7 @@ class Simulation:
         """
         checks.positive_int("rounds", rounds)
         seeds = list(seeds)
-        hyper, build = _hyperparameters(len(seeds), algorithm, hyperparameters, self.algorithm)
+        hyper, build = replica_hyperparameters(len(seeds), algorithm, hyperparameters, self.algorithm)
         one = lambda index: jax.tree.map(lambda x: x[index], hyper)  # noqa: E731
         variant = self._variant(self._make_problem(build, one(0), len(seeds)))
         states = [variant._initialise(one(index), keys.root_key(seed)) for index, seed in enumerate(seeds)]
@@ -485,20 +485,6 @@ def _check_types(algorithm, data, cohort, local, engine) -> None:
             raise TypeError(f"{name} is {type(value).__name__}, expected {kind.__name__}: {fix}.")
 
 
-def _check_sampling(algorithm: Algorithm, cohort: Cohort) -> None:
-    """Noise is scaled to the bound of one message: a client that is drawn twice would enter the sum twice."""
-    if cohort.sampling != "with_replacement":
-        return
-    for stage in algorithm.stages:
-        for fact in stage.aggregate.facts:
-            if fact.noise_multiplier is not None:
-                raise ValueError(
-                    f"{algorithm.name} has {fact.name} in its chain, and the cohort is drawn with replacement: a client "
-                    "that is drawn k times adds k messages to the sum, which the noise is not scaled to. Draw without "
-                    "replacement: fs.cohorts.poisson(rate) or fs.cohorts.uniform(size)."
-                )
-
-
 def _group_indices(algorithm: Algorithm, groups, population: int) -> np.ndarray:
     names = group_names(algorithm)
     if names == (None,):
@@ -536,25 +522,3 @@ def _check_variables(given: Variables, expected: Variables) -> None:
                 f"variables{jax.tree_util.keystr(path)} is {x.dtype}{list(x.shape)}, the task's is "
                 f"{y.dtype}{list(y.shape)}."
             )
-
-
-def _hyperparameters(replicas: int, factory, values, algorithm: Algorithm):
-    if replicas == 0:
-        raise ValueError("seeds is empty, expected at least one.")
-    if (factory is None) != (values is None):
-        raise ValueError("algorithm and hyperparameters go together: give both or neither.")
-    if factory is None:
-        return (), lambda hyper: algorithm
-    try:
-        inspect.signature(factory).bind(**values)
-    except TypeError as error:
-        raise TypeError(
-            f"hyperparameters has the names {', '.join(map(repr, values))}, but algorithm is called as "
-            f"algorithm{inspect.signature(factory)}: {error}. Give one column for each of its parameters."
-        ) from None
-    for name, column in values.items():
-        if len(column) != replicas:
-            raise ValueError(
-                f"hyperparameters[{name!r}] has {len(column)} values, expected one per seed, {replicas}."
-            )
-    return {name: jnp.asarray(column) for name, column in values.items()}, lambda hyper: factory(**hyper)

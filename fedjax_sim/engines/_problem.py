@@ -207,7 +207,14 @@ def message_spec(problem: Problem, algorithm: Algorithm, stage: int, broadcast, 
 
 
 def server_step(
-    problem: Problem, algorithm: Algorithm, stage: int, server, message: Message, part, sent: SentSpec, ctx: RoundContext
+    problem: Problem,
+    algorithm: Algorithm,
+    stage: int,
+    server,
+    message: Message,
+    part,
+    sent: SentSpec,
+    ctx: RoundContext,
 ):
     """Decode and server update of a stage, for one run: the server's state, the chain's part, metrics.
 

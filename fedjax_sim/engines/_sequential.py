@@ -195,7 +195,16 @@ class _JittedServer:
         self._rows = gathers(aggregate(problem.algorithm().stages[stage]))
 
     def update(
-        self, hyper, server, messages: list[Message], masks, part, root, round_, clients, sent: Callable[[], SentSpec]
+        self,
+        hyper,
+        server,
+        messages: list[Message],
+        masks,
+        part,
+        root,
+        round_,
+        clients,
+        sent: Callable[[], SentSpec],
     ):
         """``sent``: makes the specs of what a client sends; the same in every round."""
         self._sent = sent() if self._sent is None else self._sent

@@ -105,7 +105,7 @@ def _used(table: ClientTable, population: int) -> bool:
     for leaf in jax.tree.leaves(table.parts):
         padding = np.asarray(leaf[population:])
         # Padding is as it was made, the same for all, or zero where the table grew.
-        used = padding[(padding != 0).reshape(len(padding), -1).any(axis=1)]
+        used = padding[(padding != 0).any(axis=tuple(range(1, padding.ndim)))]
         if len(used) and (used != used[0]).any():
             return True
     return False

@@ -130,6 +130,10 @@ BAD_COLUMNS = {
         "'y' has dtype float32, expected integer labels.*astype",
     ),
     "NaN": ({"x": np.where(np.arange(45).reshape(15, 3) == 7, np.nan, 0)}, "column 'x' holds nan at row 2"),
+    "complex numbers": (
+        {"x": np.zeros((15, 3), np.complex64)},
+        r"'x' is complex64\[15, 3\], expected real numbers: .*np.stack\(\[x.real, x.imag\]",
+    ),
     "infinity": ({"x": np.full((15, 3), -np.inf)}, "column 'x' holds -inf at row 0, expected finite"),
 }
 
