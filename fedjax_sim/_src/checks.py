@@ -19,7 +19,7 @@ def is_traced(value: Any) -> bool:
 
 def _number(name: str, value: Any, expected: str) -> None:
     try:
-        float(value)
+        math.isfinite(value)
     except (TypeError, ValueError):
         fix = "."
         if callable(value):

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_sim._src import tree
+
 
 class ClientTable(NamedTuple):
     """State that clients keep between rounds; one row per client.
@@ -81,7 +83,9 @@ def check_state(state: Any, template: SimState, algorithm: str, population: int)
                 f"{jax.tree.structure(expected)}: it is the state of another algorithm, chain or model. Start with "
                 "sim.init(seed); to go on from a trained model, sim.init(variables=other.algorithm.params(state.server))."
             )
-        for (path, x), y in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(expected), strict=True):
+        for (path, x), y in zip(
+            jax.tree.leaves_with_path(tree.spec(got)), jax.tree.leaves(expected), strict=True
+        ):
             skip = 1 if part == "clients" else 0
             if x.dtype != y.dtype or x.shape[skip:] != y.shape[skip:] or len(x.shape) != len(y.shape):
                 raise ValueError(
@@ -90,7 +94,7 @@ def check_state(state: Any, template: SimState, algorithm: str, population: int)
                     "(take one of Histories.states). Start with sim.init(seed)."
                 )
     rows = {len(x) for x in jax.tree.leaves(state.clients)}
-    if rows and (min(rows) < population or _used(state.clients, population)):
+    if rows and (min(rows) < population or (max(rows) > population and _used(state.clients, population))):
         raise ValueError(
             f"state.clients keeps state of {min(rows)} clients, the data has {population}: it is the state of another "
             "population, and whose row is whose cannot be known. Start with sim.init(seed); to go on from its model, "
