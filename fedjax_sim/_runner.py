@@ -84,8 +84,8 @@ class Runner:
       turn_costs: costs of a client's turn, one for each group.
       hyper: hyper-parameters, ``[replicas]`` each, or ``()``.
       single: the state has no replica axis.
-      evaluate: evaluates a state without replica axis on every named set; ``None`` when there is nothing to
-        evaluate on.
+      evaluate: evaluates a state without replica axis, and the number of its replica, on every named set; ``None``
+        when there is nothing to evaluate on.
       every: rounds between evaluations; ``None`` for one at the end.
       callbacks: called after every chunk.
       store: checkpoints, ``None`` for none.
@@ -99,7 +99,7 @@ class Runner:
     turn_costs: tuple[TurnCosts, ...]
     hyper: Any = ()
     single: bool = True
-    evaluate: Callable[[SimState], Mapping[str, Evaluation]] | None = None
+    evaluate: Callable[[SimState, int], Mapping[str, Evaluation]] | None = None
     every: int | None = None
     callbacks: Sequence[Callback] = ()
     store: Store | None = None
@@ -221,7 +221,7 @@ class Runner:
         clock = time.perf_counter()
         for replica, results in enumerate(self._evaluations):
             own = state if self.single else jax.tree.map(lambda x, r=replica: x[r], state)
-            results[self._first + done] = self.evaluate(own)
+            results[self._first + done] = self.evaluate(own, replica)
         self._spend(evaluation_seconds=self._costs.evaluation_seconds + time.perf_counter() - clock)
 
     def _call(self, state: SimState, before: int, done: int, rounds: int) -> bool:
@@ -233,7 +233,9 @@ class Runner:
         if not self.callbacks:
             return False
         progress = Progress(done, rounds, tuple(self._histories(before)), snapshot, self._histories)
-        return True in [callback(progress) is True for callback in self.callbacks]
+        answers = [callback(progress) for callback in self.callbacks]
+        # A comparison of numpy values is an np.bool_, never the object True; other truthy values mean nothing.
+        return any(isinstance(answer, (bool, np.bool_)) and bool(answer) for answer in answers)
 
     # --- checkpoints ---
 

@@ -42,6 +42,7 @@ def chain(*transforms: Transform) -> Transform:
       *transforms: layers, the client's first step first.
 
     Raises:
+      TypeError: something that is no transform, such as a factory that was not called.
       ValueError: the order is wrong or the composition not private although it holds noise; the message names the
         layers and the order that would be right.
 
@@ -52,6 +53,12 @@ def chain(*transforms: Transform) -> Transform:
       >>> [fact.name for fact in private.facts]
       ['clip_by_global_norm', 'mean', 'gaussian_noise']
     """
+    for transform in transforms:
+        _check_transform(transform)
+    for transform in transforms:
+        _check_transform(transform)
+    for transform in transforms:
+        _check_transform(transform)
     layers = tuple(layer for transform in transforms for layer in _layers(transform))
     facts = tuple(layer.facts[0] for layer in layers)
     _check_order(facts)
@@ -101,6 +108,18 @@ def chain(*transforms: Transform) -> Transform:
     return Transform(
         init, lambda server, incoming: bounds(server, incoming)[-1], encode, decode, facts, layers
     )
+
+
+def _check_transform(transform) -> None:
+    if isinstance(transform, Transform):
+        return
+    what, fix = type(transform).__name__, "use the factories of fedjax_sim.aggregation, such as mean()"
+    if callable(transform):
+        name = getattr(transform, "__name__", what)
+        what, fix = f"the function {name}", f"call it: {name}(...)"
+    elif isinstance(transform, (list, tuple)):
+        fix = "give the layers one by one: chain(*layers)"
+    raise TypeError(f"chain was given {what}, expected a Transform: {fix}.")
 
 
 def _layers(transform: Transform) -> tuple[Transform, ...]:

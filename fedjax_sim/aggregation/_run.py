@@ -19,7 +19,7 @@ def run(
     Args:
       transform: a layer or a chain.
       updates: pytree with a leading axis ``[clients, ...]``, or a ``Message`` of such, where counts travel beside them.
-      key: threefry key of the round.
+      key: threefry key of the round, for this call alone: noise must not share it with what the clients drew.
       num_examples: ``int[clients]``; 1 each by default. A client with 0 examples did not come.
       expected_clients: divisor of ``mean(over="expected_cohort")``; the number of rows by default.
       state: what the previous call returned; ``None`` in the first round.
@@ -32,8 +32,9 @@ def run(
       >>> import jax, jax.numpy as jnp
       >>> from fedjax_sim import aggregation as agg
       >>> updates = {"w": jnp.array([[3.0, 4.0], [0.3, 0.4]])}
+      >>> clients_key, key = jax.random.split(jax.random.key(0))     # the first is for what clients draw
       >>> mean, state, metrics = agg.run(
-      ...     agg.chain(agg.clip_by_global_norm(1.0), agg.mean(over="clients")), updates, key=jax.random.key(0))
+      ...     agg.chain(agg.clip_by_global_norm(1.0), agg.mean(over="clients")), updates, key=key)
       >>> [round(float(x), 4) for x in mean["w"]]
       [0.45, 0.6]
     """

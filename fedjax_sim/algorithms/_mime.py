@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim import aggregation, rules
-from fedjax_sim._src import tree
+from fedjax_sim._src import checks, tree
 from fedjax_sim._src.types import Algorithm, Delta, Mean, PyTree, Stage, Task, Transform, Variables
 from fedjax_sim.algorithms._fedavg import one_pass
 from fedjax_sim.rules import MimeBroadcast
@@ -43,6 +43,7 @@ def mime(
       aggregate: around the sum of updates; the mean over clients by default, as in the paper.
       aggregate_gradient: around the sum of gradients; likewise.
     """
+    checks.optimizer("base optimizer", optimizer)
     aggregate = aggregation.mean(over="clients") if aggregate is None else aggregate
     aggregate_gradient = (
         aggregation.mean(over="clients") if aggregate_gradient is None else aggregate_gradient

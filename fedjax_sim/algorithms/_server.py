@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim._src import tree
+from fedjax_sim._src import checks, tree
 from fedjax_sim._src.types import Delta, Mean, PyTree, Transform, Variables
 
 
@@ -20,6 +20,7 @@ class ServerState(NamedTuple):
 
 def init(optimizer: optax.GradientTransformation):
     """``Algorithm.init`` for an optimizer."""
+    checks.optimizer("server optimizer", optimizer)
 
     def init_(variables: Variables) -> ServerState:
         return ServerState(variables, optimizer.init(variables.params))

@@ -202,6 +202,22 @@ ALGORITHMS = [
 ]
 NAMES = [member.name for member in ALGORITHMS]
 
+
+def narrow(member: Member, dtype) -> Member:
+    """The same algorithm with parameters of another dtype; statistics keep theirs, as flax's layers do."""
+
+    def build() -> fs.Algorithm:
+        algorithm = member.build()
+
+        def init(key, sample=None):
+            variables = algorithm.task.init(key, sample)
+            return variables._replace(params=jax.tree.map(lambda x: x.astype(dtype), variables.params))
+
+        return algorithm._replace(task=algorithm.task._replace(init=init))
+
+    return member._replace(build=build)
+
+
 # --- engines -------------------------------------------------------------------------------------------------
 
 MESHES = (1, 2, 8)
@@ -346,6 +362,9 @@ def comparable(state: fs.SimState):
 TOLERANCE = 5e-6
 """Of ``largest_error`` after one round: some 20 steps of float32 (6e-8 each) in another order of summation, through
 optimizers that divide by roots of small numbers. Measured: at most 2e-7 on CPU."""
+
+BFLOAT16 = 2.0**-7
+"""A unit in the last place of bfloat16 is at most this share of a number; float32 sums may round to its neighbour."""
 
 
 def largest_error(got, expected) -> float:

@@ -280,6 +280,80 @@ def test_layers_check_their_arguments(name):
         make()
 
 
+NOT_LAYERS = {
+    "not called": (
+        lambda: agg.chain(agg.mean),
+        r"chain was given the function mean, .*: call it: mean\(...\)",
+    ),
+    "not called, inside": (
+        lambda: agg.chain(agg.clip_by_global_norm(1.0), agg.mean),
+        "chain was given the function mean",
+    ),
+    "not called, alone": (lambda: simulation(fedavg(agg.mean)), "chain was given the function mean"),
+    "not called, in scaffold": (
+        lambda: fs.algorithms.scaffold(task(), 0.1, aggregate=agg.mean),
+        "chain was given the function mean",
+    ),
+    "a list": (lambda: agg.chain([agg.mean()]), r"chain was given list, .*one by one: chain\(\*layers\)"),
+    "a number": (lambda: agg.chain(1.0), "chain was given float, expected a Transform: use the factories"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_LAYERS)
+def test_a_chain_is_made_of_transforms(name):
+    make, message = NOT_LAYERS[name]
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+# --- optimizers and numbers ----------------------------------------------------------------------------------
+
+SCHEDULE = optax.constant_schedule(0.1)
+NOT_OPTIMIZERS = {
+    "fedavg": (
+        lambda: fs.algorithms.fedavg(task(), 0.1),
+        r"the client optimizer is 0.1, expected an optax optimizer: .* write optax.sgd\(0.1\)",
+    ),
+    "fedavg's server": (
+        lambda: fs.algorithms.fedavg(task(), optax.sgd(0.1), 1.0),
+        "the server optimizer is 1.0",
+    ),
+    "fedprox": (lambda: fs.algorithms.fedprox(task(), 0.1, mu=0.1), "the client optimizer is 0.1"),
+    "ifca": (lambda: fs.algorithms.ifca(task(), 0.1, models=2), "the client optimizer is 0.1"),
+    "mime": (lambda: fs.algorithms.mime(task(), 0.1), "the base optimizer is 0.1"),
+    "scaffold's server": (lambda: fs.algorithms.scaffold(task(), 0.1, 1.0), "the server optimizer is 1.0"),
+    "not called": (
+        lambda: fs.algorithms.fedavg(task(), optax.sgd),
+        r"is the function sgd, .*: call it, as in optax.sgd\(0.1\)",
+    ),
+    "a name": (
+        lambda: fs.algorithms.fedavg(task(), "sgd"),
+        r"is 'sgd', .*: use for example optax.sgd\(0.1\)",
+    ),
+    "a schedule in fedadam": (
+        lambda: fs.algorithms.fedadam(task(), optax.sgd(0.1), learning_rate=SCHEDULE),
+        r"learning_rate is the function .*, expected a finite number above 0; schedules work .*optax.sgd\(schedule\)",
+    ),
+    "a schedule in scaffold": (
+        lambda: fs.algorithms.scaffold(task(), SCHEDULE),
+        "learning_rate is the function",
+    ),
+    "a text": (
+        lambda: fs.algorithms.scaffold(task(), "fast"),
+        "learning_rate is 'fast', expected a finite number",
+    ),
+    "a list": (lambda: fs.cohorts.poisson([0.1, 0.2]), r"rate is a list, expected a number in \(0, 1\]"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_OPTIMIZERS)
+def test_optimizers_and_step_sizes_are_told_apart(name):
+    """What takes an optimizer says so when it is given a number, and the other way round."""
+    make, message = NOT_OPTIMIZERS[name]
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
 # --- rules that do not fit -----------------------------------------------------------------------------------
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -202,8 +204,8 @@ def test_several_sets_are_evaluated_under_their_names(sim):
         ({"a/b": DATA}, ValueError, "a set named 'a/b', expected text without '/'"),
         ({"stage0": DATA}, ValueError, "a set named 'stage0'"),
         ({3: DATA}, ValueError, "a set named 3"),
-        ({"test": {"x": 1}}, TypeError, "evaluate_on has dict as 'test', expected ClientData"),
-        ([DATA], TypeError, "evaluate_on has list as 'eval', expected ClientData"),
+        ({"test": {"x": 1}}, TypeError, r"evaluate_on\['test'\] is dict, expected ClientData"),
+        ([DATA], TypeError, "evaluate_on is list, expected ClientData"),
         ({"test": DATA.select([2])}, ValueError, "'test' has 1 clients and no example"),
     ],
 )
@@ -306,6 +308,7 @@ def test_costs_of_a_run(five, sim):
     assert costs.lane_steps >= costs.steps > 0
     assert costs.flops > 0 and costs.run_seconds > 0
     assert "examples/s at 2 lanes" in str(costs)
+    assert "examples/s at 1 lane," in str(dataclasses.replace(costs, lanes=1))
     floats = sum(x.size for x in jax.tree.leaves(sim.init(seed=0).server.variables))
     assert costs.bytes_down == 5 * 3 * 4 * floats
     assert costs.bytes_up == 5 * 3 * (4 * floats + 4)  # and the bit of the adaptive clip, a float
