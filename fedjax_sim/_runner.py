@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim._books import MetricRows, examples, round_metrics
 from fedjax_sim.checkpoint import CheckpointError, Store
-from fedjax_sim.data.plans import Plan, Planner, Queue
+from fedjax_sim.data.plans import Plan, Planner
 from fedjax_sim.engines import RoundFn, RoundReport, SimState
 from fedjax_sim.engines._costs import TurnCosts
 from fedjax_sim.evaluation import Evaluation
@@ -106,7 +107,7 @@ class Runner:
 
     def __post_init__(self):
         replicas = self.planner.replicas
-        self._metrics: list[list[dict[str, float]]] = [[] for _ in range(replicas)]
+        self._metrics = MetricRows()
         self._evaluations: list[dict[int, Mapping[str, Evaluation]]] = [{} for _ in range(replicas)]
         self._costs = Costs(rows_per_step=self.planner.works[-1].rows_per_step)
         self._first, self._started, self._spent = 0, 0.0, self._costs
@@ -151,42 +152,28 @@ class Runner:
     def _plan(self, roots, done: int, length: int) -> Plan | None:
         return self.planner.plan(roots, self._first + done, length, self.rounds_per_chunk) if length else None
 
-    def _at(self, index: int, replica: int) -> tuple[int, ...]:
-        return (index,) if self.single else (index, replica)
-
     # --- what a chunk brought ---
 
     def _collect(self, report: RoundReport, plan: Plan, done: int) -> None:
         rounds = int(plan.rounds)
-        takes_part = _cohorts(plan, self.planner.replicas)
-        up, down = ([getattr(c, name) for c in self.turn_costs] for name in ("bytes_up", "bytes_down"))
-        for index in range(rounds):
-            for replica in range(self.planner.replicas):
-                at = self._at(index, replica)
-                if not report.model_finite[at]:
-                    self._refuse(report, plan, index, replica, self._first + done + index)
-                clients, slowest = takes_part[0][:, index, replica], takes_part[1][index, replica]
-                row = {name: _mean(m, at) for name, m in report.metrics.items()}
-                self._metrics[replica].append(
-                    row
-                    | {
-                        "clients": float(clients.sum()),
-                        "slowest_steps": float(slowest),
-                        "bytes_up": float(clients @ up),
-                        "bytes_down": float(clients @ down),
-                    }
-                )
+        replicas = self.planner.replicas
+        metrics = round_metrics(report, plan, self.turn_costs, replicas)
+        finite = np.asarray(report.model_finite)[:rounds].reshape(rounds, replicas)
+        if not finite.all():
+            index, replica = (int(place) for place in np.argwhere(~finite)[0])
+            self._metrics.add({name: values[:index] for name, values in metrics.items()})
+            self._refuse(report, plan, index, replica, self._first + done + index)
+        self._metrics.add(metrics)
         steps = [queue.entries.steps[:rounds].sum(axis=(0, 1, 2), dtype=np.int64) for queue in plan.queues]
-        turns = np.array([int(queue.count[:rounds].sum()) for queue in plan.queues])
         flops = sum(float(np.dot(s, c.step_flops)) for s, c in zip(steps, self.turn_costs, strict=True))
         costs = self._costs
         self._spend(
             steps=costs.steps + int(np.sum(steps)),
-            examples=costs.examples + sum(_examples(self.planner, queue, rounds) for queue in plan.queues),
+            examples=costs.examples + sum(examples(self.planner, queue, rounds) for queue in plan.queues),
             lane_steps=costs.lane_steps + int(np.sum(report.lane_steps[:rounds])),
             flops=costs.flops + flops,
-            bytes_up=costs.bytes_up + int(turns @ up),
-            bytes_down=costs.bytes_down + int(turns @ down),
+            bytes_up=costs.bytes_up + int(metrics["bytes_up"].sum()),
+            bytes_down=costs.bytes_down + int(metrics["bytes_down"].sum()),
         )
 
     def _refuse(self, report: RoundReport, plan: Plan, index: int, replica: int, round_: int) -> None:
@@ -244,6 +231,7 @@ class Runner:
         saved = None if self.store is None else self.store.newest(at_most=self._first + rounds)
         if saved is None or saved.rounds < self._first:
             return state, 0
+        skip = self._first - saved.histories[0].first_round
         for replica, history in enumerate(saved.histories):
             if history.first_round > self._first:
                 raise CheckpointError(
@@ -251,16 +239,15 @@ class Runner:
                     f"{history.first_round}, this one begins at round {self._first}: start from the same state, or use "
                     "another folder."
                 )
-            skip = self._first - history.first_round
-            self._metrics[replica] = [
-                {name: float(values[index]) for name, values in history.metrics.items()}
-                for index in range(skip, history.rounds)
-            ]
             self._evaluations[replica] = {
                 after: value for after, value in history.evaluations.items() if after > self._first
             }
-            if skip == 0:
-                self._costs = self._spent = history.costs
+        if skip == 0:
+            self._costs = self._spent = saved.histories[0].costs
+        names = saved.histories[0].metrics
+        self._metrics.add(
+            {name: np.stack([h.metrics[name][skip:] for h in saved.histories], axis=1) for name in names}
+        )
         return saved.state, saved.rounds - self._first
 
     def _save(self, state: SimState, done: int, rounds: int, stop: bool) -> None:
@@ -286,10 +273,8 @@ class Runner:
         return [self._history(replica, start, stop) for replica in range(self.planner.replicas)]
 
     def _history(self, replica: int, start: int, stop: int | None) -> History:
-        rows, first = self._metrics[replica][start:stop], self._first + start
-        # A round in which nobody took a step may lack a metric, also the first one.
-        names = dict.fromkeys(name for row in rows for name in row)
-        stacked = {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
+        first = self._first + start
+        stacked = self._metrics.of(replica, start, stop)
         evaluations = self._evaluations[replica]
         if start:
             evaluations = {done: value for done, value in evaluations.items() if done > first}
@@ -300,43 +285,3 @@ def root_words(state: SimState) -> list[tuple[int, ...]]:
     """The words of each replica's root key, which host-side decisions are keyed by."""
     words = np.asarray(jax.random.key_data(state.key))
     return [tuple(int(word) for word in row) for row in words.reshape(-1, words.shape[-1])]
-
-
-def _mean(metric, at: tuple[int, ...]) -> float:
-    """A round's value of a metric; NaN when nothing was measured in it."""
-    total, weight = float(np.asarray(metric.total)[at]), float(np.asarray(metric.weight)[at])
-    return total / weight if weight > 0 else float("nan")
-
-
-def _cohorts(plan: Plan, replicas: int) -> tuple[np.ndarray, np.ndarray]:
-    """Clients of each group that take part, ``int64[groups, rounds, replicas]``, and most local steps that a client takes."""
-    rounds = int(plan.rounds)
-    clients = np.zeros((len(plan.queues), rounds, replicas), np.int64)
-    slowest = np.zeros((rounds, replicas), np.int64)
-    for group, queue in enumerate(plan.queues):
-        replica = queue.entries.replica[:rounds]
-        here = np.arange(replica.shape[-1]) < queue.count[:rounds, ..., None]
-        steps = np.where(here, queue.entries.steps[:rounds].sum(axis=-1), 0)
-        for index in range(replicas):
-            own = here & (replica == index)
-            clients[group, :, index] = own.reshape(rounds, -1).sum(axis=1)
-            slowest[:, index] = np.maximum(
-                slowest[:, index], np.where(own, steps, 0).reshape(rounds, -1).max(axis=1, initial=0)
-            )
-    return clients, slowest
-
-
-def _examples(planner: Planner, queue: Queue, rounds: int) -> int:
-    """Examples that the planned steps really look at, every pass counted."""
-    total = 0
-    for stage, work in enumerate(planner.works):
-        if work.rows is not None:
-            total += int((queue.rows[stage][:rounds] >= 0).sum())
-            continue
-        sizes = queue.entries.examples[:rounds].astype(np.int64)
-        steps = queue.entries.steps[:rounds, ..., stage].astype(np.int64)
-        per_epoch = np.maximum(work.steps_per_epoch(sizes), 1)
-        whole = np.minimum(sizes, per_epoch * work.rows_per_step)
-        rest = np.minimum(steps % per_epoch * work.rows_per_step, sizes)
-        total += int(np.sum(steps // per_epoch * whole + rest))
-    return total
