@@ -52,13 +52,17 @@ def section(kind: str) -> str:
 def components(kind: str) -> Iterator[str]:
     for name in BUILT_IN[kind]:
         entry = experiment.find(kind, name, kind)
-        source = f"\n\nSource: {entry.source.rstrip('.')}." if entry.source and entry.source not in entry.summary else ""
+        source = (
+            f"\n\nSource: {entry.source.rstrip('.')}."
+            if entry.source and entry.source not in entry.summary
+            else ""
+        )
         settings = table(entry.parameters) if entry.parameters else "No settings."
         yield f"### `{name}` {{ #{kind}-{name} }}\n\n{prose(entry.summary)}{source}\n\n{settings}"
 
 
 def table(parameters: Mapping[str, Parameter]) -> str:
-    rows = ["| key | what it may be | default | meaning |", "|---|---|---|---|"]
+    rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
     for name, parameter in parameters.items():
         default = "required" if parameter.required else code(parameter.shown_default)
         rows.append(f"| `{name}` | {says(parameter)} | {default} | {prose(parameter.about)} |")
@@ -67,9 +71,7 @@ def table(parameters: Mapping[str, Parameter]) -> str:
 
 def says(parameter: Parameter) -> str:
     """What a setting may be, names of components shortened to their kind."""
-    text = re.sub(
-        r"(a (?:list of )?tables?(?:, each)? with a name), one of [\w, ]+", r"\1", parameter.says
-    )
+    text = re.sub(r"(a (?:list of )?tables?(?:, each)? with a name), one of [\w, ]+", r"\1", parameter.says)
     return re.sub(r'"[^"]+"', lambda match: f"`{match[0]}`", text).replace("|", "\\|")
 
 

@@ -57,10 +57,9 @@ def blocks(text: str) -> Iterator[Block]:
 
 
 def commands(block: Block) -> list[str]:
-    """What a console block types, comments removed."""
-    return [
-        line[2:].partition("  #")[0].strip() for line in block.text.splitlines() if line.startswith("$ ")
-    ]
+    """What a console block types, continued lines joined and comments removed."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    return [line[2:].partition("  #")[0].strip() for line in lines if line.startswith("$ ")]
 
 
 def run_page(page: Path, folder: Path) -> dict[str, Any]:
@@ -112,7 +111,9 @@ def run_block(block: Block, page: Path, namespace: dict[str, Any], found: dict[s
 
 def run_command(command: str) -> None:
     arguments = [
-        name for word in shlex.split(command)[1:] for name in (sorted(glob.glob(word)) if "*" in word else [word])
+        name
+        for word in shlex.split(command)[1:]
+        for name in (sorted(glob.glob(word)) if "*" in word else [word])
     ]
     # The number of devices is fixed when JAX starts, so a command that sets it gets a process.
     if "devices" in command or "sharded" in command:

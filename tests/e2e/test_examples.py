@@ -1,9 +1,8 @@
-"""The examples run at toy size, and the README's Python does what it says."""
+"""The examples run at toy size."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,15 +37,3 @@ def test_the_own_loop_learns():
     lines = run(str(ROOT / "examples" / "own_loop.py"), "--rounds", "40").splitlines()
     first, last = (float(lines[i].split()[-1]) for i in (0, -1))
     assert last < first / 10
-
-
-@pytest.mark.slow
-def test_the_readme_runs(tmp_path):
-    """All Python of the README, as one script."""
-    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert len(snippets) >= 3
-    script = tmp_path / "readme.py"
-    script.write_text("\n".join(snippets))
-    printed = run(str(script))
-    assert "worst decile" in printed and "mean gain" in printed
-    assert "(5, 20)" in printed
