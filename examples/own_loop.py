@@ -3,6 +3,9 @@
 The loop below is plain JAX and optax. It vmaps FedProx's client over a cohort, aggregates with clipping, a public
 divisor and noise, and feeds the result to optax's Adam as a pseudo-gradient.
 
+Besides the rule and the chain it imports two named tuples, because a rule has to be told what it trains: ``Task``, three
+functions of a model, and ``Variables``, what those compute with. Neither does anything by itself.
+
     python examples/own_loop.py --rounds 40
 """
 
@@ -51,9 +54,11 @@ def main() -> None:
 
     @jax.jit
     def one_round(variables, optimizer_state, aggregate_state, key):
-        keys = jax.random.split(key, CLIENTS)
+        # Split first: a key is either split or used, or the noise would be drawn from the clients' own keys.
+        clients_key, noise_key = jax.random.split(key)
+        keys = jax.random.split(clients_key, CLIENTS)
         updates = jax.vmap(lambda own, k: run(rule, variables, own, k))(batches, keys)
-        mean, aggregate_state, _ = agg.run(chain, updates, key=key, state=aggregate_state)
+        mean, aggregate_state, _ = agg.run(chain, updates, key=noise_key, state=aggregate_state)
         gradient = jax.tree.map(jnp.negative, mean.params)
         step, optimizer_state = optimizer.update(gradient, optimizer_state)
         variables = variables._replace(params=optax.apply_updates(variables.params, step))

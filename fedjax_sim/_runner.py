@@ -81,11 +81,11 @@ class Runner:
       columns: the data on the engine's devices.
       ids: names of the clients.
       rounds_per_chunk: room of a plan.
-      turn_costs: costs of a client's turn.
+      turn_costs: costs of a client's turn, one for each group.
       hyper: hyper-parameters, ``[replicas]`` each, or ``()``.
       single: the state has no replica axis.
-      evaluate: evaluates a state without replica axis on every named set; ``None`` when there is nothing to
-        evaluate on.
+      evaluate: evaluates a state without replica axis, and the number of its replica, on every named set; ``None``
+        when there is nothing to evaluate on.
       every: rounds between evaluations; ``None`` for one at the end.
       callbacks: called after every chunk.
       store: checkpoints, ``None`` for none.
@@ -96,10 +96,10 @@ class Runner:
     columns: Any
     ids: np.ndarray
     rounds_per_chunk: int
-    turn_costs: TurnCosts
+    turn_costs: tuple[TurnCosts, ...]
     hyper: Any = ()
     single: bool = True
-    evaluate: Callable[[SimState], Mapping[str, Evaluation]] | None = None
+    evaluate: Callable[[SimState, int], Mapping[str, Evaluation]] | None = None
     every: int | None = None
     callbacks: Sequence[Callback] = ()
     store: Store | None = None
@@ -159,32 +159,34 @@ class Runner:
     def _collect(self, report: RoundReport, plan: Plan, done: int) -> None:
         rounds = int(plan.rounds)
         takes_part = _cohorts(plan, self.planner.replicas)
+        up, down = ([getattr(c, name) for c in self.turn_costs] for name in ("bytes_up", "bytes_down"))
         for index in range(rounds):
             for replica in range(self.planner.replicas):
                 at = self._at(index, replica)
                 if not report.model_finite[at]:
                     self._refuse(report, plan, index, replica, self._first + done + index)
-                clients, slowest = (values[index, replica] for values in takes_part)
+                clients, slowest = takes_part[0][:, index, replica], takes_part[1][index, replica]
                 row = {name: _mean(m, at) for name, m in report.metrics.items()}
                 self._metrics[replica].append(
                     row
                     | {
-                        "clients": float(clients),
+                        "clients": float(clients.sum()),
                         "slowest_steps": float(slowest),
-                        "bytes_up": float(clients * self.turn_costs.bytes_up),
-                        "bytes_down": float(clients * self.turn_costs.bytes_down),
+                        "bytes_up": float(clients @ up),
+                        "bytes_down": float(clients @ down),
                     }
                 )
-        steps = sum(queue.entries.steps[:rounds].sum(axis=(0, 1, 2), dtype=np.int64) for queue in plan.queues)
-        turns = sum(int(queue.count[:rounds].sum()) for queue in plan.queues)
+        steps = [queue.entries.steps[:rounds].sum(axis=(0, 1, 2), dtype=np.int64) for queue in plan.queues]
+        turns = np.array([int(queue.count[:rounds].sum()) for queue in plan.queues])
+        flops = sum(float(np.dot(s, c.step_flops)) for s, c in zip(steps, self.turn_costs, strict=True))
         costs = self._costs
         self._spend(
             steps=costs.steps + int(np.sum(steps)),
             examples=costs.examples + sum(_examples(self.planner, queue, rounds) for queue in plan.queues),
             lane_steps=costs.lane_steps + int(np.sum(report.lane_steps[:rounds])),
-            flops=costs.flops + float(np.dot(steps, self.turn_costs.step_flops)),
-            bytes_up=costs.bytes_up + turns * self.turn_costs.bytes_up,
-            bytes_down=costs.bytes_down + turns * self.turn_costs.bytes_down,
+            flops=costs.flops + flops,
+            bytes_up=costs.bytes_up + int(turns @ up),
+            bytes_down=costs.bytes_down + int(turns @ down),
         )
 
     def _refuse(self, report: RoundReport, plan: Plan, index: int, replica: int, round_: int) -> None:
@@ -219,7 +221,7 @@ class Runner:
         clock = time.perf_counter()
         for replica, results in enumerate(self._evaluations):
             own = state if self.single else jax.tree.map(lambda x, r=replica: x[r], state)
-            results[self._first + done] = self.evaluate(own)
+            results[self._first + done] = self.evaluate(own, replica)
         self._spend(evaluation_seconds=self._costs.evaluation_seconds + time.perf_counter() - clock)
 
     def _call(self, state: SimState, before: int, done: int, rounds: int) -> bool:
@@ -231,7 +233,9 @@ class Runner:
         if not self.callbacks:
             return False
         progress = Progress(done, rounds, tuple(self._histories(before)), snapshot, self._histories)
-        return True in [callback(progress) is True for callback in self.callbacks]
+        answers = [callback(progress) for callback in self.callbacks]
+        # A comparison of numpy values is an np.bool_, never the object True; other truthy values mean nothing.
+        return any(isinstance(answer, (bool, np.bool_)) and bool(answer) for answer in answers)
 
     # --- checkpoints ---
 
@@ -305,16 +309,17 @@ def _mean(metric, at: tuple[int, ...]) -> float:
 
 
 def _cohorts(plan: Plan, replicas: int) -> tuple[np.ndarray, np.ndarray]:
-    """Clients that take part and most local steps that one of them takes, ``int64[rounds, replicas]`` each."""
+    """Clients of each group that take part, ``int64[groups, rounds, replicas]``, and most local steps that a client takes."""
     rounds = int(plan.rounds)
-    clients, slowest = np.zeros((rounds, replicas), np.int64), np.zeros((rounds, replicas), np.int64)
-    for queue in plan.queues:
+    clients = np.zeros((len(plan.queues), rounds, replicas), np.int64)
+    slowest = np.zeros((rounds, replicas), np.int64)
+    for group, queue in enumerate(plan.queues):
         replica = queue.entries.replica[:rounds]
         here = np.arange(replica.shape[-1]) < queue.count[:rounds, ..., None]
         steps = np.where(here, queue.entries.steps[:rounds].sum(axis=-1), 0)
         for index in range(replicas):
             own = here & (replica == index)
-            clients[:, index] += own.reshape(rounds, -1).sum(axis=1)
+            clients[group, :, index] = own.reshape(rounds, -1).sum(axis=1)
             slowest[:, index] = np.maximum(
                 slowest[:, index], np.where(own, steps, 0).reshape(rounds, -1).max(axis=1, initial=0)
             )

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedjax_sim._src import checks
 from fedjax_sim._src.types import Mean, Task, Variables
-from fedjax_sim.data import ClientData
+from fedjax_sim.data import ClientData, Federated
 from fedjax_sim.metrics import example_values
 
 UNNAMED = "eval"
@@ -83,6 +83,7 @@ def evaluate(task: Task, variables: Variables, data: ClientData, *, batch_size: 
       batch_size: rows of one compiled call; the last one is padded.
 
     Raises:
+      TypeError: something else than ``ClientData``, such as a ``Federated`` as a whole.
       ValueError: data without a single example, or that the task's check refuses.
 
     Example:
@@ -94,6 +95,7 @@ def evaluate(task: Task, variables: Variables, data: ClientData, *, batch_size: 
       ['accuracy', 'loss']
     """
     checks.positive_int("batch_size", batch_size)
+    _check_client_data("data", data)
     if data.num_examples == 0:
         raise ValueError(
             f"the data has {data.num_clients} clients and no example: there is nothing to evaluate on."
@@ -138,6 +140,12 @@ def _evaluator(task: Task, clients: int):
     return _compiled(task.apply, task.loss, tuple(sorted(task.metrics.items())), clients)
 
 
+def _check_client_data(name: str, data: Any) -> None:
+    if not isinstance(data, ClientData):
+        fix = "a data set has two parts, pass data.test" if isinstance(data, Federated) else "pass data.test"
+        raise TypeError(f"{name} is {type(data).__name__}, expected ClientData: {fix}.")
+
+
 def named_sets(evaluate_on: Any) -> dict[str, ClientData]:
     """The sets that a run evaluates on, by name: what its ``evaluate_on`` means, checked before the first round.
 
@@ -157,10 +165,7 @@ def named_sets(evaluate_on: Any) -> dict[str, ClientData]:
                 f"evaluate_on has a set named {name!r}, expected text without '/', and not 'stage0', 'stage1', ..., "
                 "which metrics of an algorithm's stages begin with."
             )
-        if not isinstance(data, ClientData):
-            raise TypeError(
-                f"evaluate_on has {type(data).__name__} as {name!r}, expected ClientData, for example data.test."
-            )
+        _check_client_data("evaluate_on" if data is evaluate_on else f"evaluate_on[{name!r}]", data)
         if data.num_examples == 0:
             raise ValueError(
                 f"evaluate_on: {name!r} has {data.num_clients} clients and no example: there is nothing to "

@@ -63,9 +63,10 @@ class Costs:
         return self.flops / self.run_seconds if self.run_seconds else 0.0
 
     def __str__(self) -> str:
+        lanes = f"{self.lanes} lane" if self.lanes == 1 else f"{self.lanes} lanes"
         return (
             f"{self.run_seconds:.2f} s and {self.compile_seconds:.2f} s to compile; "
-            f"{self.examples_per_second:,.0f} examples/s at {self.lanes} lanes, {self.flops_per_second / 1e9:.1f} GFLOP/s; "
+            f"{self.examples_per_second:,.0f} examples/s at {lanes}, {self.flops_per_second / 1e9:.1f} GFLOP/s; "
             f"occupancy {self.step_occupancy:.1%} of steps, {self.example_occupancy:.1%} of rows; "
             f"{self.bytes_up / 1e6:.1f} MB up, {self.bytes_down / 1e6:.1f} MB down"
         )

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedjax_sim import metrics
 from fedjax_sim._src import keys, tree
-from fedjax_sim._src.types import Array, Delta, Mean, Variables
+from fedjax_sim._src.types import Array, Delta, Mean, Message, Variables
 from fedjax_sim.data import ClientData, batches, cohorts
 from fedjax_sim.data.plans import Entry, Planner
 from fedjax_sim.engines import Problem, SimState
@@ -202,11 +202,17 @@ def _root(state: SimState) -> jax.Array:
     return keys.fold(state.key, keys.PERSONAL)
 
 
-def _moved(name: str, start: Variables, update: Any) -> Variables:
-    """The end point of a client that sends the change of the global model."""
-    if not isinstance(update, Delta) or jax.tree.structure(update.params) != jax.tree.structure(start.params):
+def _moved(name: str, start: Variables, sent: Message) -> Variables:
+    """The end point of a client that sends the change of the global model, and nothing beside it."""
+    update = sent.value
+    if (
+        sent.aux
+        or not isinstance(update, Delta)
+        or jax.tree.structure(update.params) != jax.tree.structure(start.params)
+    ):
+        beside = f" with {', '.join(map(repr, sorted(sent.aux)))} beside it" if sent.aux else ""
         raise TypeError(
-            f"{name}: its clients send {type(update).__name__}, which does not say what their own models are; expected "
+            f"{name}: its clients send {type(update).__name__}{beside}, which does not say what their own models are; expected "
             "a Delta of the global model, a client rule with `model`, or an algorithm with `personal`."
         )
     stats = tree.add(start.stats, update.stats) if jax.tree.leaves(update.stats) else start.stats

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim import engines
+from fedjax_sim._arguments import check_sampling, replica_hyperparameters
 from fedjax_sim._runner import Callback, NonFiniteModelError, Progress, Runner, root_words
 from fedjax_sim._src import checks, keys, tree
 from fedjax_sim._src.types import Algorithm, Variables
@@ -23,6 +25,7 @@ from fedjax_sim.data.plans import Plan, Planner
 from fedjax_sim.engines import Engine, SimState
 from fedjax_sim.engines._costs import TurnCosts, turn_costs
 from fedjax_sim.engines._problem import Problem, group_names, initial_state, keeps_client_state
+from fedjax_sim.engines._state import check_is_state, check_state
 from fedjax_sim.evaluation import Evaluation, evaluate, named_sets
 from fedjax_sim.history import Histories, History
 from fedjax_sim.personalisation import Personalised, Personaliser, check_clients
@@ -73,7 +76,7 @@ class Simulation:
     ):
         _check_types(algorithm, data, cohort, local, engine)
         checks.positive_int("rounds_per_chunk", rounds_per_chunk)
-        self.algorithm, self.data, self.cohort = algorithm, data, cohort
+        self.data, self.cohort = data, cohort
         self.local = LocalWork() if local is None else local
         self.engine = engines.lanes() if engine is None else engine
         self.rounds_per_chunk = rounds_per_chunk
@@ -81,18 +84,36 @@ class Simulation:
             raise ValueError(
                 f"the data has {data.num_clients} clients and no example: there is nothing to train on."
             )
-        if algorithm.task.check is not None:
-            algorithm.task.check(data.columns)
+        self._groups, self._public = groups, public
         self._group = _group_indices(algorithm, groups, data.num_clients)
-        self._public = public
-        self._problem = self._make_problem(lambda hyper: algorithm)
-        cohort.cap(data.num_clients)
-        self._initialise = self._initialiser(self._problem)
-        self._template = self._check_state(self._initialise, ())
+        self._prepare(self._make_problem(lambda hyper: algorithm))
         self._rounds = self.engine.compile(self._problem)
         self._columns: Any = None
-        self._turn_costs: TurnCosts | None = None
+        self._turn_costs: tuple[TurnCosts, ...] | None = None
         self._personalisers: dict[tuple[LocalWork, int, int], Personaliser] = {}
+
+    def _prepare(self, problem: Problem) -> None:
+        """Takes over an algorithm: everything that depends on which one it is, but the engine's program.
+
+        Raises:
+          ValueError: the data or the cohort do not fit it.
+        """
+        self._problem, self.algorithm = problem, problem.algorithm()
+        if self.algorithm.task.check is not None:
+            self.algorithm.task.check(self.data.columns)
+        self.cohort.cap(self.data.num_clients)
+        check_sampling(self.algorithm, self.cohort)
+        self._initialise = self._initialiser(problem)
+        self._template = self._check_state()
+
+    def _variant(self, problem: Problem) -> Simulation:
+        """This simulation with the algorithm of a sweep, which may have other stages, groups and state."""
+        variant = copy.copy(self)
+        groups = None if group_names(problem.algorithm()) == (None,) else self._groups
+        variant._group = _group_indices(problem.algorithm(), groups, self.data.num_clients)
+        variant._prepare(problem)
+        variant._columns = self._placed_columns()
+        return variant
 
     # --- state ---
 
@@ -158,9 +179,9 @@ class Simulation:
             self._public,
         )
 
-    def _check_state(self, initialise, hyper) -> SimState:
+    def _check_state(self) -> SimState:
         """Specs of the state; tracing them finds rules and transforms that do not fit together."""
-        template = jax.eval_shape(initialise, hyper, keys.root_key(0))
+        template = jax.eval_shape(self._initialise, self._problem.example_hyper, keys.root_key(0))
         if keeps_client_state(template) and self.cohort.sampling == "with_replacement":
             raise ValueError(
                 f"{self.algorithm.name} keeps state per client, and the cohort is drawn with replacement: a client that "
@@ -201,9 +222,12 @@ class Simulation:
           CheckpointError: the folder's checkpoints are of another run; says what differs.
         """
         checks.positive_int("rounds", rounds)
+        check_state(state, self._template, self.algorithm.name, self.data.num_clients)
         if self._turn_costs is None:
             self._turn_costs = turn_costs(self._problem, state)
-        runner = self._runner(self._rounds, self._turn_costs, 1, evaluate_on, every, callbacks)
+        runner = self._runner(
+            self._rounds, self._turn_costs, (self.algorithm,), evaluate_on, every, callbacks, single=True
+        )
         state, histories = self._execute(runner, state, rounds, checkpoints)
         return state, histories[0]
 
@@ -232,7 +256,8 @@ class Simulation:
         Args:
           seeds: one per replica.
           rounds: how many.
-          algorithm: ``(**hyperparameters)`` to an algorithm, when hyper-parameters differ between replicas.
+          algorithm: ``(**hyperparameters)`` to an algorithm, when hyper-parameters differ between replicas. It may be
+            another one than the simulation's.
           hyperparameters: ``{name: one value per replica}``; traced, so any value runs in the same program.
           evaluate_on: as for ``run``.
           every: as for ``run``.
@@ -245,46 +270,65 @@ class Simulation:
         """
         checks.positive_int("rounds", rounds)
         seeds = list(seeds)
-        hyper, build = _hyperparameters(len(seeds), algorithm, hyperparameters, self.algorithm)
+        hyper, build = replica_hyperparameters(len(seeds), algorithm, hyperparameters, self.algorithm)
         one = lambda index: jax.tree.map(lambda x: x[index], hyper)  # noqa: E731
-        problem = self._make_problem(build, one(0), len(seeds))
-        initialise = self._initialiser(problem)
-        self._check_state(initialise, one(0))
-        states = [initialise(one(index), keys.root_key(seed)) for index, seed in enumerate(seeds)]
+        variant = self._variant(self._make_problem(build, one(0), len(seeds)))
+        states = [variant._initialise(one(index), keys.root_key(seed)) for index, seed in enumerate(seeds)]
         state = jax.tree.map(lambda *x: jnp.stack(x), *states)
-        rounds_fn, costs = self.engine.compile(problem), turn_costs(problem, state)
-        runner = self._runner(
-            rounds_fn, costs, len(seeds), evaluate_on, every, callbacks, hyper, single=False
+        rounds_fn, costs = self.engine.compile(variant._problem), turn_costs(variant._problem, state)
+        algorithms = tuple(build(one(index)) for index in range(len(seeds)))
+        runner = variant._runner(
+            rounds_fn, costs, algorithms, evaluate_on, every, callbacks, hyper=hyper, single=False
         )
-        state, histories = self._execute(runner, state, rounds, checkpoints)
+        state, histories = variant._execute(runner, state, rounds, checkpoints)
         finals = tuple(jax.tree.map(lambda x, i=i: x[i], state) for i in range(len(seeds)))
         return Histories(tuple(histories), finals)
 
     def _runner(
-        self, rounds_fn, costs, replicas, evaluate_on, every, callbacks, hyper: Any = (), single: bool = True
+        self,
+        rounds_fn,
+        costs,
+        algorithms: Sequence[Algorithm],
+        evaluate_on,
+        every,
+        callbacks,
+        *,
+        single: bool,
+        hyper: Any = (),
     ) -> Runner:
+        """``algorithms``: one per replica."""
         if every is not None:
             checks.positive_int("every", every)
             if evaluate_on is None:
                 raise ValueError("every is given without evaluate_on: there is no data to evaluate on.")
         sets = named_sets(evaluate_on)
-        evaluation = (
-            (lambda state: {name: self.evaluate(state, data) for name, data in sets.items()})
-            if sets
-            else None
-        )
+
+        def evaluation(state: SimState, replica: int) -> dict[str, Evaluation]:
+            return {name: self._evaluate(algorithms[replica], state, data) for name, data in sets.items()}
+
         return Runner(
-            rounds_fn, self.planner(replicas), self._placed_columns(), self.data.ids, self.rounds_per_chunk, costs,
-            hyper, single, evaluation, every, callbacks,
+            rounds_fn, self.planner(len(algorithms)), self._placed_columns(), self.data.ids, self.rounds_per_chunk,
+            costs, hyper, single, evaluation if sets else None, every, callbacks,
         )  # fmt: skip
 
     def evaluate(self, state: SimState, data: ClientData, *, batch_size: int = 512) -> Evaluation:
-        """Evaluates the global model: over all examples, and over clients."""
-        variables = self.algorithm.params(state.server)
+        """Evaluates the global model: over all examples, and over clients.
+
+        Raises:
+          TypeError: something else than a state or ``ClientData``; says what to pass.
+          ValueError: data without a single example, or that the task's check refuses.
+        """
+        check_is_state(state)
+        return self._evaluate(self.algorithm, state, data, batch_size)
+
+    def _evaluate(
+        self, algorithm: Algorithm, state: SimState, data: ClientData, batch_size: int = 512
+    ) -> Evaluation:
+        variables = algorithm.params(state.server)
         if self.engine.devices > 1:
             # One copy is enough: on a mesh every device would compute the same batch.
             variables = jax.device_put(variables, jax.devices()[0])
-        return evaluate(self.algorithm.task, variables, data, batch_size=batch_size)
+        return evaluate(algorithm.task, variables, data, batch_size=batch_size)
 
     def personalised(
         self,
@@ -333,6 +377,7 @@ class Simulation:
             )
         checks.positive_int("block_size", block_size)
         checks.positive_int("batch_size", batch_size)
+        check_state(state, self._template, self.algorithm.name, self.data.num_clients)
         check_clients(self.data, test)
         everybody = np.arange(self.data.num_clients)
         chosen = everybody if clients is None else self.data.positions(clients)
@@ -477,18 +522,3 @@ def _check_variables(given: Variables, expected: Variables) -> None:
                 f"variables{jax.tree_util.keystr(path)} is {x.dtype}{list(x.shape)}, the task's is "
                 f"{y.dtype}{list(y.shape)}."
             )
-
-
-def _hyperparameters(replicas: int, factory, values, algorithm: Algorithm):
-    if replicas == 0:
-        raise ValueError("seeds is empty, expected at least one.")
-    if (factory is None) != (values is None):
-        raise ValueError("algorithm and hyperparameters go together: give both or neither.")
-    if factory is None:
-        return (), lambda hyper: algorithm
-    for name, column in values.items():
-        if len(column) != replicas:
-            raise ValueError(
-                f"hyperparameters[{name!r}] has {len(column)} values, expected one per seed, {replicas}."
-            )
-    return {name: jnp.asarray(column) for name, column in values.items()}, lambda hyper: factory(**hyper)

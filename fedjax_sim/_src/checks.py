@@ -6,6 +6,7 @@ can, but not with JAX's own operators, which ``jit`` would trace: hence ``float(
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -16,19 +17,45 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, Tracer)
 
 
+def _number(name: str, value: Any, expected: str) -> None:
+    try:
+        math.isfinite(value)
+    except (TypeError, ValueError):
+        fix = "."
+        if callable(value):
+            fix = "; schedules work where an optax optimizer is expected, as in optax.sgd(schedule)."
+        raise TypeError(f"{name} is {_shown(value)}, expected {expected}{fix}") from None
+
+
+def _shown(value: Any) -> str:
+    """A value short enough for a message, or what it is."""
+    if isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    return f"the function {value.__name__}" if inspect.isroutine(value) else f"a {type(value).__name__}"
+
+
 def positive(name: str, value: Any) -> None:
-    if not is_traced(value) and not (math.isfinite(value) and float(value) > 0):
+    if is_traced(value):
+        return
+    _number(name, value, "a finite number above 0")
+    if not (math.isfinite(value) and float(value) > 0):
         raise ValueError(f"{name} is {value}, expected a finite number above 0.")
 
 
 def not_negative(name: str, value: Any) -> None:
-    if not is_traced(value) and not (math.isfinite(value) and float(value) >= 0):
+    if is_traced(value):
+        return
+    _number(name, value, "a finite number, 0 or above")
+    if not (math.isfinite(value) and float(value) >= 0):
         raise ValueError(f"{name} is {value}, expected a finite number, 0 or above.")
 
 
 def fraction(name: str, value: Any) -> None:
     """0 < value <= 1."""
-    if not is_traced(value) and not 0 < float(value) <= 1:
+    if is_traced(value):
+        return
+    _number(name, value, "a number in (0, 1]")
+    if not 0 < float(value) <= 1:
         raise ValueError(f"{name} is {value}, expected a number in (0, 1].")
 
 
@@ -40,3 +67,13 @@ def positive_int(name: str, value: Any) -> None:
 def one_of(name: str, value: Any, accepted: tuple[str, ...]) -> None:
     if value not in accepted:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, accepted))}.")
+
+
+def optimizer(name: str, value: Any) -> None:
+    """Something with optax's two functions."""
+    if hasattr(value, "init") and hasattr(value, "update"):
+        return
+    fix = "call it, as in optax.sgd(0.1)" if callable(value) else "use for example optax.sgd(0.1)"
+    if isinstance(value, (int, float)):
+        fix = f"a step size alone does not say what to do with it, write optax.sgd({value})"
+    raise TypeError(f"the {name} is {_shown(value)}, expected an optax optimizer: {fix}.")

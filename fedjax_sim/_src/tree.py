@@ -17,9 +17,39 @@ def subtract(a, b):
     return jax.tree.map(jnp.subtract, a, b)
 
 
+def wide_dtype(dtype) -> jnp.dtype:
+    """What a leaf is weighted, added and divided in: at least float32, also for integers."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def widen(tree):
+    """Every leaf in its wide dtype."""
+    return jax.tree.map(lambda x: x.astype(wide_dtype(x.dtype)), tree)
+
+
 def scale(tree, factor):
-    """Multiplies every leaf; each keeps its dtype."""
-    return jax.tree.map(lambda x: x * jnp.asarray(factor).astype(x.dtype), tree)
+    """Multiplies every leaf, in at least float32; each keeps its dtype. For integers, ``widen`` first."""
+
+    def multiply(x):
+        wide = wide_dtype(x.dtype)
+        return (x.astype(wide) * jnp.asarray(factor).astype(wide)).astype(x.dtype)
+
+    return jax.tree.map(multiply, tree)
+
+
+def move(start, change):
+    """``start + change`` in the dtypes of ``start``; added in at least float32, an integer moves by the nearest integer.
+
+    What a server does with a decoded mean, which is float32 whatever the model's dtypes.
+    """
+
+    def add_to(x, d):
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            return x + (jnp.round(d) if jnp.issubdtype(d.dtype, jnp.inexact) else d).astype(x.dtype)
+        wide = wide_dtype(x.dtype)
+        return (x.astype(wide) + d.astype(wide)).astype(x.dtype)
+
+    return jax.tree.map(add_to, start, change)
 
 
 def zeros_like(tree):

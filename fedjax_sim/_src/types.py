@@ -172,6 +172,7 @@ class RoundContext(NamedTuple):
       mask: ``bool[rows]`` of valid rows under a gather reduction, else ``None``.
       bound: ``f32[]``, as in ``ClientContext``.
       public: public data for the server, or ``None``.
+      aux: in a server update, the sums of what the clients' rule sent beside its update (``Message.aux``); else empty.
     """
 
     key: Key
@@ -182,6 +183,7 @@ class RoundContext(NamedTuple):
     mask: Any
     bound: Any
     public: Any = None
+    aux: Mapping[str, Any] = {}
 
 
 # --- client rules ------------------------------------------------------------------------------------------
@@ -190,6 +192,7 @@ Broadcast = Any
 ClientState = Any
 Work = Any
 Update = Any
+"""A pytree; as a client sends it, it may be a ``Message``, where counts travel beside the update."""
 
 
 class RuleInit(Protocol):
@@ -209,6 +212,8 @@ class RuleStep(Protocol):
 
 
 class RuleFinish(Protocol):
+    """What is sent (the update, or a ``Message`` where counts travel beside it), the state that is kept, metrics."""
+
     def __call__(
         self, broadcast: Broadcast, work: Work, state: ClientState, ctx: ClientContext, /
     ) -> tuple[Update, ClientState, Metrics]: ...
@@ -218,6 +223,12 @@ class RuleModel(Protocol):
     """The client's own model as its work stands: what it would predict with after the steps so far."""
 
     def __call__(self, broadcast: Broadcast, work: Work, /) -> Variables: ...
+
+
+class RuleTraffic(Protocol):
+    """Of a broadcast or of an encoded ``Message``, the arrays that really cross the network."""
+
+    def __call__(self, whole: Any, /) -> PyTree: ...
 
 
 class ClientRule(NamedTuple):
@@ -230,6 +241,9 @@ class ClientRule(NamedTuple):
       finish: the working state to the update that is sent and the state that is kept.
       model: reads the model out of the working state, to evaluate it. ``None`` where that is not known; for a rule
         that sends a ``Delta`` of the global model it then follows from the update.
+      receives: what of the broadcast is counted as bytes down; ``None`` counts all of it.
+      sends: what of the encoded message is counted as bytes up; ``None`` counts all of it. Neither changes a result:
+        a program holds the messages of all groups in one shape, a network need not carry the padding.
     """
 
     init: RuleInit
@@ -237,6 +251,8 @@ class ClientRule(NamedTuple):
     step: RuleStep
     finish: RuleFinish
     model: RuleModel | None = None
+    receives: RuleTraffic | None = None
+    sends: RuleTraffic | None = None
 
 
 # --- transforms --------------------------------------------------------------------------------------------
@@ -247,12 +263,15 @@ class Message(NamedTuple):
 
     Attributes:
       value: pytree, what clipping, quantisers and noise act on.
-      aux: stack of small extras (weights, unclipped bits, counts), summed and never clipped, quantised or noised.
-        ``encode`` pushes at most one entry, the same layer's ``decode`` pops it.
+      aux: counts that the client's rule sends beside its update, by name; summed and never clipped, quantised or
+        noised. A layer may read and weight them; the server's update finds the sums in ``RoundContext.aux``.
+      stack: small extras of the layers (weights, unclipped bits), treated likewise. ``encode`` pushes at most one
+        entry, the same layer's ``decode`` pops it.
     """
 
     value: PyTree
-    aux: tuple = ()
+    aux: Mapping[str, PyTree] = {}
+    stack: tuple = ()
 
 
 MessageSpec = Message
@@ -272,6 +291,8 @@ class Facts(NamedTuple):
       divisor: what ``decode`` divides the sum by: nothing, a public constant, or something the data decides.
       noise_multiplier: standard deviation of the noise on the sum over the bound; ``None`` without noise.
       neighbour: neighbour relation that the noise is meant for.
+      count_noise_std: standard deviation of the noise on the number of clients that the layer's next state depends
+        on; ``None`` for layers that count nobody.
     """
 
     name: str
@@ -281,6 +302,7 @@ class Facts(NamedTuple):
     divisor: Literal["none", "public", "data"] = "none"
     noise_multiplier: Any = None
     neighbour: Literal["add_or_remove_one", "replace_one"] | None = None
+    count_noise_std: Any = None
 
 
 class TransformInit(Protocol):

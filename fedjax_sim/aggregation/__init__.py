@@ -6,7 +6,7 @@ of your own.
 
 from fedjax_sim.aggregation._chain import chain, identity
 from fedjax_sim.aggregation._clipping import AdaptiveClipState, adaptive_clip, clip_by_global_norm
-from fedjax_sim.aggregation._mean import coverage_mean, mean
+from fedjax_sim.aggregation._mean import coverage_mean, mean, mean_by_model
 from fedjax_sim.aggregation._noise import gaussian_noise
 from fedjax_sim.aggregation._robust import coordinate_median
 from fedjax_sim.aggregation._run import run
@@ -22,6 +22,7 @@ __all__ = [
     "gaussian_noise",
     "identity",
     "mean",
+    "mean_by_model",
     "run",
     "top_k",
 ]

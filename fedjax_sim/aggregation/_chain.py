@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim._src import keys, tree
+from fedjax_sim._src import checks, keys, tree
 from fedjax_sim._src.types import Facts, Message, MessageSpec, Transform
 from fedjax_sim.aggregation._reduce import example_client_context
 
@@ -35,11 +35,14 @@ def chain(*transforms: Transform) -> Transform:
       Associative, with ``identity()`` as its identity, wherever the inner chains can be built: noise needs its clip
       and its divisor in the chain that holds it.
       The bound that a layer sees is the fold of the bounds of the layers before it.
+      What a rule sends beside its update is summed as it is; ``init`` refuses it with a gather, which sums nothing,
+      and with noise, which would not cover it.
 
     Args:
       *transforms: layers, the client's first step first.
 
     Raises:
+      TypeError: something that is no transform, such as a factory that was not called.
       ValueError: the order is wrong or the composition not private although it holds noise; the message names the
         layers and the order that would be right.
 
@@ -50,6 +53,12 @@ def chain(*transforms: Transform) -> Transform:
       >>> [fact.name for fact in private.facts]
       ['clip_by_global_norm', 'mean', 'gaussian_noise']
     """
+    for transform in transforms:
+        _check_transform(transform)
+    for transform in transforms:
+        _check_transform(transform)
+    for transform in transforms:
+        _check_transform(transform)
     layers = tuple(layer for transform in transforms for layer in _layers(transform))
     facts = tuple(layer.facts[0] for layer in layers)
     _check_order(facts)
@@ -57,6 +66,7 @@ def chain(*transforms: Transform) -> Transform:
     names = _unique_names(facts)
 
     def init(spec: MessageSpec):
+        _check_aux(facts, spec)
         parts = []
         for layer in layers:
             server, client = layer.init(spec)
@@ -100,6 +110,18 @@ def chain(*transforms: Transform) -> Transform:
     )
 
 
+def _check_transform(transform) -> None:
+    if isinstance(transform, Transform):
+        return
+    what, fix = type(transform).__name__, "use the factories of fedjax_sim.aggregation, such as mean()"
+    if callable(transform):
+        name = getattr(transform, "__name__", what)
+        what, fix = f"the function {name}", f"call it: {name}(...)"
+    elif isinstance(transform, (list, tuple)):
+        fix = "give the layers one by one: chain(*layers)"
+    raise TypeError(f"chain was given {what}, expected a Transform: {fix}.")
+
+
 def _layers(transform: Transform) -> tuple[Transform, ...]:
     if transform.parts or not transform.facts:
         return transform.parts
@@ -122,6 +144,26 @@ def _decode_rows(layer: Transform, message: Message, server, ctx) -> Message:
 
 
 _PRIVATE_ORDER = "chain(clip_by_global_norm(C), mean(over='expected_cohort'), gaussian_noise(z))"
+
+
+def _check_aux(facts: tuple[Facts, ...], spec: MessageSpec) -> None:
+    """Refuses layers that cannot do right by what the clients send beside their updates."""
+    if not jax.tree.leaves(spec.aux):
+        return
+    names = ", ".join(map(repr, sorted(spec.aux)))
+    for fact in facts:
+        if fact.reduction == "gather":
+            raise ValueError(
+                f"{fact.name} gathers the clients' messages, but the clients send {names} beside their updates, to be "
+                f"summed: a coordinate or model that a client lacks would count as an update of zero. Aggregate with "
+                "the algorithm's own mean (coverage_mean() for HeteroFL, mean_by_model() for IFCA)."
+            )
+        if fact.noise_multiplier is not None:
+            raise ValueError(
+                f"{fact.name} covers the clients' updates, but the clients send {names} beside them, which is neither "
+                f"clipped nor noised: their exact sum would be released. Leave {fact.name} out, or use a rule that "
+                "sends everything inside its update."
+            )
 
 
 def _check_order(facts: tuple[Facts, ...]) -> None:
@@ -165,6 +207,14 @@ def _check_order(facts: tuple[Facts, ...]) -> None:
             bounded = False
         if fact.noise_multiplier is not None:
             noise = fact
+            for counting in facts[:index]:
+                std = counting.count_noise_std
+                if std is not None and not checks.is_traced(std) and float(std) == 0:
+                    raise ValueError(
+                        f"{fact.name} stands behind {counting.name} with count_noise_std=0: the exact number of "
+                        "unclipped clients would decide the next round's bound, and with it the model, so the release "
+                        f"is not private. Set {counting.name}(count_noise_std=...); the paper uses 0.05 times the cohort."
+                    )
             if not bounded:
                 raise ValueError(
                     f"{fact.name} needs a bound on each client's message, and none holds where it stands: clip first, "

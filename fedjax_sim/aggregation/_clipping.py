@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim._src import checks, tree
-from fedjax_sim._src.types import Array, Facts, Mean, Message, Transform
+from fedjax_sim._src.types import Array, Facts, Mean, Transform
 
 
 def clip_by_global_norm(clip_norm: float) -> Transform:
@@ -66,10 +66,11 @@ def adaptive_clip(
       initial_norm: the first round's bound.
       target_quantile: in [0, 1].
       learning_rate: of the geometric update; the paper uses 0.2.
-      count_noise_std: standard deviation of the noise on the sum of bits; the paper uses 0.05 times the cohort.
+      count_noise_std: standard deviation of the noise on the sum of bits; the paper uses 0.05 times the cohort. At 0
+        the next norm follows the exact count, which is not private: ``chain`` refuses noise behind it.
 
     Raises:
-      ValueError: an argument outside its range.
+      ValueError: an argument outside its range; the refusals of ``chain``.
     """
     checks.positive("initial_norm", initial_norm)
     checks.not_negative("count_noise_std", count_noise_std)
@@ -80,10 +81,11 @@ def adaptive_clip(
     def encode(message, client, server, ctx):
         value, clipped, finite = _clip(message.value, server.clip_norm)
         unclipped = (~clipped & finite).astype(jnp.float32)
-        return Message(value, (*message.aux, unclipped)), client, _clip_metrics(clipped, finite, ctx)
+        sent = message._replace(value=value, stack=(*message.stack, unclipped))
+        return sent, client, _clip_metrics(clipped, finite, ctx)
 
     def decode(message, server, ctx):
-        *aux, unclipped = message.aux
+        *stack, unclipped = message.stack
         noise = count_noise_std * jax.random.normal(ctx.key, (), jnp.float32)
         fraction = (unclipped + noise) / ctx.expected_clients
         norm = server.clip_norm * jnp.exp(-learning_rate * (fraction - target_quantile))
@@ -91,14 +93,14 @@ def adaptive_clip(
             "clip_norm": Mean(server.clip_norm, jnp.ones(())),
             "unclipped": Mean(fraction, jnp.ones(())),
         }
-        return message._replace(aux=tuple(aux)), AdaptiveClipState(norm), measured
+        return message._replace(stack=tuple(stack)), AdaptiveClipState(norm), measured
 
     return Transform(
         init=lambda spec: (AdaptiveClipState(jnp.asarray(initial_norm, jnp.float32)), ()),
         bound=lambda server, incoming: jnp.minimum(incoming, server.clip_norm),
         encode=encode,
         decode=decode,
-        facts=(Facts("adaptive_clip", limits_norm=True),),
+        facts=(Facts("adaptive_clip", limits_norm=True, count_noise_std=count_noise_std),),
     )
 
 

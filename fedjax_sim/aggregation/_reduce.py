@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -13,6 +15,28 @@ def example_client_context() -> ClientContext:
     """A context of the right types, for shape inference."""
     zero = jnp.zeros((), jnp.int32)
     return ClientContext(keys.root_key(0), zero, zero, zero, zero, zero, zero, zero, jnp.float32(jnp.inf))
+
+
+def as_message(sent) -> Message:
+    """What a rule's ``finish`` sends, as a message: a plain update has nothing beside it.
+
+    Raises:
+      TypeError: the rule's own ``Message`` has no mapping as ``aux``, or something on the layers' stack.
+    """
+    if not isinstance(sent, Message):
+        return Message(sent, {})
+    if isinstance(sent.value, Message):
+        raise TypeError(
+            "a client's message holds another message: a rule around a rule must join their values and their aux."
+        )
+    if not isinstance(sent.aux, Mapping):
+        raise TypeError(
+            f"a client's message has {type(sent.aux).__name__} as aux, expected a mapping from names to arrays, for "
+            "example Message(update, {'members': one_hot})."
+        )
+    if sent.stack != ():
+        raise TypeError("a client's message has a stack, which belongs to the layers: put counts into aux.")
+    return sent
 
 
 def gathers(transform: Transform) -> bool:

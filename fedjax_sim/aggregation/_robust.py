@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim._src.types import Facts, Message, Transform
+from fedjax_sim._src.types import Facts, Transform
 
 
 def coordinate_median() -> Transform:
@@ -28,7 +28,7 @@ def coordinate_median() -> Transform:
             high = ordered[jnp.minimum(count // 2, rows.shape[0] - 1)]
             return jnp.where(count > 0, jnp.where(low == high, low, low / 2 + high / 2), 0).astype(rows.dtype)
 
-        return Message(jax.tree.map(median, message.value), message.aux), server, {}
+        return message._replace(value=jax.tree.map(median, message.value)), server, {}
 
     return Transform(
         init=lambda spec: ((), ()),

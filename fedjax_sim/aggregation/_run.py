@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim._src import keys
-from fedjax_sim._src.types import Message, RoundContext, Transform
+from fedjax_sim._src.types import RoundContext, Transform
 from fedjax_sim.aggregation._chain import chain
-from fedjax_sim.aggregation._reduce import accumulator_dtype, example_client_context, gathers
+from fedjax_sim.aggregation._reduce import accumulator_dtype, as_message, example_client_context, gathers
 
 
 def run(
@@ -18,8 +18,8 @@ def run(
 
     Args:
       transform: a layer or a chain.
-      updates: pytree with a leading axis ``[clients, ...]``.
-      key: threefry key of the round.
+      updates: pytree with a leading axis ``[clients, ...]``, or a ``Message`` of such, where counts travel beside them.
+      key: threefry key of the round, for this call alone: noise must not share it with what the clients drew.
       num_examples: ``int[clients]``; 1 each by default. A client with 0 examples did not come.
       expected_clients: divisor of ``mean(over="expected_cohort")``; the number of rows by default.
       state: what the previous call returned; ``None`` in the first round.
@@ -32,12 +32,14 @@ def run(
       >>> import jax, jax.numpy as jnp
       >>> from fedjax_sim import aggregation as agg
       >>> updates = {"w": jnp.array([[3.0, 4.0], [0.3, 0.4]])}
+      >>> clients_key, key = jax.random.split(jax.random.key(0))     # the first is for what clients draw
       >>> mean, state, metrics = agg.run(
-      ...     agg.chain(agg.clip_by_global_norm(1.0), agg.mean(over="clients")), updates, key=jax.random.key(0))
+      ...     agg.chain(agg.clip_by_global_norm(1.0), agg.mean(over="clients")), updates, key=key)
       >>> [round(float(x), 4) for x in mean["w"]]
       [0.45, 0.6]
     """
     transform, key = chain(transform), keys.root_key(key)
+    updates = as_message(updates)
     clients = jax.tree.leaves(updates)[0].shape[0]
     sizes = jnp.ones(clients, jnp.int32) if num_examples is None else jnp.asarray(num_examples, jnp.int32)
     if sizes.shape != (clients,):
@@ -46,7 +48,7 @@ def run(
         )
     if state is None:
         server, part = transform.init(
-            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), Message(updates))
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), updates)
         )
         state = server, jax.tree.map(lambda x: jnp.broadcast_to(x, (clients, *jnp.shape(x))), part)
     server, parts = state
@@ -58,7 +60,7 @@ def run(
             client=client,
             num_examples=size,
         )
-        return transform.encode(Message(update), part, server, context)
+        return transform.encode(update, part, server, context)
 
     messages, parts, measured = jax.vmap(encode)(updates, parts, sizes, jnp.arange(clients, dtype=jnp.int32))
     rows = gathers(transform)

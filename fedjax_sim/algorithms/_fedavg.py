@@ -57,7 +57,16 @@ def fedprox(
     server: optax.GradientTransformation | None = None,
     aggregate: Transform | None = None,
 ) -> Algorithm:
-    """FedAvg whose clients are pulled towards the broadcast model (Li et al. 2020, algorithm 2)."""
+    """FedAvg whose clients are pulled towards the broadcast model (Li et al. 2020, algorithm 2).
+
+    Args:
+      task: model, loss and metrics.
+      client: the clients' optimizer, new in every round.
+      mu: strength of the pull, the factor of ``|w - w_broadcast|^2 / 2`` in a client's loss.
+      server: the server's optimizer; SGD with step size 1 by default.
+      aggregate: transforms around the sum; the mean over examples by default. (The paper draws clients by their
+        examples and takes the plain mean.)
+    """
     server = optax.sgd(1.0) if server is None else server
     aggregate = aggregation.mean(over="examples") if aggregate is None else aggregate
     return from_rule("fedprox", task, rules.fedprox(task, client, mu=mu), server, aggregate)
@@ -67,6 +76,11 @@ def fedsgd(task: Task, learning_rate: float = 0.1, aggregate: Transform | None =
     """One gradient step per round on the examples of the whole cohort (McMahan et al. 2017, FedSGD).
 
     A client passes over its examples once, in batches that only say how its gradient is summed.
+
+    Args:
+      task: model, loss and metrics.
+      learning_rate: the server's step size; clients take no step.
+      aggregate: transforms around the sum of gradients; the mean over examples by default.
     """
     aggregate = aggregation.mean(over="examples") if aggregate is None else aggregate
     return from_rule(
@@ -88,7 +102,15 @@ def fedavgm(
     momentum: float = 0.9,
     aggregate: Transform | None = None,
 ) -> Algorithm:
-    """FedAvg with server momentum (Hsu et al. 2019)."""
+    """FedAvg with server momentum (Hsu et al. 2019).
+
+    Args:
+      task: model, loss and metrics.
+      client: the clients' optimizer, new in every round.
+      learning_rate: the server's step size.
+      momentum: of the server, without dampening.
+      aggregate: transforms around the sum; the mean over examples by default.
+    """
     server = server_optimizers.fedavgm(learning_rate, momentum)
     return fedavg(task, client, server, aggregate)._replace(name="fedavgm")
 
@@ -102,7 +124,18 @@ def fedadam(
     tau: float = 1e-3,
     aggregate: Transform | None = None,
 ) -> Algorithm:
-    """FedAvg with the FedAdam server (Reddi et al. 2021, algorithm 2)."""
+    """FedAvg with the FedAdam server (Reddi et al. 2021, algorithm 2).
+
+    Args:
+      task: model, loss and metrics.
+      client: the clients' optimizer, new in every round.
+      learning_rate: the server's step size.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      tau: adaptivity, added to the root of the second moment, which starts at ``tau**2``.
+      aggregate: transforms around the sum. The default is the mean over examples, as for FedAvg; the paper's algorithm
+        takes all clients alike, ``mean(over="clients")``.
+    """
     server = server_optimizers.fedadam(learning_rate, b1, b2, tau)
     return fedavg(task, client, server, aggregate)._replace(name="fedadam")
 
@@ -116,7 +149,18 @@ def fedyogi(
     tau: float = 1e-3,
     aggregate: Transform | None = None,
 ) -> Algorithm:
-    """FedAvg with the FedYogi server (Reddi et al. 2021, algorithm 2)."""
+    """FedAvg with the FedYogi server (Reddi et al. 2021, algorithm 2).
+
+    Args:
+      task: model, loss and metrics.
+      client: the clients' optimizer, new in every round.
+      learning_rate: the server's step size.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      tau: adaptivity, added to the root of the second moment, which starts at ``tau**2``.
+      aggregate: transforms around the sum. The default is the mean over examples, as for FedAvg; the paper's algorithm
+        takes all clients alike, ``mean(over="clients")``.
+    """
     server = server_optimizers.fedyogi(learning_rate, b1, b2, tau)
     return fedavg(task, client, server, aggregate)._replace(name="fedyogi")
 
@@ -128,6 +172,15 @@ def fedadagrad(
     tau: float = 1e-3,
     aggregate: Transform | None = None,
 ) -> Algorithm:
-    """FedAvg with the FedAdagrad server (Reddi et al. 2021, algorithm 2)."""
+    """FedAvg with the FedAdagrad server (Reddi et al. 2021, algorithm 2).
+
+    Args:
+      task: model, loss and metrics.
+      client: the clients' optimizer, new in every round.
+      learning_rate: the server's step size.
+      tau: adaptivity, added to the root of the second moment, which starts at ``tau**2``.
+      aggregate: transforms around the sum. The default is the mean over examples, as for FedAvg; the paper's algorithm
+        takes all clients alike, ``mean(over="clients")``.
+    """
     server = server_optimizers.fedadagrad(learning_rate, tau=tau)
     return fedavg(task, client, server, aggregate)._replace(name="fedadagrad")

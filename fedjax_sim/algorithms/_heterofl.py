@@ -24,15 +24,21 @@ def heterofl(
     A coordinate moves by the mean over the clients whose model contains it. Which client belongs to which group is
     ``Simulation(groups=...)``.
 
+    Layers that clip or sparsify stand before ``coverage_mean()`` and act on the update alone:
+    ``chain(clip_by_global_norm(C), coverage_mean())``. Refused are ``mean(...)``, which would divide by clients that
+    lack the coordinate; gathers such as ``coordinate_median()``, to which a coordinate that a client lacks would look
+    like an update of zero; and noise, because the divisor, a count of clients, is neither public nor noised.
+
     Args:
       tasks: group name to task; the first is the global model, the others are narrower models with the same layers.
         They must know their input's shape (``sample_input`` or ``input_shape``).
       client: the clients' optimizer.
       server: the server's; SGD with step size 1 by default.
-      aggregate: ``coverage_mean()`` by default; layers may be added around it.
+      aggregate: ``coverage_mean()`` by default; layers may be added before it.
 
     Raises:
-      ValueError: no task, or one that keeps batch statistics.
+      ValueError: no task, or one that keeps batch statistics; an ``aggregate`` that is refused (some of them only when
+        a simulation starts).
     """
     if not tasks:
         raise ValueError("tasks is empty, expected at least the global model's task.")
@@ -44,6 +50,7 @@ def heterofl(
             )
     server = optax.sgd(1.0) if server is None else server
     aggregate = aggregation.coverage_mean() if aggregate is None else aggregate
+    _server.refuse_plain_mean("heterofl", aggregate, "coverage_mean")
     whole = next(iter(tasks.values()))
 
     def narrow(task: Task):

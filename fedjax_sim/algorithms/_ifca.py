@@ -10,9 +10,9 @@ import optax
 
 from fedjax_sim import aggregation, rules
 from fedjax_sim._src import checks, keys, tree
-from fedjax_sim._src.types import Algorithm, Array, Mean, Stage, Task, Transform, Variables
+from fedjax_sim._src.types import Algorithm, Array, Delta, Mean, Stage, Task, Transform, Variables
+from fedjax_sim.algorithms import _server
 from fedjax_sim.algorithms._fedavg import one_pass
-from fedjax_sim.rules import ClusterUpdate
 
 
 class IfcaState(NamedTuple):
@@ -30,20 +30,30 @@ def ifca(
     First every cohort client evaluates all models on its examples and remembers the best one. Then it trains that
     one, and each model moves to the mean of its members' end points; a model without members stays.
 
+    Layers that clip or sparsify stand before ``mean_by_model()`` and act on the client's update alone:
+    ``chain(clip_by_global_norm(C), mean_by_model())``. Refused are ``mean(...)``, which would divide each model by the
+    whole cohort; gathers such as ``coordinate_median()``, to which every model that a client did not choose would look
+    like an update of zero; and noise, because the divisor, the number of members, is neither public nor noised.
+
     ``Algorithm.params`` is the model with most members in the last round; a client's own is ``Algorithm.personal``.
 
     Args:
       task: model, loss and metrics; without batch statistics.
       client: the clients' optimizer.
       models: how many, drawn independently at the start.
-      aggregate: around the sum; the mean over clients by default, as in the paper.
+      aggregate: around the sum; ``mean_by_model()`` by default, as in the paper.
+
+    Raises:
+      ValueError: ``models`` below 1; a task with batch statistics; an ``aggregate`` that is refused (some of them only
+        when a simulation starts).
     """
     checks.positive_int("models", models)
     if task.stats_policy != "none":
         raise ValueError(
             "ifca averages several models and has no rule for batch statistics; use a model without."
         )
-    aggregate = aggregation.mean(over="clients") if aggregate is None else aggregate
+    aggregate = aggregation.mean_by_model() if aggregate is None else aggregate
+    _server.refuse_plain_mean("ifca", aggregate, "mean_by_model")
 
     def init_models(key, sample=None) -> Variables:
         drawn = [task.init(keys.fold(key, index), sample) for index in range(models)]
@@ -55,16 +65,10 @@ def ifca(
     def nothing(state: IfcaState, update, ctx):
         return state, {}
 
-    def update(state: IfcaState, mean: ClusterUpdate, ctx):
-        share = mean.member
-        factor = jnp.where(share > 0, 1 / jnp.where(share > 0, share, 1), 0)
-
-        def move(x, delta):
-            return x + delta * factor.reshape((-1,) + (1,) * (x.ndim - 1)).astype(x.dtype)
-
-        params = jax.tree.map(move, state.variables.params, mean.delta.params)
-        norm = Mean(tree.global_norm(mean.delta.params), jnp.ones(()))
-        popularity = jnp.where(ctx.clients > 0, share, state.popularity)
+    def update(state: IfcaState, mean: Delta, ctx):
+        params = tree.move(state.variables.params, mean.params)
+        norm = Mean(tree.global_norm(mean.params), jnp.ones(()))
+        popularity = jnp.where(ctx.clients > 0, ctx.aux["members"], state.popularity)
         return IfcaState(state.variables._replace(params=params), popularity), {"aggregate_norm": norm}
 
     def model(state: IfcaState, index) -> Variables:

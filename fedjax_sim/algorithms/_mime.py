@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from fedjax_sim import aggregation, rules
-from fedjax_sim._src import tree
+from fedjax_sim._src import checks, tree
 from fedjax_sim._src.types import Algorithm, Delta, Mean, PyTree, Stage, Task, Transform, Variables
 from fedjax_sim.algorithms._fedavg import one_pass
 from fedjax_sim.rules import MimeBroadcast
@@ -42,6 +43,7 @@ def mime(
       aggregate: around the sum of updates; the mean over clients by default, as in the paper.
       aggregate_gradient: around the sum of gradients; likewise.
     """
+    checks.optimizer("base optimizer", optimizer)
     aggregate = aggregation.mean(over="clients") if aggregate is None else aggregate
     aggregate_gradient = (
         aggregation.mean(over="clients") if aggregate_gradient is None else aggregate_gradient
@@ -51,7 +53,7 @@ def mime(
         return MimeState(variables, optimizer.init(variables.params), tree.zeros_like(variables.params))
 
     def remember(state: MimeState, direction: Delta, ctx):
-        gradient = tree.scale(direction.params, -1.0)
+        gradient = jax.tree.map(lambda g, d: -d.astype(g.dtype), state.gradient, direction.params)
         return state._replace(gradient=gradient), {
             "gradient_norm": Mean(tree.global_norm(gradient), jnp.ones(()))
         }
@@ -60,7 +62,7 @@ def mime(
         _, moved = optimizer.update(state.gradient, state.optimizer, state.variables.params)
         # A round in which nobody came leaves the optimizer alone, too.
         moved = tree.where(ctx.clients > 0, moved, state.optimizer)
-        params = tree.add(state.variables.params, tree.scale(mean.params, server_learning_rate))
+        params = tree.move(state.variables.params, tree.scale(mean.params, server_learning_rate))
         variables = state.variables._replace(params=params)
         norm = Mean(tree.global_norm(mean.params), jnp.ones(()))
         return state._replace(variables=variables, optimizer=moved), {"aggregate_norm": norm}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim import aggregation, rules
-from fedjax_sim._src import tree
+from fedjax_sim._src import checks, tree
 from fedjax_sim._src.types import Algorithm, Mean, PyTree, Stage, Task, Transform, Variables
 from fedjax_sim.algorithms import _server
 from fedjax_sim.rules import ScaffoldBroadcast, ScaffoldUpdate
@@ -41,7 +41,8 @@ def scaffold(
     """
     server = optax.sgd(1.0) if server is None else server
     aggregate = aggregation.mean(over="clients") if aggregate is None else aggregate
-    public = any(fact.divisor == "public" for fact in aggregate.facts)
+    checks.optimizer("server optimizer", server)
+    public = any(fact.divisor == "public" for fact in aggregation.chain(aggregate).facts)
 
     def init(variables: Variables) -> ScaffoldState:
         return ScaffoldState(variables, server.init(variables.params), tree.zeros_like(variables.params))
@@ -49,7 +50,7 @@ def scaffold(
     def update(state: ScaffoldState, mean: ScaffoldUpdate, ctx):
         variables, optimizer = _server.apply_delta(server, state.variables, state.optimizer, mean.delta)
         divisor = ctx.expected_clients if public else ctx.clients
-        control = tree.add(state.control, tree.scale(mean.control, divisor / ctx.population))
+        control = tree.move(state.control, tree.scale(mean.control, divisor / ctx.population))
         norm = Mean(tree.global_norm(mean.delta.params), jnp.ones(()))
         return ScaffoldState(variables, optimizer, control), {"aggregate_norm": norm}
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim._src import tree
-from fedjax_sim._src.types import Delta, Mean, PyTree, Variables
+from fedjax_sim._src import checks, tree
+from fedjax_sim._src.types import Delta, Mean, PyTree, Transform, Variables
 
 
 class ServerState(NamedTuple):
@@ -20,6 +20,7 @@ class ServerState(NamedTuple):
 
 def init(optimizer: optax.GradientTransformation):
     """``Algorithm.init`` for an optimizer."""
+    checks.optimizer("server optimizer", optimizer)
 
     def init_(variables: Variables) -> ServerState:
         return ServerState(variables, optimizer.init(variables.params))
@@ -32,13 +33,26 @@ def apply_delta(
 ) -> tuple[Variables, PyTree]:
     """One server step: minus the mean update is the pseudo-gradient (Reddi et al. 2021, algorithm 1).
 
-    Statistics move by their mean change; the optimizer does not see them.
+    Statistics move by their mean change, integers among them by the nearest integer; the optimizer does not see them.
     """
     pseudo_gradient = tree.scale(delta.params, -1.0)
     updates, state = optimizer.update(pseudo_gradient, state, variables.params)
     params = optax.apply_updates(variables.params, updates)
-    stats = variables.stats if delta.stats == () else tree.add(variables.stats, delta.stats)
+    stats = variables.stats if delta.stats == () else tree.move(variables.stats, delta.stats)
     return variables._replace(params=params, stats=stats), state
+
+
+def refuse_plain_mean(algorithm: str, aggregate: Transform, instead: str) -> None:
+    """Refuses ``mean(...)`` where each coordinate has a number of clients of its own.
+
+    Raises:
+      ValueError: ``aggregate`` holds a ``mean``.
+    """
+    if any(fact.name == "mean" for fact in aggregate.facts):
+        raise ValueError(
+            f"{algorithm}'s aggregate holds mean(...), which divides every coordinate by the whole cohort, also where "
+            f"only some of the clients have it. Use {instead}(), for example chain(clip_by_global_norm(C), {instead}())."
+        )
 
 
 def update(optimizer: optax.GradientTransformation):

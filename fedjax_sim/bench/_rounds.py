@@ -18,7 +18,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+import numpy as np
+import optax
+
+from fedjax_sim import algorithms, engines, models, tasks
 from fedjax_sim.bench import _measure
+from fedjax_sim.data import ClientData, cohorts, mnist_by_writer
+from fedjax_sim.data.local_work import LocalWork
+from fedjax_sim.simulate import Simulation
 
 MODELS = ("linear", "mlp", "cnn", "reference_cnn")
 LANES = {"linear": (1, 2, 4, 8), "mlp": (1, 2, 4), "cnn": (1, 2), "reference_cnn": (1, 2)}
@@ -31,47 +39,34 @@ COLUMNS = (
 
 def load(folder: Path):
     """MNIST by writer where it is present, else as many 28 x 28 images of noise in clients of the same sizes."""
-    import numpy as np
-
-    import fedjax_sim as fs
-
     if folder.exists():
-        return "mnist_by_writer", fs.data.mnist_by_writer(folder).train
+        return "mnist_by_writer", mnist_by_writer(folder).train
     generator = np.random.default_rng(0)
     sizes = np.clip(generator.normal(111, 22, 539), 19, 131).astype(np.int64)
     columns = {
         "x": generator.integers(0, 256, (sizes.sum(), 28, 28, 1), dtype=np.uint8),
         "y": generator.integers(0, 10, sizes.sum(), dtype=np.int32),
     }
-    return "noise", fs.ClientData.from_arrays(columns, np.repeat(np.arange(len(sizes)), sizes))
+    return "noise", ClientData.from_arrays(columns, np.repeat(np.arange(len(sizes)), sizes))
 
 
 def layouts(model: str, cores: int) -> dict:
-    import fedjax_sim as fs
-
-    found = {("sequential", 1, 1): fs.engines.sequential()}
-    found |= {("lanes", 1, lanes): fs.engines.lanes(lanes) for lanes in LANES[model]}
+    found = {("sequential", 1, 1): engines.sequential()}
+    found |= {("lanes", 1, lanes): engines.lanes(lanes) for lanes in LANES[model]}
     if cores > 1:
-        mesh = fs.engines.client_mesh(cores)
-        found |= {
-            ("sharded", cores, lanes): fs.engines.sharded(mesh, lanes=lanes) for lanes in LANES[model][:3]
-        }
+        mesh = engines.client_mesh(cores)
+        found |= {("sharded", cores, lanes): engines.sharded(mesh, lanes=lanes) for lanes in LANES[model][:3]}
     return found
 
 
 def measure(model: str, data, cores: int, args, rate: float) -> list[dict]:
     """One row per layout, interleaved."""
-    import jax
-    import optax
-
-    import fedjax_sim as fs
-
-    task = fs.tasks.classification(getattr(fs.models, model)(classes=10))
+    task = tasks.classification(getattr(models, model)(classes=10))
     rounds, calls, last = ROUNDS[model], {}, {}
     for name, engine in layouts(model, cores).items():
-        sim = fs.Simulation(
-            fs.algorithms.fedavg(task, client=optax.sgd(0.05)), data, cohort=fs.cohorts.uniform(args.clients),
-            local=fs.LocalWork(epochs=1, batch_size=args.batch_size), engine=engine, rounds_per_chunk=rounds,
+        sim = Simulation(
+            algorithms.fedavg(task, client=optax.sgd(0.05)), data, cohort=cohorts.uniform(args.clients),
+            local=LocalWork(epochs=1, batch_size=args.batch_size), engine=engine, rounds_per_chunk=rounds,
         )  # fmt: skip
         state, history = sim.run(sim.init(0), rounds)
         compile_seconds = history.costs.compile_seconds
@@ -106,8 +101,6 @@ def measure(model: str, data, cores: int, args, rate: float) -> list[dict]:
 def one_process(args) -> dict:
     """Measures on the cores that ``args.cores`` asks for."""
     cores = _measure.use_cores(None if args.cores == "all" else int(args.cores))
-    import jax
-
     if cores > 1 and not args.accelerator:
         jax.config.update("jax_num_cpu_devices", cores)
     rate = _measure.matmul_flops_per_second()

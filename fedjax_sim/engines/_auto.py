@@ -21,7 +21,8 @@ def auto_lanes(problem: Problem, state: SimState, plan: Plan, platform: str) -> 
     """Lanes by backend, size of a step and length of the queue; ``docs/decisions/0004-auto-lanes.md`` has the figures."""
     turns = max(queue.entries.client.shape[-1] for queue in plan.queues)
     if platform == "cpu":
-        wanted = min(_CPU_LANES, _CPU_FLOPS / max(*turn_costs(problem, state).step_flops, 1.0))
+        flops = max(1.0, *(flops for costs in turn_costs(problem, state) for flops in costs.step_flops))
+        wanted = min(_CPU_LANES, _CPU_FLOPS / flops)
     else:
         wanted = _ACCELERATOR_LANES
     return max(1, min(int(wanted), turns // _TURNS_PER_LANE if platform == "cpu" else turns))

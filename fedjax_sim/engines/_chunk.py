@@ -12,7 +12,7 @@ from fedjax_sim.aggregation._reduce import accumulator, gathers
 from fedjax_sim.data.plans import Plan, Queue
 from fedjax_sim.engines._client import Turn, strong
 from fedjax_sim.engines._lane_queue import Deposit, FinishForm, LaneQueue, Shared
-from fedjax_sim.engines._problem import Problem, aggregate, groups
+from fedjax_sim.engines._problem import Problem, SentSpec, aggregate, groups, sent_spec, server_step
 from fedjax_sim.engines._state import SimState
 
 
@@ -84,8 +84,9 @@ class Chunk:
             )(hyper, server)
             shared = Shared(hyper, broadcast, parts[stage], state.key, round_, columns)
             message, mask, table, metrics, stage_finite, steps = self._cohort(stage, shared, table, queues)
+            sent = self._sent(stage, broadcast, state)
             server, parts[stage], measured = self._server(
-                stage, hyper, server, message, parts[stage], mask, state.key, round_, clients
+                stage, sent, hyper, server, message, parts[stage], mask, state.key, round_, clients
             )
             per_stage.append({**metrics, **measured})
             finite.append(stage_finite)
@@ -97,6 +98,10 @@ class Chunk:
 
     def _stage(self, hyper, stage: int):
         return self.problem.build(hyper).stages[stage]
+
+    def _sent(self, stage: int, broadcast, state: SimState) -> SentSpec:
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (broadcast, state))
+        return sent_spec(self.problem, self.problem.algorithm(), stage, *one)
 
     def _cohort(self, stage: int, shared: Shared, table, queues: tuple[Queue, ...]):
         """All turns of a stage, and their reduction over the mesh."""
@@ -144,15 +149,13 @@ class Chunk:
         there = (jnp.arange(queue.entries.client.shape[0]) < queue.count) & (queue.entries.examples > 0)
         return there & (queue.entries.replica == jnp.arange(self.replicas)[:, None])
 
-    def _server(self, stage, hyper, server, message, part, mask, root, round_, clients):
+    def _server(self, stage, sent: SentSpec, hyper, server, message, part, mask, root, round_, clients):
         """Decode and server update, for every replica."""
 
         def one(hyper, server, message, part, mask, root, clients):
             key = keys.server_key(root, round_, stage)
             ctx = self.problem.round_context(key, round_, clients, mask)
-            declared = self._stage(hyper, stage)
-            decoded, part, decoding = aggregate(declared).decode(message, part, ctx)
-            server, updating = declared.update(server, decoded.value, ctx)
-            return server, part, {**decoding, **updating}
+            algorithm = self.problem.build(hyper)
+            return server_step(self.problem, algorithm, stage, server, message, part, sent, ctx)
 
         return jax.vmap(one, axis_size=self.replicas)(hyper, server, message, part, mask, root, clients)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from fedjax_sim._src import keys, tree
 from fedjax_sim._src.types import Array, ClientContext, ClientRule, Mean, Message, Metrics, StepContext
+from fedjax_sim.aggregation._reduce import as_message
 from fedjax_sim.data import batches
 from fedjax_sim.data.plans import Entry
 from fedjax_sim.engines._problem import Problem, aggregate, groups
@@ -128,26 +129,30 @@ class Turn:
         return strong(work), dict(metrics)
 
     def update(self, hyper, broadcast, own: TurnKeys, round_, entry: Entry, work, row: Row):
-        """What the rule alone makes of its work: update, new state, metrics."""
+        """What the rule alone makes of its work: the message before any layer, new state, metrics."""
         ctx = self._context(keys.fold(own.turn, keys.FINISH), round_, entry)
-        return self.rule(hyper).finish(broadcast, work, self.state(hyper, broadcast, row), ctx)
+        sent, state, metrics = self.rule(hyper).finish(
+            broadcast, work, self.state(hyper, broadcast, row), ctx
+        )
+        return as_message(sent), state, metrics
 
     def finish(
         self, hyper, broadcast, server_part, own: TurnKeys, round_, entry: Entry, work, row: Row
     ) -> Sent:
         ctx = self._context(keys.fold(own.turn, keys.FINISH), round_, entry)
         update, state, metrics = self.update(hyper, broadcast, own, round_, entry, work, row)
-        norm = tree.global_norm(jax.tree.map(lambda x: jnp.asarray(x), update))
+        norm = tree.global_norm(jax.tree.map(lambda x: jnp.asarray(x), update.value))
         came = (entry.examples > 0).astype(jnp.float32)
         transform = aggregate(self._problem.build(hyper).stages[self._stage])
         message, part, encoded = transform.encode(
-            Message(update), row.part, server_part, ctx._replace(key=keys.fold(own.turn, keys.ENCODE))
+            update, row.part, server_part, ctx._replace(key=keys.fold(own.turn, keys.ENCODE))
         )
         measured = {**metrics, **encoded}
-        if jax.tree.leaves(update):
+        if jax.tree.leaves(update.value):
             measured["update_norm"] = Mean(norm * came, came)
         seen = row.seen if isinstance(row.seen, tuple) else jnp.ones((), bool)
-        return Sent(message, strong(Row(state, part, seen)), measured, jnp.isfinite(norm))
+        finite = jnp.isfinite(norm) & tree.all_finite(update.aux)
+        return Sent(message, strong(Row(state, part, seen)), measured, finite)
 
 
 def strong(values):

@@ -262,7 +262,8 @@ class LaneQueue:
 
         def keep(table, values):
             if self.compact:
-                at = (replica[0], lane.entry.slot[0]) + (0,) * (table.ndim - 2)
+                # int32 as the queue's integers are: in 64-bit mode a Python 0 would be another type.
+                at = (replica[0], lane.entry.slot[0], *[jnp.int32(0)] * (table.ndim - 2))
                 return jax.lax.dynamic_update_slice(table, values[None].astype(table.dtype), at)
             index = jnp.where(mask, lane.entry.slot, table.shape[1])
             return table.at[replica, index].set(values.astype(table.dtype), mode="drop")

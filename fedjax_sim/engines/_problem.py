@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from fedjax_sim._src.types import (
     Variables,
 )
 from fedjax_sim.aggregation import chain
-from fedjax_sim.aggregation._reduce import example_client_context
+from fedjax_sim.aggregation._reduce import accumulator, as_message, example_client_context, gathers
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.engines._state import ClientTable, SimState
 
@@ -107,7 +107,7 @@ def example_batch(
 
 
 def turn_specs(problem: Problem, algorithm: Algorithm, stage: int, group: int, broadcast, state):
-    """Specs of what one client's turn makes: the update it sends, the state it keeps, its step metrics.
+    """Specs of what one client's turn makes: its message before any layer, the state it keeps, its step metrics.
 
     Raises:
       TypeError: the rule's work or state changes its structure or dtypes; names the rule's group and stage.
@@ -122,9 +122,9 @@ def turn_specs(problem: Problem, algorithm: Algorithm, stage: int, group: int, b
         rule.step, broadcast, work, example_batch(problem.columns, local), step_ctx
     )
     _check_same(f"{algorithm.name}, stage {stage}: a client's work before and after step", work, stepped)
-    update, kept, _ = jax.eval_shape(rule.finish, broadcast, work, state, ctx)
+    sent, kept, _ = jax.eval_shape(rule.finish, broadcast, work, state, ctx)
     _check_same(f"{algorithm.name}, stage {stage}: a client's state before and after finish", state, kept)
-    return update, kept, metrics
+    return as_message(sent), kept, metrics
 
 
 def _check_same(what: str, before, after) -> None:
@@ -157,7 +157,7 @@ def initial_state(
         specs = [turn_specs(problem, algorithm, index, g, broadcast, states[g])[0] for g in range(len(rules))]
         for spec in specs[1:]:
             _check_same(f"{algorithm.name}, stage {index}: the updates of two groups", specs[0], spec)
-        server_part, client_part = aggregate(stage).init(Message(tree.spec(specs[0])))
+        server_part, client_part = aggregate(stage).init(tree.spec(specs[0]))
         server_parts.append(server_part)
         parts.append(jax.tree.map(lambda x: jnp.broadcast_to(x, (slots, *jnp.shape(x))), client_part))
     table = ClientTable(
@@ -165,19 +165,86 @@ def initial_state(
         tuple(parts),
         jnp.zeros(slots, bool) if jax.tree.leaves(states) else (),
     )
-    return SimState(server, table, tuple(server_parts), jnp.zeros((), jnp.int32), key)
+    state = SimState(server, table, tuple(server_parts), jnp.zeros((), jnp.int32), key)
+    for index in range(len(algorithm.stages)):
+        jax.eval_shape(lambda s, index=index: _try_server_step(problem, algorithm, index, s), state)
+    return state
 
 
-def message_spec(problem: Problem, algorithm: Algorithm, stage: int, broadcast, state: SimState) -> Message:
-    """Spec of the encoded message that a client sends in a stage."""
+def _try_server_step(problem: Problem, algorithm: Algorithm, stage: int, state: SimState):
+    """The server's step on a sum of zeros: traced when a state is made, so that what does not fit is found then."""
+    declared = algorithm.stages[stage]
+    broadcast = jax.eval_shape(declared.broadcast, state.server)
+    sent = sent_spec(problem, algorithm, stage, broadcast, state)
+    rows = (1,) if gathers(aggregate(declared)) else ()
+    ctx = problem.round_context(state.key, state.round, jnp.int32(1), jnp.ones(rows, bool) if rows else None)
+    message, part = accumulator(sent.message, rows), state.aggregate[stage]
+    return server_step(problem, algorithm, stage, state.server, message, part, sent, ctx)
+
+
+class SentSpec(NamedTuple):
+    """Specs of what a client sends in a stage: the rule's update, and the message that the chain makes of it."""
+
+    update: Any
+    message: Message
+
+
+def sent_spec(
+    problem: Problem, algorithm: Algorithm, stage: int, broadcast, state: SimState, group: int = 0
+) -> SentSpec:
+    """What a client of a group sends in a stage; ``broadcast`` and ``state`` are those of one run."""
     kept = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (state.clients.states, state.clients.parts)
     )
-    own, part = kept[0][0] if kept[0] else (), kept[1][stage]
-    update = turn_specs(problem, algorithm, stage, 0, broadcast, own)[0]
+    own, part = kept[0][group] if kept[0] else (), kept[1][stage]
+    message = tree.spec(turn_specs(problem, algorithm, stage, group, broadcast, own)[0])
     encode = aggregate(algorithm.stages[stage]).encode
     ctx = example_client_context()
-    return jax.eval_shape(encode, Message(tree.spec(update)), part, state.aggregate[stage], ctx)[0]
+    return SentSpec(message.value, jax.eval_shape(encode, message, part, state.aggregate[stage], ctx)[0])
+
+
+def message_spec(
+    problem: Problem, algorithm: Algorithm, stage: int, broadcast, state: SimState, group: int = 0
+) -> Message:
+    """Spec of the encoded message that a client of a group sends in a stage."""
+    return sent_spec(problem, algorithm, stage, broadcast, state, group).message
+
+
+def server_step(
+    problem: Problem,
+    algorithm: Algorithm,
+    stage: int,
+    server,
+    message: Message,
+    part,
+    sent: SentSpec,
+    ctx: RoundContext,
+):
+    """Decode and server update of a stage, for one run: the server's state, the chain's part, metrics.
+
+    Sums of narrow floats are float32 (``accumulator_dtype``). What they decode to is rounded to the dtypes that the
+    clients' updates have, so that a bfloat16 model keeps a bfloat16 server, its optimizer's moments included.
+
+    Raises:
+      TypeError: the server's or the chain's state changes its structure, shapes or dtypes; names the stage and the leaf.
+    """
+    declared = algorithm.stages[stage]
+    transform = aggregate(declared)
+    decoded, decoded_part, decoding = transform.decode(message, part, ctx)
+    # A chain may decode to less than what was sent (a coverage is used up): then its own dtypes are right.
+    alike = jax.tree.structure(decoded.value) == jax.tree.structure(sent.update)
+    like = sent.update if alike else jax.eval_shape(transform.decode, sent.message, part, ctx)[0].value
+    value = jax.tree.map(_as_sent, decoded.value, like)
+    updated, updating = declared.update(server, value, ctx._replace(aux=decoded.aux))
+    where = f"{algorithm.name}, stage {stage}"
+    _check_same(f"{where}: the server's state before and after its update", server, updated)
+    _check_same(f"{where}: the chain's state before and after decoding", part, decoded_part)
+    return updated, decoded_part, {**decoding, **updating}
+
+
+def _as_sent(value, like):
+    narrower = jnp.issubdtype(value.dtype, jnp.floating) and jnp.issubdtype(like.dtype, jnp.floating)
+    return value.astype(like.dtype) if narrower else value
 
 
 def keeps_client_state(state: SimState) -> bool:

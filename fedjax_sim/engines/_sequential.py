@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from fedjax_sim.data.plans import Entry, Plan, Queue
 from fedjax_sim.engines._chunk import RoundReport, merge_stage_metrics
 from fedjax_sim.engines._client import Row, Turn
 from fedjax_sim.engines._engine import Engine, RoundFn, programs
-from fedjax_sim.engines._problem import Problem, aggregate, groups, message_spec
+from fedjax_sim.engines._problem import Problem, SentSpec, aggregate, groups, sent_spec, server_step
 from fedjax_sim.engines._state import ClientTable, SimState
 
 
@@ -113,8 +113,8 @@ class _SequentialRounds(RoundFn):
                 state.key,
                 state.round,
                 np.int32(clients),
-                lambda s=stage, b=broadcast: message_spec(
-                    self._problem, self._problem.build(hyper), s, b, state
+                lambda s=stage, b=broadcast: sent_spec(
+                    self._problem, self._problem.algorithm(), s, tree.spec(b), state
                 ),
             )
             per_stage.append({**_sum(metrics), **measured})
@@ -191,19 +191,32 @@ class _JittedServer:
             lambda total, message: jax.tree.map(lambda t, m: t + m.astype(t.dtype), total, message)
         )
         self._finish = jax.jit(self._decode_and_update)
+        self._sent: SentSpec | None = None
         self._rows = gathers(aggregate(problem.algorithm().stages[stage]))
 
-    def update(self, hyper, server, messages: list[Message], masks, part, root, round_, clients, nothing):
-        """``nothing``: makes the spec of an encoded message, for a round in which nobody came."""
+    def update(
+        self,
+        hyper,
+        server,
+        messages: list[Message],
+        masks,
+        part,
+        root,
+        round_,
+        clients,
+        sent: Callable[[], SentSpec],
+    ):
+        """``sent``: makes the specs of what a client sends; the same in every round."""
+        self._sent = sent() if self._sent is None else self._sent
         if self._rows:
             room = max(len(messages), 1)
             if not messages:
-                messages, masks = [tree.zeros_like(nothing())], [False]
+                messages, masks = [tree.zeros_like(self._sent.message)], [False]
             stacked = jax.tree.map(lambda *x: jnp.stack(x), *messages)
             return self._finish(
                 hyper, server, stacked, part, np.asarray(masks).reshape(room), root, round_, clients
             )
-        total = accumulator(tree.spec(messages[0]) if messages else nothing(), ())
+        total = accumulator(self._sent.message, ())
         for message in messages:
             total = self._add(total, message)
         return self._finish(hyper, server, total, part, None, root, round_, clients)
@@ -211,10 +224,9 @@ class _JittedServer:
     def _decode_and_update(self, hyper, server, message, part, mask, root, round_, clients):
         key = keys.server_key(root, round_, self._stage)
         ctx = self._problem.round_context(key, round_, clients, mask)
-        stage = self._problem.build(hyper).stages[self._stage]
-        decoded, part, decoding = aggregate(stage).decode(message, part, ctx)
-        server, updating = stage.update(server, decoded.value, ctx)
-        return server, part, {**decoding, **updating}
+        algorithm = self._problem.build(hyper)
+        assert self._sent is not None  # update made it
+        return server_step(self._problem, algorithm, self._stage, server, message, part, self._sent, ctx)
 
 
 def _sum(metrics: list[dict]) -> dict:

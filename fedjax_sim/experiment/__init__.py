@@ -5,7 +5,7 @@ would write down. ``register`` gives a factory of your own a name that files may
 """
 
 from fedjax_sim.experiment._experiment import Experiment, load
-from fedjax_sim.experiment._folder import about_clients, describe_data, new_folder
+from fedjax_sim.experiment._folder import RunFolder, about_clients, describe_data, new_folder
 from fedjax_sim.experiment._forms import ConfigError
 from fedjax_sim.experiment._registry import Entry, find, kinds, names, register
 from fedjax_sim.experiment._run import Outcome, load_states, resume, run, sweep
@@ -15,6 +15,7 @@ __all__ = [
     "Entry",
     "Experiment",
     "Outcome",
+    "RunFolder",
     "about_clients",
     "describe_data",
     "find",

@@ -154,6 +154,7 @@ BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
         name: getattr(aggregation, name)
         for name in (
             "identity", "mean", "clip_by_global_norm", "adaptive_clip", "gaussian_noise", "top_k", "coordinate_median",
+            "mean_by_model",
         )
     },
     "cohorts": {name: getattr(cohorts, name) for name in ("uniform", "poisson", "fixed", "all_clients")},

@@ -3,7 +3,7 @@
 ``run`` puts one over given batches, for a loop of your own.
 """
 
-from fedjax_sim.rules._clustered import ClusterUpdate, choose_model, train_chosen
+from fedjax_sim.rules._clustered import choose_model, train_chosen
 from fedjax_sim.rules._fedprox import fedprox
 from fedjax_sim.rules._full_gradient import full_gradient
 from fedjax_sim.rules._gradients import gradient
@@ -14,7 +14,6 @@ from fedjax_sim.rules._scaffold import ScaffoldBroadcast, ScaffoldUpdate, scaffo
 from fedjax_sim.rules._sliced import sliced
 
 __all__ = [
-    "ClusterUpdate",
     "MimeBroadcast",
     "ScaffoldBroadcast",
     "ScaffoldUpdate",

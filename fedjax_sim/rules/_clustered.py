@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim._src import tree
-from fedjax_sim._src.types import Array, ClientRule, Delta, Task, Variables
+from fedjax_sim._src.types import ClientRule, Message, Task, Variables
 from fedjax_sim.metrics import batch_means
-
-
-class ClusterUpdate(NamedTuple):
-    """``delta``: ``Delta`` with a leading axis ``[models]``, zero but for the chosen one; ``member``: its one-hot."""
-
-    delta: Delta
-    member: Array
 
 
 def choose_model(task: Task) -> ClientRule:
     """Evaluates every model on the client's examples and remembers the best (Ghosh et al. 2020, algorithm 1, line 7).
 
     The broadcast is ``Variables`` whose params have a leading axis ``[models]``; the client's state is the index of
-    its model, ``int32[]``; nothing is sent.
+    its model, ``int32[]``; nothing is sent. A model whose loss is NaN is the worst.
     """
 
     def models(broadcast: Variables) -> int:
@@ -40,6 +30,8 @@ def choose_model(task: Task) -> ClientRule:
         return losses + jax.vmap(loss)(broadcast.params), {}
 
     def finish(broadcast: Variables, losses, state, ctx):
+        # argmin would return the index of a NaN.
+        losses = jnp.where(jnp.isnan(losses), jnp.inf, losses)
         return (), jnp.argmin(losses).astype(jnp.int32), {}
 
     return ClientRule(lambda broadcast: jnp.zeros((), jnp.int32), begin, step, finish)
@@ -47,6 +39,10 @@ def choose_model(task: Task) -> ClientRule:
 
 def train_chosen(rule: ClientRule) -> ClientRule:
     """Runs ``rule`` on the model that the client has chosen and sends its update in that model's place.
+
+    The update is a ``Delta`` whose leaves have a leading axis ``[models]``, zero but for the chosen one. Beside it
+    travels, as ``mean_by_model`` wants it, ``{"members": ...}``: the choice as a one-hot, ``f32[models]``, zero for a
+    client without examples.
 
     ``rule`` takes ``Variables`` without the leading axis and keeps no state; its update is a ``Delta``.
     """
@@ -72,7 +68,7 @@ def train_chosen(rule: ClientRule) -> ClientRule:
         member = jax.nn.one_hot(chosen, models, dtype=jnp.float32)
         placed = jax.tree.map(lambda x: jnp.zeros((models, *x.shape), x.dtype).at[chosen].set(x), update)
         came = jnp.asarray(ctx.num_examples) > 0
-        return ClusterUpdate(placed, tree.where(came, member, jnp.zeros_like(member))), chosen, metrics
+        return Message(placed, {"members": jnp.where(came, member, 0)}), chosen, metrics
 
     inner_model = rule.model
     if inner_model is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from fedjax_sim._src import tree
@@ -12,7 +13,7 @@ from fedjax_sim.rules._gradients import gradient
 
 
 class GradientSum(NamedTuple):
-    """``total``: sum over rows of their gradients; ``rows``: ``f32[]``, how many."""
+    """``total``: sum over rows of their gradients, in float32 or wider; ``rows``: ``f32[]``, how many."""
 
     total: PyTree
     rows: Array
@@ -31,15 +32,19 @@ def full_gradient(task: Task) -> ClientRule:
         )
 
     def begin(broadcast: Variables, state, ctx):
-        return GradientSum(tree.zeros_like(broadcast.params), jnp.zeros((), jnp.float32), broadcast.stats)
+        return GradientSum(
+            tree.widen(tree.zeros_like(broadcast.params)), jnp.zeros((), jnp.float32), broadcast.stats
+        )
 
     def step(broadcast: Variables, work: GradientSum, batch, ctx):
         mean, stats, metrics = gradient(task, broadcast._replace(stats=work.stats), batch, ctx.key)
         rows = jnp.sum(batch["mask"], dtype=jnp.float32)
-        return GradientSum(tree.add(work.total, tree.scale(mean, rows)), work.rows + rows, stats), metrics
+        total = tree.add(work.total, tree.scale(tree.widen(mean), rows))
+        return GradientSum(total, work.rows + rows, stats), metrics
 
     def finish(broadcast: Variables, work: GradientSum, state, ctx):
         direction = tree.scale(work.total, -1 / jnp.maximum(work.rows, 1))
+        direction = jax.tree.map(lambda d, x: d.astype(x.dtype), direction, broadcast.params)
         return Delta(direction, tree.subtract(work.stats, broadcast.stats)), state, {}
 
     # The client measures and moves nothing: its own model is the one that it received.

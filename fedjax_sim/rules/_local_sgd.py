@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import optax
 
-from fedjax_sim._src import tree
+from fedjax_sim._src import checks, tree
 from fedjax_sim._src.types import ClientRule, Delta, PyTree, Task, Variables
 from fedjax_sim.rules._gradients import gradient
 
@@ -48,6 +48,7 @@ def local_sgd(
       >>> sorted(update.params["Dense_0"])
       ['bias', 'kernel']
     """
+    checks.optimizer("client optimizer", optimizer)
     keeps_stats = task.stats_policy == "local"
 
     def init(broadcast: Variables):

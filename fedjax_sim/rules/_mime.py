@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import optax
 
-from fedjax_sim._src import tree
+from fedjax_sim._src import checks, tree
 from fedjax_sim._src.types import ClientRule, Delta, PyTree, Task, Variables
 from fedjax_sim.rules._gradients import gradient
 
@@ -28,6 +28,7 @@ def mime(task: Task, optimizer: optax.GradientTransformation) -> ClientRule:
     Returns:
       A rule whose broadcast is ``MimeBroadcast``.
     """
+    checks.optimizer("base optimizer", optimizer)
     if task.stats_policy != "none":
         raise ValueError(
             "mime takes two gradients per batch and has no meaning for batch statistics; use a model without."

@@ -30,7 +30,7 @@ def run(rule: ClientRule, broadcast: Broadcast, batches: Batch, key: jax.Array) 
       key: threefry key of the client in this round.
 
     Returns:
-      The rule's update.
+      The rule's update; a ``Message`` where the rule sends counts beside it. ``aggregation.run`` takes either, stacked.
 
     Raises:
       ValueError: columns disagree on their first two axes.

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim._src import tree
-from fedjax_sim._src.types import ClientRule, Delta, PyTree, Variables
+from fedjax_sim._src.types import ClientRule, Delta, Message, PyTree, Variables
 
 
 def sliced(rule: ClientRule, shapes: PyTree) -> ClientRule:
     """Runs ``rule`` on the leading corner of every parameter (Diao et al. 2021, section 3).
 
-    The update has full shape, as ``coverage_mean`` wants it: ``(delta, coverage)``, zero outside the corner.
+    The update is a ``Delta`` of full shape, zero outside the corner, and beside it travels, as ``coverage_mean`` wants
+    it, ``{"coverage": ...}``: 1 inside the corner. Traffic is counted for the corner alone: the server knows the rest.
 
     Args:
       rule: takes ``Variables``, keeps no state, sends a ``Delta`` without statistics.
@@ -33,13 +34,22 @@ def sliced(rule: ClientRule, shapes: PyTree) -> ClientRule:
         update, _, metrics = rule.finish(own(broadcast), work, (), ctx)
         full = jax.tree.map(widen, update.params, broadcast.params)
         ones = jax.tree.map(lambda s: jnp.ones(s.shape, jnp.float32), tree.spec(shapes))
-        return (Delta(full), Delta(jax.tree.map(widen, ones, broadcast.params))), state, metrics
+        coverage = Delta(jax.tree.map(widen, ones, broadcast.params))
+        return Message(Delta(full), {"coverage": coverage}), state, metrics
+
+    def sends(message: Message):
+        if not isinstance(message.value, Delta):  # a layer has made something else of it
+            return message
+        aux = {name: value for name, value in message.aux.items() if name != "coverage"}
+        return message._replace(value=jax.tree.map(corner, message.value.params, shapes), aux=aux)
 
     return ClientRule(
         lambda broadcast: (),
         lambda broadcast, state, ctx: rule.begin(own(broadcast), (), ctx),
         lambda broadcast, work, batch, ctx: rule.step(own(broadcast), work, batch, ctx),
         finish,
+        receives=own,
+        sends=sends,
     )
 
 

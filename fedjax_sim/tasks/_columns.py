@@ -61,6 +61,11 @@ def _numbers(columns: Mapping[str, Any], name: str, role: str) -> np.ndarray:
         raise ValueError(
             f"column {name!r} is {values.dtype}{list(values.shape)}, expected numbers [examples, ...]."
         )
+    if jnp.issubdtype(values.dtype, np.complexfloating):
+        raise ValueError(
+            f"column {name!r} is {values.dtype}{list(values.shape)}, expected real numbers: put the real and the "
+            "imaginary part next to each other, as in np.stack([x.real, x.imag], axis=-1)."
+        )
     if jnp.issubdtype(values.dtype, np.inexact):
         finite = np.isfinite(values)
         if not finite.all():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,3 +39,35 @@ def test_the_own_loop_learns():
     lines = run(str(ROOT / "examples" / "own_loop.py"), "--rounds", "40").splitlines()
     first, last = (float(lines[i].split()[-1]) for i in (0, -1))
     assert last < first / 10
+
+
+def test_the_own_loop_splits_or_uses_a_key(monkeypatch):
+    """``split(key, n)[i]`` is ``fold_in(key, i)``: a key that is split and used draws noise from the clients' keys."""
+    spec = importlib.util.spec_from_file_location("own_loop", ROOT / "examples" / "own_loop.py")
+    assert spec is not None and spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    split, aggregate, seen = jax.random.split, example.agg.run, {"split": set(), "used": []}
+
+    def words(key) -> tuple[int, ...]:
+        return tuple(jax.random.key_data(key).tolist())
+
+    def recorded_split(key, num=2):
+        # The rules and layers split keys of their own, under vmap.
+        if not isinstance(key, jax.core.Tracer):
+            seen["split"].add(words(key))
+        return split(key, num)
+
+    def recorded_run(*arguments, key, **options):
+        seen["used"].append(words(key))
+        with monkeypatch.context() as patched:
+            patched.setattr(jax.random, "split", split)
+            return aggregate(*arguments, key=key, **options)
+
+    monkeypatch.setattr(jax.random, "split", recorded_split)
+    monkeypatch.setattr(example.agg, "run", recorded_run)
+    monkeypatch.setattr(sys, "argv", ["own_loop", "--rounds", "2"])
+    with jax.disable_jit():
+        example.main()
+    assert len(set(seen["used"])) == 2
+    assert not seen["split"] & set(seen["used"])

@@ -129,6 +129,7 @@ PRIVATE = agg.chain(agg.clip_by_global_norm(0.5), agg.mean(over="expected_cohort
 ADAPTIVE = agg.chain(
     agg.adaptive_clip(0.3, count_noise_std=0.2), agg.mean(over="expected_cohort"), agg.gaussian_noise(0.3)
 )
+WIDTHS = tuple("wide" if c % 2 else "narrow" for c in range(POPULATION))
 work = fs.LocalWork
 
 ALGORITHMS = [
@@ -165,6 +166,12 @@ ALGORITHMS = [
     Member("mime", lambda: algorithms.mime(linear(), optax.sgd(0.1, momentum=0.9))),
     Member("ifca", lambda: algorithms.ifca(linear(), SGD, models=3)),
     Member(
+        "ifca_clipped",
+        lambda: algorithms.ifca(
+            linear(), SGD, models=3, aggregate=agg.chain(agg.adaptive_clip(0.1), agg.mean_by_model())
+        ),
+    ),
+    Member(
         "top_k", lambda: algorithms.fedavg(linear(), SGD, aggregate=agg.chain(agg.top_k(0.25), agg.mean()))
     ),
     Member("clip_and_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=PRIVATE)),
@@ -174,7 +181,16 @@ ALGORITHMS = [
     Member(
         "heterofl",
         lambda: algorithms.heterofl({"wide": mlp(6), "narrow": mlp(3)}, SGD),
-        groups=tuple("wide" if c % 2 else "narrow" for c in range(POPULATION)),
+        groups=WIDTHS,
+    ),
+    Member(
+        "heterofl_clipped",
+        lambda: algorithms.heterofl(
+            {"wide": mlp(6), "narrow": mlp(3)},
+            SGD,
+            aggregate=agg.chain(agg.clip_by_global_norm(0.1), agg.coverage_mean()),
+        ),
+        groups=WIDTHS,
     ),
     Member("batch_norm_averaged", lambda: algorithms.fedavg(normed("averaged"), SGD)),
     Member("batch_norm_local", lambda: algorithms.fedavg(normed("local"), SGD)),
@@ -185,6 +201,22 @@ ALGORITHMS = [
     ),
 ]
 NAMES = [member.name for member in ALGORITHMS]
+
+
+def narrow(member: Member, dtype) -> Member:
+    """The same algorithm with parameters of another dtype; statistics keep theirs, as flax's layers do."""
+
+    def build() -> fs.Algorithm:
+        algorithm = member.build()
+
+        def init(key, sample=None):
+            variables = algorithm.task.init(key, sample)
+            return variables._replace(params=jax.tree.map(lambda x: x.astype(dtype), variables.params))
+
+        return algorithm._replace(task=algorithm.task._replace(init=init))
+
+    return member._replace(build=build)
+
 
 # --- engines -------------------------------------------------------------------------------------------------
 
@@ -207,7 +239,13 @@ MESSAGE = {
     "b": np.ones((4, 5), np.float32),
 }
 """Messages of four clients."""
-COVERED = (MESSAGE, {"w": (MESSAGE["w"] > 0).astype(np.float32), "b": np.ones((4, 5), np.float32)})
+COVERED = fs.Message(
+    MESSAGE, {"coverage": {"w": (MESSAGE["w"] > 0).astype(np.float32), "b": np.ones((4, 5), np.float32)}}
+)
+MEMBERS = fs.Message(
+    {"w": MESSAGE["w"] * (np.arange(3) == np.array([0, 1, 2, 0])[:, None])[..., None]},
+    {"members": np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]},
+)
 
 
 class Layers(NamedTuple):
@@ -240,6 +278,11 @@ TRANSFORMS = {
     "median, clip": Layers((agg.coordinate_median(), agg.clip_by_global_norm(0.5))),
     "median, top_k": Layers((agg.coordinate_median(), agg.top_k(0.5))),
     "coverage mean": Layers((agg.coverage_mean(),), COVERED),
+    "top_k, clip, coverage mean": Layers(
+        (agg.top_k(0.5), agg.clip_by_global_norm(0.5), agg.coverage_mean()), COVERED
+    ),
+    "mean by model": Layers((agg.mean_by_model(),), MEMBERS),
+    "adaptive clip, mean by model": Layers((agg.adaptive_clip(0.5), agg.mean_by_model()), MEMBERS),
 }
 
 # --- simulations ---------------------------------------------------------------------------------------------
@@ -319,6 +362,9 @@ def comparable(state: fs.SimState):
 TOLERANCE = 5e-6
 """Of ``largest_error`` after one round: some 20 steps of float32 (6e-8 each) in another order of summation, through
 optimizers that divide by roots of small numbers. Measured: at most 2e-7 on CPU."""
+
+BFLOAT16 = 2.0**-7
+"""A unit in the last place of bfloat16 is at most this share of a number; float32 sums may round to its neighbour."""
 
 
 def largest_error(got, expected) -> float:

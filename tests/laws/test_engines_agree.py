@@ -1,7 +1,10 @@
 """Law 1: sequential = lanes = sharded. The sharded engine's meshes are in ``tests/multidevice``."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 from laws.members import (
+    BFLOAT16,
     COHORTS,
     COMPILING,
     LANES,
@@ -10,6 +13,9 @@ from laws.members import (
     comparable,
     largest_error,
     metrics_error,
+    named,
+    narrow,
+    new_trial,
     one_round,
     oracle,
     trial,
@@ -44,3 +50,16 @@ def test_a_program_with_room_for_one(name):
     state, history = sim.run(warm_state(name), rounds=1)
     assert largest_error(comparable(state), comparable(oracle(name, COHORTS["one"])[0])) < TOLERANCE
     assert history.costs.step_occupancy == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_narrow_parameters(name):
+    """Models in bfloat16 run on every engine alike, stay in bfloat16, and their servers' moments, too."""
+    states = []
+    for engine in (fs.engines.sequential(), fs.engines.lanes(3)):
+        narrowed = new_trial(narrow(named(name), jnp.bfloat16), engine)
+        state, _ = one_round(narrowed, narrowed.sim.init(seed=3), COHORTS["some"])
+        params = narrowed.sim.algorithm.params(state.server).params
+        assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+        states.append(state)
+    assert largest_error(comparable(states[1]), comparable(states[0])) < 2 * BFLOAT16

@@ -14,7 +14,7 @@ SIZE, CLIENTS, CLIP, MULTIPLIER = 40_000, 5, 0.7, 1.3
 
 NOISES = {
     "after a fixed clip": agg.clip_by_global_norm(CLIP),
-    "after an adaptive clip": agg.adaptive_clip(CLIP),
+    "after an adaptive clip": agg.adaptive_clip(CLIP, count_noise_std=0.5),
     "after two clips": agg.chain(agg.clip_by_global_norm(10 * CLIP), agg.clip_by_global_norm(CLIP)),
 }
 

@@ -218,16 +218,20 @@ def mime(w, cohorts, beta=0.9):
     return np.concatenate([x, s])
 
 
-def ifca(models, cohorts):
-    """Ghosh et al. 2020, algorithm 1, model averaging. Returns all models."""
+def clipped(v: np.ndarray, norm: float) -> np.ndarray:
+    return v * min(1, norm / np.linalg.norm(v))
+
+
+def ifca(models, cohorts, norm=np.inf):
+    """Ghosh et al. 2020, algorithm 1, model averaging, of updates clipped to a norm. Returns all models."""
     models, chosen = models.copy(), set()
     for cohort in cohorts:
         members: dict[int, list[np.ndarray]] = {}
         for i in came(cohort):
             best = int(np.argmin([loss(w, *examples(i)) for w in models]))
-            members.setdefault(best, []).append(sgd(models[best], i))
-        for j, ends in members.items():
-            models[j] = np.mean(ends, axis=0)
+            members.setdefault(best, []).append(clipped(sgd(models[best], i) - models[best], norm))
+        for j, deltas in members.items():
+            models[j] = models[j] + np.mean(deltas, axis=0)
         chosen |= set(members)
     assert len(chosen) > 1, "the problem is too easy: every client prefers the same model"
     return models.ravel()
@@ -292,15 +296,15 @@ NARROW = 2
 GROUPS = ["wide", "narrow", "wide", "narrow", "wide", "narrow", "narrow"]
 
 
-def heterofl(w, cohorts):
-    """Diao et al. 2021, algorithm 1: each coordinate is the mean over the models that contain it."""
+def heterofl(w, cohorts, norm=np.inf):
+    """Diao et al. 2021, algorithm 1: each coordinate is the mean over the models that contain it, clipped to a norm."""
     for cohort in cohorts:
         total, count = np.zeros_like(w), np.zeros_like(w)
         for i in came(cohort):
             width = HIDDEN if GROUPS[i] == "wide" else NARROW
             bias, first, second = leaves(w)
             small = np.concatenate([bias, first[:, :width].ravel(), second[:width].ravel()])
-            end = leaves(sgd(small, i, hidden=width), width)
+            end = leaves(small + clipped(sgd(small, i, hidden=width) - small, norm), width)
             for all_, new in zip(leaves(total), end, strict=True):
                 all_[tuple(map(slice, new.shape))] += new
             for all_, new in zip(leaves(count), end, strict=True):
@@ -367,6 +371,14 @@ CASES = {
         lambda algorithm, state: per_client(state.server.variables.params),
         lambda algorithm, state: per_client(state.server.variables.params),
     ),
+    "ifca_clipped": Case(
+        algorithms.ifca(
+            TASK, LOCAL, models=3, aggregate=agg.chain(agg.clip_by_global_norm(0.2), agg.mean_by_model())
+        ),
+        lambda models, cohorts: ifca(models, cohorts, norm=0.2),
+        lambda algorithm, state: per_client(state.server.variables.params),
+        lambda algorithm, state: per_client(state.server.variables.params),
+    ),
     "top_k_error_feedback": Case(
         algorithms.fedavg(TASK, LOCAL, aggregate=agg.chain(agg.top_k(0.25), agg.mean(over="clients"))),
         top_k,
@@ -394,6 +406,15 @@ CASES = {
     ),
     "heterofl": Case(
         algorithms.heterofl({"wide": TASK, "narrow": task_of(NARROW)}, LOCAL), heterofl, groups=GROUPS
+    ),
+    "heterofl_clipped": Case(
+        algorithms.heterofl(
+            {"wide": TASK, "narrow": task_of(NARROW)},
+            LOCAL,
+            aggregate=agg.chain(agg.clip_by_global_norm(0.2), agg.coverage_mean()),
+        ),
+        lambda w, cohorts: heterofl(w, cohorts, norm=0.2),
+        groups=GROUPS,
     ),
 }
 

@@ -1,8 +1,11 @@
 """Law 11: ``sweep(seeds)[i]`` equals a run with that seed, and with those hyper-parameters."""
 
+import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from laws.members import (
+    BFLOAT16,
     COHORTS,
     LANES,
     NAMES,
@@ -12,6 +15,9 @@ from laws.members import (
     linear,
     make_data,
     metrics_error,
+    mlp,
+    named,
+    narrow,
     trial,
 )
 
@@ -99,3 +105,69 @@ def test_a_replica_equals_a_run_with_its_hyperparameters():
         assert_equal_runs(state, history, *sim.run(sim.init(4), rounds=ROUNDS))
     for changed in swept.states[1:]:
         assert largest_error(comparable(changed), comparable(swept.states[0])) > 100 * TOLERANCE
+
+
+FAMILIES = {
+    "fedsgd": lambda rate: fs.algorithms.fedsgd(linear(), rate),
+    "scaffold": lambda rate: fs.algorithms.scaffold(linear(), rate),
+    "mime": lambda rate: fs.algorithms.mime(linear(), optax.sgd(rate, momentum=0.9)),
+    "ifca": lambda rate: fs.algorithms.ifca(linear(), optax.sgd(rate), models=2),
+    "heterofl": lambda rate: fs.algorithms.heterofl({"wide": mlp(6), "narrow": mlp(3)}, optax.sgd(rate)),
+}
+"""Other stages, local work, groups and states than FedAvg's."""
+
+
+def of_family(algorithm, engine, groups=None):
+    return fs.Simulation(
+        algorithm,
+        make_data(),
+        cohort=fs.cohorts.fixed(COHORTS["some"]),
+        engine=engine,
+        local=fs.LocalWork(epochs=2, batch_size=4, shuffle=False),
+        groups=groups,
+        rounds_per_chunk=ROUNDS,
+    )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_sweep_may_be_over_another_family(name):
+    """A sweep plans, evaluates and describes with its own algorithm, whatever the simulation's is."""
+    factory, rates, data = FAMILIES[name], (0.1, 0.2), make_data()
+    groups = named("heterofl").groups if name == "heterofl" else None
+    # Only a simulation with groups can sweep an algorithm that has them.
+    own = named("heterofl").build() if groups else fs.algorithms.fedavg(linear(), optax.sgd(0.1))
+    swept = of_family(own, fs.engines.lanes(3), groups).sweep(
+        [4, 4], ROUNDS, algorithm=factory, hyperparameters={"rate": rates}, evaluate_on=data
+    )
+    for rate, history, state in zip(rates, swept, swept.states, strict=True):
+        sim = of_family(factory(rate), fs.engines.lanes(3), groups)
+        expected, expected_history = sim.run(sim.init(4), ROUNDS, evaluate_on=data)
+        assert_equal_runs(state, history, expected, expected_history)
+        assert history.last("loss").value == pytest.approx(expected_history.last("loss").value, rel=TOLERANCE)
+
+
+def test_a_simulation_with_groups_may_sweep_an_algorithm_without():
+    groups, factory = named("heterofl").groups, FAMILIES["scaffold"]
+    swept = of_family(named("heterofl").build(), fs.engines.lanes(3), groups).sweep(
+        [4], ROUNDS, algorithm=factory, hyperparameters={"rate": [0.1]}
+    )
+    sim = of_family(factory(0.1), fs.engines.lanes(3))
+    assert_equal_runs(swept.states[0], swept[0], *sim.run(sim.init(4), rounds=ROUNDS))
+
+
+@pytest.mark.parametrize("name", ["fedadam", "scaffold", "fedprox"])
+def test_hyperparameters_do_not_widen_a_narrow_model(name):
+    """A traced step size computes as the Python number that it stands for."""
+    factory = {
+        "fedadam": lambda rate: fs.algorithms.fedadam(linear(), optax.sgd(rate), learning_rate=rate),
+        "scaffold": lambda rate: fs.algorithms.scaffold(linear(), rate),
+        "fedprox": lambda rate: fs.algorithms.fedprox(linear(), optax.sgd(rate), mu=rate),
+    }[name]
+
+    def half(rate):
+        return narrow(named(name)._replace(build=lambda: factory(rate)), jnp.bfloat16).build()
+
+    sim = of_family(half(0.1), fs.engines.lanes(3))
+    swept = sim.sweep([4, 4], ROUNDS, algorithm=half, hyperparameters={"rate": np.array([0.1, 0.2])})
+    expected, _ = sim.run(sim.init(4), rounds=ROUNDS)
+    assert largest_error(comparable(swept.states[0]), comparable(expected)) < 2 * BFLOAT16

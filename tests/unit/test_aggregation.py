@@ -7,9 +7,11 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unit.small import simulation
 
 import fedjax_sim as fs
 from fedjax_sim import aggregation as agg
@@ -161,7 +163,8 @@ def test_bounds_of_means():
 
 def test_coverage_mean_with_full_coverage_is_the_mean_over_clients():
     ones = jax.tree.map(jnp.ones_like, UPDATES)
-    covered, _, _ = agg.run(agg.coverage_mean(), (UPDATES, ones), key=KEY, num_examples=[2, 0, 2])
+    message = fs.Message(UPDATES, {"coverage": ones})
+    covered, _, _ = agg.run(agg.coverage_mean(), message, key=KEY, num_examples=[2, 0, 2])
     expected, _, _ = stacked(agg.mean(over="clients"), sizes=[2, 0, 2])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), covered, expected)
 
@@ -170,8 +173,109 @@ def test_coverage_mean_counts_per_coordinate():
     """Each coordinate over those who have it; one that nobody covers is zero."""
     updates = jnp.array([[1.0, 0.0, 0.0], [3.0, 5.0, 0.0], [9.0, 9.0, 0.0]])
     coverage = jnp.array([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
-    got, _, _ = agg.run(agg.coverage_mean(), (updates, coverage), key=KEY, num_examples=[1, 7, 0])
+    message = fs.Message(updates, {"coverage": coverage})
+    got, _, _ = agg.run(agg.coverage_mean(), message, key=KEY, num_examples=[1, 7, 0])
     assert got.tolist() == [2.0, 5.0, 0.0]
+
+
+def test_mean_by_model_divides_each_model_by_its_members():
+    """A client without examples is nobody's member; a model without members stays."""
+    updates = jnp.array(
+        [[[1.0], [0.0], [0.0]], [[3.0], [0.0], [0.0]], [[0.0], [8.0], [0.0]], [[0.0], [0.0], [9.0]]]
+    )
+    message = fs.Message(updates, {"members": jnp.eye(3)[jnp.array([0, 0, 1, 2])]})
+    got, _, _ = agg.run(agg.mean_by_model(), message, key=KEY, num_examples=[1, 7, 2, 0])
+    assert got.tolist() == [[2.0], [8.0], [0.0]]
+
+
+BESIDE = {
+    "coverage_mean": (agg.coverage_mean, jnp.full((2, 100), 0.01), {"coverage": jnp.ones((2, 100))}),
+    "mean_by_model": (
+        agg.mean_by_model,
+        jnp.stack([jnp.full(50, 0.01), jnp.zeros(50)])[None].repeat(2, 0),
+        {"members": jnp.array([[1.0, 0.0]] * 2)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_counts_beside_an_update_are_not_clipped(name):
+    """A clip above the update's norm changes nothing, one below it scales the decoded mean, and no count."""
+    layer, updates, aux = BESIDE[name]
+    norm = float(jnp.linalg.norm(updates[0]))
+    for clip, factor in ((1.0, 1.0), (norm / 2, 0.5)):
+        chain = agg.chain(agg.clip_by_global_norm(clip), layer())
+        got, _, metrics = agg.run(chain, fs.Message(updates, aux), key=KEY)
+        np.testing.assert_allclose(got, factor * updates[0], rtol=1e-6)
+        assert float(metrics["clip_by_global_norm/clipped"].total) == 2 * (factor < 1)
+
+
+def test_coverage_is_not_sparsified():
+    """A client that sends 1 of 4 coordinates it covers still counts for all four."""
+    message = fs.Message(jnp.array([[4.0, 1, 1, 1], [4.0, 1, 1, 1]]), {"coverage": jnp.ones((2, 4))})
+    got, _, _ = agg.run(agg.chain(agg.top_k(0.25), agg.coverage_mean()), message, key=KEY)
+    assert got.tolist() == [4.0, 0.0, 0.0, 0.0]
+
+
+# --- narrow types ---
+
+
+@pytest.mark.parametrize("over", ["examples", "clients", "expected_cohort"])
+def test_integers_have_a_mean(over):
+    """Weighted and divided in float32: neither 0 nor, for int8, a sum that wraps."""
+    for values, dtype in (([4, 6], jnp.int32), ([100, 120], jnp.int8)):
+        updates = jnp.array(values, dtype)[:, None]
+        got, _, _ = agg.run(agg.mean(over=over), updates, key=KEY, num_examples=[2, 2])
+        assert got.dtype == jnp.float32
+        assert got.tolist() == [np.mean(values)]
+
+
+@pytest.mark.parametrize(("dtype", "sizes"), [(jnp.float16, [70_000, 1]), (jnp.bfloat16, [257, 257])])
+def test_narrow_floats_are_weighted_in_float32(dtype, sizes):
+    """70,000 overflows float16 and 257 is no bfloat16; the mean of ones is one all the same."""
+    got, _, _ = agg.run(agg.mean(over="examples"), jnp.ones((2, 3), dtype), key=KEY, num_examples=sizes)
+    np.testing.assert_allclose(got, 1.0, rtol=1e-6)
+
+
+def test_scale_multiplies_in_float32():
+    """1/3 in bfloat16 times 257 would be off by the rounding of the factor."""
+    got = tree.scale({"a": jnp.full(2, 256.0, jnp.bfloat16)}, 257 / 256)
+    assert got["a"].dtype == jnp.bfloat16
+    assert got["a"].tolist() == [256.0, 256.0]
+    assert tree.scale(jnp.full(1, 6e4, jnp.float16), 1e-6).tolist() == pytest.approx([0.06], rel=1e-3)
+
+
+@pytest.mark.parametrize(("over", "expected"), [("examples", 4), ("clients", 3), ("expected_cohort", 2)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
+def test_averaged_integer_statistics_move_by_the_nearest_integer(over, expected, dtype):
+    """A count of batches, and a running sum in the model's own type. Clients of 1, 5 and 9 examples take 1, 3, 5 steps."""
+    start = fs.Variables(
+        {"w": jnp.zeros((3, 2), dtype)}, (), {"batches": jnp.int32(0), "sum": jnp.zeros(3, dtype)}
+    )
+
+    def apply(variables, batch, key, *, train):
+        x, stats = batch["x"].astype(dtype), variables.stats
+        outputs = (x @ variables.params["w"]).astype(jnp.float32)
+        return outputs, {"batches": stats["batches"] + 1, "sum": stats["sum"] + jnp.sum(x, axis=0)}
+
+    task = fs.Task(
+        lambda key, sample=None: start, apply, fs.tasks.losses.softmax_cross_entropy(), {}, "averaged"
+    )
+    algorithm = fs.algorithms.fedavg(task, optax.sgd(0.1), aggregate=agg.mean(over=over))
+    for engine in (fs.engines.lanes(2), fs.engines.sequential()):
+        sim = simulation(algorithm, local=fs.LocalWork(batch_size=2, shuffle=False), engine=engine)
+        state, _ = sim.run(sim.init(seed=0), rounds=1)
+        assert int(state.server.variables.stats["batches"]) == expected
+        assert tree.spec(state.server.variables) == tree.spec(start)
+
+
+def test_a_server_moves_in_its_own_types():
+    """float32 changes on a narrow model and on an integer count: added wide, rounded once, to the nearest."""
+    start = {"n": jnp.array([2**24 + 1, 5], jnp.int32), "w": jnp.ones(2, jnp.bfloat16)}
+    change = {"n": jnp.array([2.0, -1.6], jnp.float32), "w": jnp.full(2, 0.25, jnp.float32)}
+    moved = tree.move(start, change)
+    assert jax.tree.map(lambda x: x.dtype, moved) == jax.tree.map(lambda x: x.dtype, start)
+    assert (moved["n"].tolist(), moved["w"].tolist()) == ([2**24 + 3, 3], [1.25, 1.25])
 
 
 # --- clipping ---
@@ -248,13 +352,13 @@ def test_the_bit_of_adaptive_clip_travels_beside_the_value():
             client_context()._replace(num_examples=examples),
         )
         assert message.value.shape == (1,)
-        assert [float(x) for x in message.aux] == [bit]
+        assert [float(x) for x in message.stack] == [bit]
 
 
 def test_the_fraction_of_adaptive_clip_is_noisy():
     """The noise on the sum of bits has the given deviation, and is drawn anew from every round's key."""
     clip, std, expected = agg.adaptive_clip(1.0, 0.5, 0.2, count_noise_std=4.0), 4.0, 20.0
-    message = fs.Message(jnp.zeros(2), (jnp.float32(12.0),))
+    message = fs.Message(jnp.zeros(2), stack=(jnp.float32(12.0),))
     server, _ = clip.init(None)
 
     def fraction(key):

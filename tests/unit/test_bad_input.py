@@ -64,6 +64,28 @@ def test_wide_columns_are_held_in_32_bits(engine):
     assert jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
+SIXTY_FOUR = {
+    "fedavg": lambda: fedavg(),
+    "scaffold": lambda: fs.algorithms.scaffold(task(), 0.1),
+    "error feedback": lambda: fedavg(agg.chain(agg.top_k(0.5), agg.mean())),
+}
+
+
+@pytest.mark.parametrize("name", SIXTY_FOUR)
+def test_64_bit_mode_runs_and_changes_nothing(name):
+    """JAX's 64-bit mode widens what asks for it; a model of float32 stays one, and its client table."""
+
+    def run():
+        sim = simulation(SIXTY_FOUR[name]())
+        return sim.run(sim.init(seed=0), rounds=1)[0]
+
+    expected = run()
+    with jax.enable_x64(True):
+        got = run()
+    assert jax.tree.all(jax.tree.map(lambda x, y: x.dtype == y.dtype, params(got), params(expected)))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), params(got), params(expected))
+
+
 # --- a model that is not finite ------------------------------------------------------------------------------
 
 
@@ -130,6 +152,10 @@ BAD_COLUMNS = {
         "'y' has dtype float32, expected integer labels.*astype",
     ),
     "NaN": ({"x": np.where(np.arange(45).reshape(15, 3) == 7, np.nan, 0)}, "column 'x' holds nan at row 2"),
+    "complex numbers": (
+        {"x": np.zeros((15, 3), np.complex64)},
+        r"'x' is complex64\[15, 3\], expected real numbers: .*np.stack\(\[x.real, x.imag\]",
+    ),
     "infinity": ({"x": np.full((15, 3), -np.inf)}, "column 'x' holds -inf at row 0, expected finite"),
 }
 

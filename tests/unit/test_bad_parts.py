@@ -162,6 +162,83 @@ def test_a_wrong_chain_is_refused_when_it_is_built(name):
         agg.chain(*layers)
 
 
+def test_a_count_without_noise_of_its_own_is_refused():
+    """The exact count of unclipped clients would reach the model through the next bound."""
+    with pytest.raises(
+        ValueError,
+        match=r"gaussian_noise stands behind adaptive_clip with count_noise_std=0: .* not private. Set adaptive_clip\(count",
+    ):
+        agg.chain(agg.adaptive_clip(1.0), PUBLIC, NOISE)
+    chain = agg.chain(agg.adaptive_clip(1.0, count_noise_std=0.5), PUBLIC, NOISE)
+    assert [fact.count_noise_std for fact in chain.facts] == [0.5, None, None]
+    # A sweep over the deviation: a traced value cannot be looked at, and passes.
+    jax.jit(lambda std: agg.run(agg.chain(agg.adaptive_clip(1.0, count_noise_std=std), PUBLIC, NOISE),
+                                jnp.ones((2, 1)), key=jax.random.key(0))[0])(0.5)  # fmt: skip
+
+
+def two_widths(aggregate):
+    sized = lambda width: fs.tasks.classification(fs.models.mlp(2, hidden=(width,)), sample_input=(1, 3))  # noqa: E731
+    algorithm = fs.algorithms.heterofl(
+        {"wide": sized(4), "narrow": sized(2)}, optax.sgd(0.1), aggregate=aggregate
+    )
+    return simulation(algorithm, groups=["wide", "narrow"] * 2)
+
+
+def two_models(aggregate):
+    return simulation(fs.algorithms.ifca(task(), optax.sgd(0.1), models=2, aggregate=aggregate))
+
+
+COUNTED = {
+    "heterofl": (two_widths, "coverage", "coverage_mean"),
+    "ifca": (two_models, "members", "mean_by_model"),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_chains_that_cannot_count_beside_an_update_are_refused(name):
+    """Gathers, noise and a mean over the whole cohort, for algorithms whose coordinates have cohorts of their own."""
+    make, count, layer = COUNTED[name]
+    own = getattr(agg, layer)()
+    with pytest.raises(
+        ValueError, match=f"coordinate_median gathers .* the clients send '{count}' .*{layer}"
+    ):
+        make(agg.chain(agg.coordinate_median(), CLIP))
+    with pytest.raises(ValueError, match=r"gaussian_noise .* divisor depends on the data"):
+        make(agg.chain(CLIP, own, NOISE))
+    with pytest.raises(ValueError, match=f"{name}'s aggregate holds mean.*{layer}"):
+        make(agg.chain(CLIP, agg.mean(over="clients")))
+    public = agg.identity()._replace(facts=(fs.Facts("public", divisor="public"),))
+    with pytest.raises(ValueError, match=f"the clients send '{count}' .* exact sum would be released"):
+        make(agg.chain(CLIP, public, NOISE))
+    make(agg.chain(agg.top_k(0.5), CLIP, own))
+
+
+def test_means_that_count_need_what_they_count():
+    with pytest.raises(ValueError, match="coverage_mean divides by 'coverage', but the clients send nothing"):
+        simulation(fedavg(agg.coverage_mean()))
+    with pytest.raises(ValueError, match=r"mean_by_model divides by 'members', .* rules\.train_chosen"):
+        simulation(fedavg(agg.mean_by_model()))
+    key, ones = jax.random.key(0), jnp.ones((2, 3))
+    with pytest.raises(ValueError, match=r"update's root has shape \(3,\), expected a leading axis \(2,\)"):
+        agg.run(agg.mean_by_model(), fs.Message(ones, {"members": ones[:, :2]}), key=key)
+    with pytest.raises(ValueError, match="expected the same structure and shapes"):
+        agg.run(agg.coverage_mean(), fs.Message(ones, {"coverage": ones[:, :2]}), key=key)
+
+
+BAD_MESSAGES = {
+    "aux": (fs.Message(jnp.ones((2, 1)), (1,)), "has tuple as aux, expected a mapping"),  # pyright: ignore
+    "stack": (fs.Message(jnp.ones((2, 1)), {}, (1,)), "a stack, which belongs to the layers"),
+    "nested": (fs.Message(fs.Message(jnp.ones((2, 1)))), "holds another message"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MESSAGES)
+def test_a_message_has_its_form(name):
+    message, error = BAD_MESSAGES[name]
+    with pytest.raises(TypeError, match=error):
+        agg.run(agg.mean(), message, key=jax.random.key(0))
+
+
 def test_a_layer_alone_is_checked_as_a_chain():
     with pytest.raises(ValueError, match="needs a bound on each client's message"):
         simulation(fedavg(NOISE))
@@ -200,6 +277,80 @@ BAD_LAYERS = {
 def test_layers_check_their_arguments(name):
     make, message = BAD_LAYERS[name]
     with pytest.raises(ValueError, match=message):
+        make()
+
+
+NOT_LAYERS = {
+    "not called": (
+        lambda: agg.chain(agg.mean),
+        r"chain was given the function mean, .*: call it: mean\(...\)",
+    ),
+    "not called, inside": (
+        lambda: agg.chain(agg.clip_by_global_norm(1.0), agg.mean),
+        "chain was given the function mean",
+    ),
+    "not called, alone": (lambda: simulation(fedavg(agg.mean)), "chain was given the function mean"),
+    "not called, in scaffold": (
+        lambda: fs.algorithms.scaffold(task(), 0.1, aggregate=agg.mean),
+        "chain was given the function mean",
+    ),
+    "a list": (lambda: agg.chain([agg.mean()]), r"chain was given list, .*one by one: chain\(\*layers\)"),
+    "a number": (lambda: agg.chain(1.0), "chain was given float, expected a Transform: use the factories"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_LAYERS)
+def test_a_chain_is_made_of_transforms(name):
+    make, message = NOT_LAYERS[name]
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+# --- optimizers and numbers ----------------------------------------------------------------------------------
+
+SCHEDULE = optax.constant_schedule(0.1)
+NOT_OPTIMIZERS = {
+    "fedavg": (
+        lambda: fs.algorithms.fedavg(task(), 0.1),
+        r"the client optimizer is 0.1, expected an optax optimizer: .* write optax.sgd\(0.1\)",
+    ),
+    "fedavg's server": (
+        lambda: fs.algorithms.fedavg(task(), optax.sgd(0.1), 1.0),
+        "the server optimizer is 1.0",
+    ),
+    "fedprox": (lambda: fs.algorithms.fedprox(task(), 0.1, mu=0.1), "the client optimizer is 0.1"),
+    "ifca": (lambda: fs.algorithms.ifca(task(), 0.1, models=2), "the client optimizer is 0.1"),
+    "mime": (lambda: fs.algorithms.mime(task(), 0.1), "the base optimizer is 0.1"),
+    "scaffold's server": (lambda: fs.algorithms.scaffold(task(), 0.1, 1.0), "the server optimizer is 1.0"),
+    "not called": (
+        lambda: fs.algorithms.fedavg(task(), optax.sgd),
+        r"is the function sgd, .*: call it, as in optax.sgd\(0.1\)",
+    ),
+    "a name": (
+        lambda: fs.algorithms.fedavg(task(), "sgd"),
+        r"is 'sgd', .*: use for example optax.sgd\(0.1\)",
+    ),
+    "a schedule in fedadam": (
+        lambda: fs.algorithms.fedadam(task(), optax.sgd(0.1), learning_rate=SCHEDULE),
+        r"learning_rate is the function .*, expected a finite number above 0; schedules work .*optax.sgd\(schedule\)",
+    ),
+    "a schedule in scaffold": (
+        lambda: fs.algorithms.scaffold(task(), SCHEDULE),
+        "learning_rate is the function",
+    ),
+    "a text": (
+        lambda: fs.algorithms.scaffold(task(), "fast"),
+        "learning_rate is 'fast', expected a finite number",
+    ),
+    "a list": (lambda: fs.cohorts.poisson([0.1, 0.2]), r"rate is a list, expected a number in \(0, 1\]"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_OPTIMIZERS)
+def test_optimizers_and_step_sizes_are_told_apart(name):
+    """What takes an optimizer says so when it is given a number, and the other way round."""
+    make, message = NOT_OPTIMIZERS[name]
+    with pytest.raises(TypeError, match=message):
         make()
 
 

@@ -26,7 +26,9 @@ KINDS = {
     "adaptive clip": lambda: fs.algorithms.fedavg(
         TASK,
         optax.sgd(0.1),
-        aggregate=agg.chain(agg.adaptive_clip(), agg.mean(over="expected_cohort"), agg.gaussian_noise(0.5)),
+        aggregate=agg.chain(
+            agg.adaptive_clip(count_noise_std=0.15), agg.mean(over="expected_cohort"), agg.gaussian_noise(0.5)
+        ),
     ),
 }
 

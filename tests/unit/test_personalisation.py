@@ -332,6 +332,23 @@ def test_it_prints_a_table(sim, state):
     assert "mean gain" in text and "confidence" in text and "7 clients, 18 examples" in text
 
 
+def heterofl() -> fs.Simulation:
+    def mlp(width: int) -> fs.Task:
+        return fs.tasks.classification(fs.models.mlp(CLASSES, hidden=(width,)), sample_input=(1, FEATURES))
+
+    algorithm = fs.algorithms.heterofl({"wide": mlp(4), "narrow": mlp(2)}, SGD)
+    return make_sim(algorithm, groups=["wide"] * 4 + ["narrow"] * 3)
+
+
+def test_an_algorithm_that_does_not_say_what_clients_have_is_refused():
+    sim = heterofl()
+    with pytest.raises(
+        TypeError,
+        match=r"heterofl: its clients send Delta with 'coverage' beside it.*expected a Delta of the global model",
+    ):
+        sim.personalised(sim.init(seed=0), TEST)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

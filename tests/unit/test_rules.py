@@ -177,10 +177,10 @@ def test_mime_steps_with_a_fixed_optimizer_state():
 def test_sliced_trains_the_corner_and_sends_the_full_shape():
     rule = fs.rules.sliced(fs.rules.local_sgd(TASK, optax.sgd(RATE)), jax.ShapeDtypeStruct((2,), jnp.float32))
     narrow = {"x": BATCHES["x"][..., :2], "y": BATCHES["y"]}
-    delta, coverage = fs.rules.run(rule, VARIABLES, narrow, KEY)
+    sent = fs.rules.run(rule, VARIABLES, narrow, KEY)
     inner = fs.rules.run(RULES["sgd"][0], fs.Variables(VARIABLES.params[:2]), narrow, KEY)
-    np.testing.assert_allclose(delta.params, np.append(inner.params, 0.0), rtol=1e-6)
-    assert coverage.params.tolist() == [1.0, 1.0, 0.0]
+    np.testing.assert_allclose(sent.value.params, np.append(inner.params, 0.0), rtol=1e-6)
+    assert sent.aux["coverage"].params.tolist() == [1.0, 1.0, 0.0]
 
 
 def test_choose_model_remembers_the_best_and_sends_nothing():
@@ -193,15 +193,22 @@ def test_choose_model_remembers_the_best_and_sends_nothing():
     assert int(chosen) == 1
 
 
+def test_a_model_whose_loss_is_nan_is_the_worst():
+    """It does not win because argmin finds the NaN; where all are NaN, the first is as good as any."""
+    nan, far, good = jnp.full(3, jnp.nan), VARIABLES.params + 5, VARIABLES.params
+    batches = {"x": BATCHES["x"], "y": BATCHES["x"] @ np.asarray(VARIABLES.params)}
+    for models, best in (([nan, far, good], 2), ([far, nan, nan], 0), ([nan, nan], 0)):
+        rule, stacked = fs.rules.choose_model(TASK), fs.Variables(jnp.stack(models))
+        assert int(fs.rules.run_with_state(rule, stacked, jnp.int32(0), batches, KEY)[1]) == best
+
+
 def test_train_chosen_sends_the_update_in_its_models_place():
     rule, _ = RULES["sgd"]
     models = fs.Variables(jnp.stack([VARIABLES.params + 5, VARIABLES.params]))
-    update, chosen, _ = fs.rules.run_with_state(
-        fs.rules.train_chosen(rule), models, jnp.int32(1), BATCHES, KEY
-    )
-    assert (int(chosen), update.member.tolist()) == (1, [0.0, 1.0])
-    assert not update.delta.params[0].any()
-    np.testing.assert_allclose(update.delta.params[1], by_hand(BATCHES), rtol=1e-5, atol=1e-6)
+    sent, chosen, _ = fs.rules.run_with_state(fs.rules.train_chosen(rule), models, jnp.int32(1), BATCHES, KEY)
+    assert (int(chosen), sent.aux["members"].tolist()) == (1, [0.0, 1.0])
+    assert not sent.value.params[0].any()
+    np.testing.assert_allclose(sent.value.params[1], by_hand(BATCHES), rtol=1e-5, atol=1e-6)
 
 
 def test_run_is_a_turn_of_an_engine():

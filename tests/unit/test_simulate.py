@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,10 @@ TASK = fs.tasks.classification(fs.models.linear(classes=CLASSES))
 def sparse_private_momentum() -> fs.Algorithm:
     """State everywhere: the server's momentum, a clip that adapts, what clients did not send, and noise."""
     aggregate = agg.chain(
-        agg.top_k(0.5), agg.adaptive_clip(0.5), agg.mean(over="expected_cohort"), agg.gaussian_noise(0.01)
+        agg.top_k(0.5),
+        agg.adaptive_clip(0.5, count_noise_std=0.15),
+        agg.mean(over="expected_cohort"),
+        agg.gaussian_noise(0.01),
     )
     return fs.algorithms.fedavgm(TASK, optax.sgd(0.3), aggregate=aggregate)
 
@@ -199,8 +204,8 @@ def test_several_sets_are_evaluated_under_their_names(sim):
         ({"a/b": DATA}, ValueError, "a set named 'a/b', expected text without '/'"),
         ({"stage0": DATA}, ValueError, "a set named 'stage0'"),
         ({3: DATA}, ValueError, "a set named 3"),
-        ({"test": {"x": 1}}, TypeError, "evaluate_on has dict as 'test', expected ClientData"),
-        ([DATA], TypeError, "evaluate_on has list as 'eval', expected ClientData"),
+        ({"test": {"x": 1}}, TypeError, r"evaluate_on\['test'\] is dict, expected ClientData"),
+        ([DATA], TypeError, "evaluate_on is list, expected ClientData"),
         ({"test": DATA.select([2])}, ValueError, "'test' has 1 clients and no example"),
     ],
 )
@@ -303,9 +308,37 @@ def test_costs_of_a_run(five, sim):
     assert costs.lane_steps >= costs.steps > 0
     assert costs.flops > 0 and costs.run_seconds > 0
     assert "examples/s at 2 lanes" in str(costs)
+    assert "examples/s at 1 lane," in str(dataclasses.replace(costs, lanes=1))
     floats = sum(x.size for x in jax.tree.leaves(sim.init(seed=0).server.variables))
     assert costs.bytes_down == 5 * 3 * 4 * floats
     assert costs.bytes_up == 5 * 3 * (4 * floats + 4)  # and the bit of the adaptive clip, a float
+
+
+def test_costs_follow_the_group_of_each_client():
+    """HeteroFL: a narrow client receives, trains and sends its corner, and no coverage, which the server knows."""
+    sized = lambda width: fs.tasks.classification(  # noqa: E731
+        fs.models.mlp(CLASSES, hidden=(width,)), sample_input=(1, FEATURES)
+    )
+    tasks = {"wide": sized(16), "narrow": sized(2)}
+    algorithm = fs.algorithms.heterofl(tasks, optax.sgd(0.1))
+    groups = ["wide" if client % 3 == 0 else "narrow" for client in range(len(SIZES))]
+    sim = make_sim(algorithm, groups=groups, cohort=fs.cohorts.all_clients())
+    narrow = make_sim(algorithm, groups=["narrow"] * len(SIZES), cohort=fs.cohorts.all_clients())
+    wide = make_sim(algorithm, groups=["wide"] * len(SIZES), cohort=fs.cohorts.all_clients())
+    mixed, small, large = (s.run(s.init(seed=0), rounds=2)[1] for s in (sim, narrow, wide))
+
+    bytes_of = {
+        name: sum(4 * x.size for x in jax.tree.leaves(task.init(jax.random.key(0)).params))
+        for name, task in tasks.items()
+    }
+    once = sum(bytes_of[group] for group in groups)
+    assert (mixed.costs.bytes_up, mixed.costs.bytes_down) == (2 * once, 2 * once)
+    assert mixed["bytes_up"].tolist() == mixed["bytes_down"].tolist() == [once, once]
+    steps = sim.local.steps(SIZES)
+    share = steps[np.array(groups) == "wide"].sum() / steps.sum()
+    assert small.costs.flops < large.costs.flops
+    expected = share * large.costs.flops + (1 - share) * small.costs.flops
+    assert mixed.costs.flops == pytest.approx(expected)
 
 
 # --- stops ---
