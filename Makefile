@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test quick check format build bench clean
+.PHONY: help setup run test quick check format build bench docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,10 +37,14 @@ build: $(VENV)/.dev ## the wheel, in dist/
 bench: $(VENV)/.package ## rounds per second, lanes against one client at a time
 	$(BIN)/python benchmarks/rounds.py $(ARGS)
 
+docs: $(VENV)/.docs ## the documentation as a site, in site/; open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
+	@echo site/index.html
+
 setup: $(VENV)/.dev ## the environment and nothing else
 
 clean: ## remove the environment, caches and builds; runs/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment that somebody made by hand is used as it is: the two stamps say what was installed into it.
@@ -57,4 +61,9 @@ $(VENV)/.package: pyproject.toml
 $(VENV)/.dev: $(VENV)/.package
 	@echo "installing the tools for tests and checks into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.package
+	@echo "installing the tools for the documentation into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --group docs
 	@touch $@

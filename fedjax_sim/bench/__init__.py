@@ -7,5 +7,6 @@ scripts under ``benchmarks/`` call the same.
 from fedjax_sim.bench import _rounds
 
 BENCHMARKS = {"rounds": _rounds.main}
+"""Name to a function that takes a list of command-line arguments."""
 
 __all__ = ["BENCHMARKS"]

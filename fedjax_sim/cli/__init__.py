@@ -23,6 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+"""The typer application; ``main`` runs it."""
 _PANELS = {
     "Train": {"run": run, "resume": resume, "sweep": sweep},
     "Look at results": {"evaluate": evaluate, "plot": plot, "report": write_report},

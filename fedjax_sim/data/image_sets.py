@@ -28,9 +28,11 @@ def digits(
     examples are divided into training and test.
 
     Args:
-      clients, alpha, seed, min_examples: as in ``dirichlet``; with ``min_examples`` of 2 or more, every client has
-        both training and test examples.
-      test_fraction, seed: as in ``split``.
+      clients: how many.
+      alpha: of ``dirichlet``; small gives each label to few clients.
+      seed: of the partition and of ``split``.
+      test_fraction: share of each client's examples that is its test part, as in ``split``.
+      min_examples: what every client holds at least; with 2 or more, each has both training and test examples.
       image_size: height and width. Above 8 the images are enlarged by bilinear interpolation, for models that expect
         MNIST's 28 x 28 pixels; they hold no more detail than before.
 

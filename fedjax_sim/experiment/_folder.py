@@ -225,6 +225,7 @@ def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def about_clients(federated: Federated) -> dict[str, np.ndarray]:
+    """Who the clients are and what they hold: the arrays of ``clients.npz`` that need no training."""
     train, test = federated.train, federated.test
     arrays = {"ids": train.ids, "train_examples": np.asarray(train.sizes)}
     if test.num_clients == train.num_clients and np.array_equal(test.ids, train.ids):

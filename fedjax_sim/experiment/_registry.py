@@ -13,6 +13,7 @@ import importlib
 import importlib.metadata
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -267,6 +268,7 @@ PARTS: dict[Any, Part] = {
 
 
 def kinds() -> tuple[str, ...]:
+    """Kinds of components: ``"datasets"``, ``"models"``, ``"algorithms"``, and so on."""
     return tuple(BUILT_IN)
 
 
@@ -403,7 +405,7 @@ def _arguments(text: str) -> dict[str, str]:
     section = re.search(r"^(?:Args|Attributes|Parameters):\n((?:[ \t]+.*\n?|\n)*)", text, re.MULTILINE)
     if section is None:
         return {}
-    lines = inspect.cleandoc(section.group(1)).splitlines()
+    lines = textwrap.dedent(section.group(1)).splitlines()
     found: dict[str, str] = {}
     current: list[str] = []
     for line in lines:

@@ -1,10 +1,9 @@
-"""The examples run at toy size, and the README's Python does what it says."""
+"""The examples run at toy size."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,15 +71,3 @@ def test_the_own_loop_splits_or_uses_a_key(monkeypatch):
         example.main()
     assert len(set(seen["used"])) == 2
     assert not seen["split"] & set(seen["used"])
-
-
-@pytest.mark.slow
-def test_the_readme_runs(tmp_path):
-    """All Python of the README, as one script."""
-    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert len(snippets) >= 3
-    script = tmp_path / "readme.py"
-    script.write_text("\n".join(snippets))
-    printed = run(str(script))
-    assert "worst decile" in printed and "mean gain" in printed
-    assert "(5, 20)" in printed
