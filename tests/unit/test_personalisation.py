@@ -226,7 +226,11 @@ def test_groups_have_rules_of_their_own():
     groups = ["still" if client % 2 else "moving" for client in range(len(SIZES))]
     sim = make_sim(whole._replace(stages=(stage._replace(client=rules),)), groups=groups)
     state = sim.init(seed=0)
-    result, plain = sim.personalised(state, TEST, block_size=2), make_sim().personalised(state, TEST)
+    alone = make_sim()
+    result, plain = (
+        sim.personalised(state, TEST, block_size=2),
+        alone.personalised(alone.init(seed=0), TEST),
+    )
     odd = np.arange(len(SIZES)) % 2 == 1
     loss = result.after.per_client["loss"]
     np.testing.assert_allclose(loss[odd], plain.before.per_client["loss"][odd], rtol=1e-5)

@@ -327,7 +327,7 @@ def test_a_broken_optional_tracker_does_not_end_the_run(tmp_path):
         Lenient(broken) as optional,
         pytest.warns(RuntimeWarning) as caught,
     ):
-        Recorder(optional, rows).record(history(5))
+        Recorder(optional, rows).record([history(5)])
     assert [row["round"] for row in json_rows(rows.path)] == list(range(5))
     assert broken.rows == [0, 1] and broken.closed == 1
     assert len(caught) == 1 and message in str(caught[0].message)
@@ -336,7 +336,7 @@ def test_a_broken_optional_tracker_does_not_end_the_run(tmp_path):
 
 def test_a_broken_tracker_without_leniency_ends_the_run():
     with pytest.raises(ConnectionError):
-        Recorder(Broken(at=2)).record(history(5))
+        Recorder(Broken(at=2)).record([history(5)])
 
 
 def test_a_tracker_that_cannot_close_is_a_warning():
