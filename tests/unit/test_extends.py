@@ -109,7 +109,7 @@ def test_paths_begin_at_the_file_that_says_them(tmp_path):
     far = experiment.load(
         write(
             tmp_path / "mine" / "far.toml",
-            'extends = "../kept/base.toml"\ndata.other = "more"\ncohort.size = 3',
+            'extends = "../kept/base.toml"\ndata.other = "more"\nrounds = 3',
         )
     )
     assert near.settings["data"]["folder"] == str(tmp_path / "kept" / "b")
