@@ -40,7 +40,8 @@ def run_panels(runs: Sequence[RunData | str | Path], metric: str = "eval/accurac
     listed = read_runs(list(runs))
     for run in listed:
         run.check_metric(metric)
-    lines = groups(listed)
+    # In the order given: legends sort settings that are numbers, but here the first run has a part of its own.
+    lines = sorted(groups(listed), key=lambda group: [run is group.run for run in listed].index(True))
     curves = [curve(group.replicas, metric, "rounds") for group in lines]
     columns = min(COLUMNS, len(lines))
     rows = -(-len(lines) // columns)
@@ -49,11 +50,9 @@ def run_panels(runs: Sequence[RunData | str | Path], metric: str = "eval/accurac
     for panel, group, points in zip(axes, lines, curves, strict=False):
         _draw(panel, points, curves[0], behind=group is not lines[0])
         panel.set_title(_style.plain(group.label))
-    for index, panel in enumerate(axes[len(lines) :], start=len(lines)):
+    for panel in axes[len(lines) :]:
         panel.remove()
-        axes[index - columns].tick_params(labelbottom=True)
-    for panel in axes[: len(lines)].reshape(-1):
-        panel.yaxis.set_major_locator(_style.ticks(nbins=4))
+    axes[0].yaxis.set_major_locator(_style.ticks(nbins=4))
     figure.supxlabel("rounds", fontsize=10)
     figure.supylabel(_style.describe(metric), fontsize=10)
     _legend(figure, lines[0].label, [len(group.replicas) for group in lines])
@@ -63,10 +62,11 @@ def run_panels(runs: Sequence[RunData | str | Path], metric: str = "eval/accurac
 def _draw(axes: Axes, points: Curve, first: Curve, behind: bool) -> None:
     if behind:
         axes.plot(first.x, first.mean, color=_style.GREY, linewidth=1.2, linestyle=(0, (3, 1.5)))
-    low, high = points.mean - points.deviation, points.mean + points.deviation
-    axes.fill_between(points.x, low, high, color=_style.BLUE, alpha=0.2, linewidth=0)
+    if len(points.seeds) > 1:
+        low, high = points.mean - points.deviation, points.mean + points.deviation
+        axes.fill_between(points.x, low, high, color=_style.BLUE, alpha=0.2, linewidth=0)
     axes.plot(points.x, points.mean, color=_style.BLUE)
-    last = points.mean[-1]
+    last = points.mean[-1] if len(points.x) else np.nan
     if np.isfinite(last):
         axes.annotate(
             f"{last:.3f}", (points.x[-1], last), xytext=(3, 0), textcoords="offset points", va="center",
@@ -74,7 +74,8 @@ def _draw(axes: Axes, points: Curve, first: Curve, behind: bool) -> None:
         )  # fmt: skip
     _style.horizontal_grid(axes)
     # The first run may be longer; what lies to the right of this run's end is not shown.
-    axes.set_xlim(0, points.x[-1])
+    if len(points.x):
+        axes.set_xlim(0, points.x[-1])
     axes.xaxis.set_major_locator(_style.ticks(nbins=4, integer=True))
 
 
