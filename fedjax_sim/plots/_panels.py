@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -53,7 +54,8 @@ def run_panels(runs: Sequence[RunData | str | Path], metric: str = "eval/accurac
     for panel in axes[len(lines) :]:
         panel.remove()
     axes[0].yaxis.set_major_locator(_style.ticks(nbins=4))
-    figure.supxlabel("rounds", fontsize=10)
+    for panel in axes[max(0, len(lines) - columns) : len(lines)]:
+        panel.set_xlabel("rounds")
     figure.supylabel(_style.describe(metric), fontsize=10)
     _legend(figure, lines[0].label, [len(group.replicas) for group in lines])
     return figure
@@ -65,11 +67,12 @@ def _draw(axes: Axes, points: Curve, first: Curve, behind: bool) -> None:
     if len(points.seeds) > 1:
         low, high = points.mean - points.deviation, points.mean + points.deviation
         axes.fill_between(points.x, low, high, color=_style.BLUE, alpha=0.2, linewidth=0)
-    axes.plot(points.x, points.mean, color=_style.BLUE)
+    marker = {"marker": "o", "markersize": 3.5} if len(points.x) <= 25 else {}
+    axes.plot(points.x, points.mean, color=_style.BLUE, **marker, clip_on=False)
     last = points.mean[-1] if len(points.x) else np.nan
     if np.isfinite(last):
         axes.annotate(
-            f"{last:.3f}", (points.x[-1], last), xytext=(3, 0), textcoords="offset points", va="center",
+            f"{last:.3f}", (points.x[-1], last), xytext=(6, 0), textcoords="offset points", va="center",
             fontsize=9, color=_style.BLUE, annotation_clip=False,
         )  # fmt: skip
     _style.horizontal_grid(axes)
@@ -80,7 +83,7 @@ def _draw(axes: Axes, points: Curve, first: Curve, behind: bool) -> None:
 
 
 def _legend(figure: Figure, first: str, seeds: Sequence[int]) -> None:
-    handles = [
+    handles: list[Artist] = [
         Line2D([], [], color=_style.BLUE),
         Line2D([], [], color=_style.GREY, linewidth=1.2, linestyle=(0, (3, 1.5))),
     ]

@@ -178,7 +178,10 @@ def test_the_committed_numbers_are_those_of_these_presets(summaries):
 
 def test_the_committed_numbers_say_what_the_readme_says(summaries):
     """The first losses lie near the published ones, and the best preset reaches 98 % with every seed."""
-    published = json.loads((RESULTS.parent / "published.json").read_text())
+    published = json.loads((FOLDER / "published.json").read_text())
+    readme = (FOLDER / "README.md").read_text()
+    for losses in (published["train_loss"], summaries["original"]["losses"]):
+        assert " | ".join(f"{loss:.3f}" for loss in losses) in readme
     assert summaries["original"]["losses"][0] == pytest.approx(published["train_loss"][0], abs=0.1)
     assert summaries["best"]["rounds"] <= 100
     assert all(of_seed["accuracy"] >= 0.98 for of_seed in summaries["best"]["seeds"].values())
