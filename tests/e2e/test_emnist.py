@@ -124,7 +124,7 @@ def start(*arguments: str) -> subprocess.CompletedProcess:
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     return subprocess.run(
         [sys.executable, str(FOLDER / "run_all.py"), *arguments],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=900,
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=1800,
     )  # fmt: skip
 
 
