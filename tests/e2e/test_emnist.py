@@ -183,6 +183,8 @@ def test_the_committed_numbers_say_what_the_readme_says(summaries):
     for losses in (published["train_loss"], summaries["original"]["losses"]):
         assert " | ".join(f"{loss:.3f}" for loss in losses) in readme
     assert summaries["original"]["losses"][0] == pytest.approx(published["train_loss"][0], abs=0.1)
+    best = [f"{100 * of_seed['accuracy']:.2f}" for of_seed in summaries["best"]["seeds"].values()]
+    assert "{}, {} and {} %".format(*best) in readme
     assert summaries["best"]["rounds"] <= 100
     assert all(of_seed["accuracy"] >= 0.98 for of_seed in summaries["best"]["seeds"].values())
 
