@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ import jax
 from fedjax_sim import models
 from fedjax_sim._src.types import Algorithm, Task
 from fedjax_sim.data import ClientData, Federated, holdout_clients
-from fedjax_sim.experiment import _settings
-from fedjax_sim.experiment._forms import PATH, ConfigError
-from fedjax_sim.experiment._registry import build_part, find
+from fedjax_sim.experiment import _extends, _settings
+from fedjax_sim.experiment._forms import ConfigError
+from fedjax_sim.experiment._registry import build_part, find, importable
 from fedjax_sim.experiment._settings import PLAIN, Clock, Evaluate, Keep, Settings
 from fedjax_sim.simulate import Simulation
 
@@ -235,18 +234,6 @@ class Experiment:
 
 
 @contextlib.contextmanager
-def importable(folders: Iterable[Path]) -> Iterator[None]:
-    """Modules in these folders can be imported inside."""
-    added = [str(folder.resolve()) for folder in folders]
-    sys.path[:0] = added
-    try:
-        yield
-    finally:
-        for folder in added:
-            sys.path.remove(folder)
-
-
-@contextlib.contextmanager
 def blame(path: str) -> Iterator[None]:
     """Errors of bad input say which table they come from."""
     try:
@@ -261,7 +248,8 @@ def load(path: str | Path | None = None, changes: Iterable[str] = ()) -> Experim
     """Reads an experiment.
 
     Args:
-      path: a TOML file, or a run folder; without one, the default experiment on the embedded digits.
+      path: a TOML file, or a run folder; without one, the default experiment on the embedded digits. A file may
+        build on another: ``extends = "base.toml"``, relative to it.
       changes: ``key=value`` each, as after ``--set``.
 
     Raises:
@@ -271,7 +259,7 @@ def load(path: str | Path | None = None, changes: Iterable[str] = ()) -> Experim
     if path is not None:
         path = Path(path)
         file = path / "config.toml" if path.is_dir() else path
-        tables, folder = _settings.read(file), file.parent
+        tables, folder = _extends.read(file), file.parent
     assigned = [_settings.assignment(change) for change in changes]
     return from_tables(tables, assigned, folder)
 
@@ -281,24 +269,11 @@ def from_tables(
 ) -> Experiment:
     """An experiment from the tables of a TOML file and dotted changes."""
     paths = dict(changes).get("paths", tables.get("paths", []))
-    folders = (
-        [_absolute(item, folder) for item in paths if isinstance(item, str)]
-        if isinstance(paths, list)
-        else []
-    )
-    with importable(map(Path, folders)):
+    listed = paths if isinstance(paths, list) else []
+    folders = [Path(_extends.absolute(item, folder)) for item in listed if isinstance(item, str)]
+    with importable(folders):
         settings = _settings.resolve(tables, list(changes))
-        settings["paths"] = folders
-        data = settings["data"]
-        for name, parameter in find("datasets", data["name"], "data.name").parameters.items():
-            if PATH in parameter.forms and name in data:
-                data[name] = _absolute(data[name], folder)
-    return Experiment(settings)
-
-
-def _absolute(path: str, folder: Path) -> str:
-    """Paths begin at the configuration file, wherever the command is run."""
-    return str((folder / Path(path).expanduser()).resolve())
+    return Experiment(_extends.located(settings, folder))
 
 
 def _copy(settings: Any) -> Any:

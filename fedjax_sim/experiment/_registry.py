@@ -7,14 +7,16 @@ no registration: ``name = "my_package.my_module:factory"`` finds it, an entry po
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
 import importlib.metadata
 import inspect
 import re
+import sys
 import textwrap
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -313,6 +315,18 @@ def names(kind: str) -> list[str]:
 @functools.cache
 def _entry_points(kind: str) -> dict[str, importlib.metadata.EntryPoint]:
     return {point.name: point for point in importlib.metadata.entry_points(group=f"fedjax_sim.{kind}")}
+
+
+@contextlib.contextmanager
+def importable(folders: Iterable[Path]) -> Iterator[None]:
+    """Modules in these folders can be imported inside."""
+    added = [str(folder.resolve()) for folder in folders]
+    sys.path[:0] = added
+    try:
+        yield
+    finally:
+        for folder in added:
+            sys.path.remove(folder)
 
 
 def find(kind: str, name: str, path: str) -> Entry:

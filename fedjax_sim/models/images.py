@@ -1,19 +1,31 @@
 """Models of small images and of feature vectors.
 
 Images are ``f32[batch, height, width, channels]``; ``[batch, height, width]`` is taken as one channel. All return
-logits ``f32[batch, classes]``. Weights start from flax's defaults (LeCun normal, zero biases).
+logits ``f32[batch, classes]``. Weights start from flax's defaults (LeCun normal, zero biases) unless told otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 from flax import linen as nn
 
+from fedjax_sim._src import checks
 from fedjax_sim.models.layers import Conv, max_pool
 
 __all__ = ["cifar10_cnn", "cnn", "deeper_cnn", "emnist_cnn", "linear", "mlp", "reference_cnn"]
+
+
+KernelInit = Literal["lecun_normal", "glorot_uniform"]
+"""How weights start: flax's default, or that of Keras, whose first layers of few channels start much smaller."""
+
+
+INITIALIZERS = {
+    "lecun_normal": nn.initializers.lecun_normal(),
+    "glorot_uniform": nn.initializers.glorot_uniform(),
+}
 
 
 def linear(classes: int) -> nn.Module:
@@ -70,8 +82,15 @@ def emnist_cnn(classes: int = 62) -> nn.Module:
     return DropoutCNN(classes=classes)
 
 
-def reference_cnn(classes: int = 10) -> nn.Module:
+def reference_cnn(classes: int = 10, kernel_init: KernelInit = "lecun_normal") -> nn.Module:
     """One 3 x 3 convolution (32), pooled by 2, and dense 128, for ``f32[batch, 28, 28, 1]``; 693,962 parameters.
+
+    Args:
+      classes: logits.
+      kernel_init: how weights start; ``"glorot_uniform"`` as in federated tutorials on Keras.
+
+    Raises:
+      ValueError: an unknown ``kernel_init``.
 
     >>> import jax, jax.numpy as jnp
     >>> from fedjax_sim import models
@@ -79,13 +98,20 @@ def reference_cnn(classes: int = 10) -> nn.Module:
     >>> models.count_parameters(variables)
     693962
     """
-    return ReferenceCNN(classes=classes)
+    return ReferenceCNN(classes=classes, kernel_init=_checked(kernel_init))
 
 
-def deeper_cnn(classes: int = 10) -> nn.Module:
+def deeper_cnn(classes: int = 10, kernel_init: KernelInit = "lecun_normal") -> nn.Module:
     """Two 3 x 3 convolutions (32, 64), each pooled by 2, and dense 256, with dropout 0.25 and 0.5; 431,242 parameters.
 
     For ``f32[batch, 28, 28, 1]``, and for other images from 10 x 10 pixels up: nothing is padded.
+
+    Args:
+      classes: logits.
+      kernel_init: as for ``reference_cnn``.
+
+    Raises:
+      ValueError: an unknown ``kernel_init``.
 
     >>> import jax, jax.numpy as jnp
     >>> from fedjax_sim import models
@@ -93,7 +119,7 @@ def deeper_cnn(classes: int = 10) -> nn.Module:
     >>> models.count_parameters(variables)
     431242
     """
-    return DeeperCNN(classes=classes)
+    return DeeperCNN(classes=classes, kernel_init=_checked(kernel_init))
 
 
 def cifar10_cnn(classes: int = 10) -> nn.Module:
@@ -159,28 +185,36 @@ class ReferenceCNN(nn.Module):
     """See ``reference_cnn``."""
 
     classes: int
+    kernel_init: KernelInit = "lecun_normal"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = max_pool(nn.relu(Conv(32, padding="VALID")(_with_channels(x))))
-        x = nn.relu(nn.Dense(128)(_flatten(x)))
-        return nn.Dense(self.classes)(x)
+        init = INITIALIZERS[self.kernel_init]
+        x = max_pool(nn.relu(Conv(32, padding="VALID", kernel_init=init)(_with_channels(x))))
+        x = nn.relu(nn.Dense(128, kernel_init=init)(_flatten(x)))
+        return nn.Dense(self.classes, kernel_init=init)(x)
 
 
 class DeeperCNN(nn.Module):
     """See ``deeper_cnn``."""
 
     classes: int
+    kernel_init: KernelInit = "lecun_normal"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = _with_channels(x)
+        x, init = _with_channels(x), INITIALIZERS[self.kernel_init]
         for features in (32, 64):
-            x = max_pool(nn.relu(Conv(features, padding="VALID")(x)))
+            x = max_pool(nn.relu(Conv(features, padding="VALID", kernel_init=init)(x)))
         x = nn.Dropout(0.25, deterministic=not train)(x)
-        x = nn.relu(nn.Dense(256)(_flatten(x)))
+        x = nn.relu(nn.Dense(256, kernel_init=init)(_flatten(x)))
         x = nn.Dropout(0.5, deterministic=not train)(x)
-        return nn.Dense(self.classes)(x)
+        return nn.Dense(self.classes, kernel_init=init)(x)
+
+
+def _checked(kernel_init: KernelInit) -> KernelInit:
+    checks.one_of("kernel_init", kernel_init, tuple(INITIALIZERS))
+    return kernel_init
 
 
 def _flatten(x: jax.Array) -> jax.Array:

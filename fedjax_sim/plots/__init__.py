@@ -2,6 +2,7 @@
 
 from fedjax_sim.plots._clients import client_results, client_sizes
 from fedjax_sim.plots._curves import learning_curves
+from fedjax_sim.plots._panels import run_panels
 from fedjax_sim.plots._participation import participation
 from fedjax_sim.plots._partition import partition
 from fedjax_sim.plots._read import RunData, read_run
@@ -16,5 +17,6 @@ __all__ = [
     "participation",
     "partition",
     "read_run",
+    "run_panels",
     "save_all",
 ]

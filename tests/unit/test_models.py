@@ -93,3 +93,25 @@ def test_images_without_a_channel_axis_have_one_channel():
 def test_a_feature_vector_is_not_an_image():
     with pytest.raises(ValueError, match=r"shape \(1, 60\), expected \[batch, height, width"):
         models.cnn(10).init(KEY, jnp.zeros((1, 60)), train=False)
+
+
+@pytest.mark.parametrize("make", [models.reference_cnn, models.deeper_cnn])
+def test_weights_may_start_as_in_keras(make):
+    """Uniform up to the root of 6 over inputs and outputs, which for the first layer is a third of flax's spread."""
+    x = jnp.zeros((1, 28, 28, 1))
+    flax, keras = (
+        make(kernel_init=init).init(KEY, x, train=False)["params"]
+        for init in ("lecun_normal", "glorot_uniform")
+    )
+    jax.tree.map(np.testing.assert_array_equal, make().init(KEY, x, train=False)["params"], flax)
+    for layer, fans in (("Conv_0", 9 + 9 * 32), ("Dense_1", keras["Dense_1"]["kernel"].shape[0] + 10)):
+        limit = np.sqrt(6 / fans)
+        assert 0.95 * limit < np.abs(keras[layer]["kernel"]).max() <= limit
+    assert keras["Conv_0"]["kernel"].std() < flax["Conv_0"]["kernel"].std() / 3
+
+
+def test_other_weights_to_start_from_are_refused():
+    with pytest.raises(
+        ValueError, match="kernel_init is 'zeros', expected one of 'lecun_normal', 'glorot_uniform'"
+    ):
+        models.reference_cnn(kernel_init="zeros")

@@ -178,6 +178,34 @@ def test_one_difference_is_the_legend(tmp_path):
     assert texts(plots.learning_curves(runs))[2] == "mean ± 1 standard deviation over 2 seeds"
 
 
+def test_panels_keep_the_order_of_the_runs_and_show_the_first_behind(tmp_path):
+    """Also where their one difference is a number, by which a legend would sort them."""
+    runs = [
+        write_run(tmp_path / str(rate), config=with_rate(rate), metrics=rows(rounds=rounds))
+        for rate, rounds in ((0.5, 6), (0.1, 4), (0.3, 8))
+    ]
+    figure = plots.run_panels(runs, "loss")
+    assert [axes.get_title("left").rpartition(" ")[2] for axes in figure.axes] == ["0.5", "0.1", "0.3"]
+    assert [len(axes.lines) for axes in figure.axes] == [1, 2, 2]
+    for axes, rounds in zip(figure.axes, (6, 4, 8), strict=True):
+        np.testing.assert_array_equal(axes.lines[-1].get_xdata(), np.arange(1, rounds + 1))
+        assert axes.get_xlim() == (0, rounds)
+        assert axes.texts[0].get_text() == f"{1 / rounds + 0.5:.3f}"
+    np.testing.assert_array_equal(figure.axes[1].lines[0].get_xdata(), np.arange(1, 7))
+    assert texts(figure)[1:] == [
+        "algorithm.client.learning_rate = 0.5",
+        "mean ± 1 standard deviation over 2 seeds",
+    ]
+
+
+def test_panels_of_single_seeds_have_no_band(tmp_path):
+    runs = [write_run(tmp_path / name, metrics=rows(seeds=[0])) for name in "abcde"]
+    figure = plots.run_panels(runs)
+    assert len(figure.axes) == 5 and not any(axes.collections for axes in figure.axes)
+    with pytest.raises(ValueError, match="no metric 'eval/recall'"):
+        plots.run_panels(runs, "eval/recall")
+
+
 def labels(tmp_path, *configs) -> list[str]:
     return _labels.run_labels(
         [plots.read_run(write_run(tmp_path / f"run{i}", config=config)) for i, config in enumerate(configs)]

@@ -1,0 +1,105 @@
+"""Files that build on another: ``extends = "original.toml"``, so that a variant holds nothing but what it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedjax_sim.experiment import _settings
+from fedjax_sim.experiment._forms import PATH, ConfigError, shown
+from fedjax_sim.experiment._registry import find, importable
+
+KEY = "extends"
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The tables of a TOML file over those of the file that it extends, and so on; ``extends`` itself is gone.
+
+    A table is merged into the other file's key by key, unless its ``name`` is another: then it replaces it, for the
+    settings of one component mean nothing to the next. Lists are replaced as a whole. Paths begin at the file that
+    says them; they come back absolute where that is not ``file`` itself.
+
+    Raises:
+      ConfigError: a file is missing or no TOML, ``extends`` is no path, or files extend each other.
+    """
+    return _read(file, ())
+
+
+def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    place = file.resolve()
+    if place in above:
+        circle = " extends ".join(path.name for path in (*above[above.index(place) :], place))
+        raise ConfigError(f"{KEY}: {circle}; a file cannot build on itself, one of them must stand alone.")
+    try:
+        tables = _settings.read(file)
+    except ConfigError as error:
+        if not above:
+            raise
+        # A file that nobody named on the command line is named together with the one that asks for it.
+        raise ConfigError(f"{KEY} in {above[-1]}: {error}") from error
+    if KEY not in tables:
+        return tables
+    base = tables.pop(KEY)
+    if not isinstance(base, str) or not base:
+        raise ConfigError(f"{KEY} is {shown(base)}, expected the path of a TOML file, relative to {file}.")
+    other = file.parent / Path(base).expanduser()
+    below = _read(other, (*above, place))
+    if other.resolve().parent != place.parent:
+        below = located(below, other.parent)
+    return merged(below, tables)
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables over tables.
+
+    Example:
+      >>> from fedjax_sim.experiment._extends import merged
+      >>> base = {"client": {"name": "sgd", "learning_rate": 0.1}}
+      >>> merged(base, {"client": {"learning_rate": 0.2}})
+      {'client': {'name': 'sgd', 'learning_rate': 0.2}}
+      >>> merged(base, {"client": {"name": "adam"}})
+      {'client': {'name': 'adam'}}
+    """
+    found = dict(below)
+    for key, value in above.items():
+        old, new = _as_table(below.get(key)), _as_table(value)
+        both = isinstance(old, Mapping) and isinstance(new, Mapping)
+        component = both and "name" in new and new["name"] != old.get("name")
+        # Two names alone are text: only a table says that they stand for components.
+        texts = isinstance(value, str) and not isinstance(below.get(key), Mapping)
+        found[key] = merged(old, new) if both and not component and not texts else value
+    return found
+
+
+def _as_table(value: Any) -> Any:
+    """A name alone, as in ``client = "adam"``, is a table with nothing but a name."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def located(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Tables whose paths begin at a folder, with absolute ones: ``paths``, and what the data source calls a path."""
+    found = dict(tables)
+    listed = found.get("paths", [])
+    if not isinstance(listed, list):
+        return found  # refused when the settings are checked
+    if listed:
+        listed = found["paths"] = [
+            absolute(item, folder) if isinstance(item, str) else item for item in listed
+        ]
+    data = _as_table(found.get("data"))
+    if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
+        return found
+    with importable(Path(item) for item in listed if isinstance(item, str)):
+        parameters = find("datasets", data["name"], "data.name").parameters
+    is_path = {name for name, parameter in parameters.items() if PATH in parameter.forms}
+    found["data"] = {
+        key: absolute(value, folder) if key in is_path and isinstance(value, str) else value
+        for key, value in data.items()
+    }
+    return found
+
+
+def absolute(path: str, folder: Path) -> str:
+    """Paths begin at the file that says them, wherever the command is run."""
+    return str((folder / Path(path).expanduser()).resolve())
