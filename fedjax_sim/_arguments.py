@@ -1,4 +1,4 @@
-"""Arguments of a simulation that only make sense together: sampler and chain, a sweep's factory and its columns."""
+"""Checks of the arguments of a simulation: their kinds, and whether they make sense together."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim._src.types import Algorithm
+from fedjax_sim._src import tree
+from fedjax_sim._src.types import Algorithm, Variables
+from fedjax_sim.data import ClientData
 from fedjax_sim.data.cohorts import Cohort
-from fedjax_sim.engines._problem import aggregate
+from fedjax_sim.data.local_work import LocalWork
+from fedjax_sim.engines import Engine
+from fedjax_sim.engines._problem import aggregate, group_names
 
 
 def check_sampling(algorithm: Algorithm, cohort: Cohort) -> None:
@@ -63,3 +67,60 @@ def _column(values: Sequence[Any]) -> jax.Array:
     return (
         jnp.stack([jnp.asarray(value) for value in array.tolist()]) if array.ndim == 1 else jnp.asarray(array)
     )
+
+
+def check_types(algorithm: Any, data: Any, cohort: Any, local: Any, engine: Any) -> None:
+    """Each argument is of its kind, or the error says what to use instead."""
+    wanted = [
+        ("algorithm", algorithm, Algorithm, "use one of fs.algorithms"),
+        ("data", data, ClientData, "pass the clients' data, for example data.train"),
+        ("cohort", cohort, Cohort, "use one of fs.cohorts, for example fs.cohorts.uniform(10)"),
+    ]
+    if local is not None:
+        wanted.append(("local", local, LocalWork, "use fs.LocalWork(epochs=1, batch_size=20)"))
+    if engine is not None:
+        wanted.append(("engine", engine, Engine, "use one of fs.engines, called: fs.engines.lanes()"))
+    for name, value, kind, fix in wanted:
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} is {type(value).__name__}, expected {kind.__name__}: {fix}.")
+
+
+def group_indices(algorithm: Algorithm, groups: Any, population: int) -> np.ndarray:
+    """Each client's group as its place among the algorithm's, ``int64[population]``."""
+    names = group_names(algorithm)
+    if names == (None,):
+        if groups is not None:
+            raise ValueError(f"groups is given, but all clients of {algorithm.name} are alike; leave it out.")
+        return np.zeros(population, np.int64)
+    if groups is None:
+        raise ValueError(
+            f"{algorithm.name} has groups {', '.join(map(repr, names))}: say which client belongs to which with "
+            f"groups=[...], one name for each of the {population} clients."
+        )
+    if len(groups) != population:
+        raise ValueError(
+            f"groups has {len(groups)} names, expected one for each of the {population} clients."
+        )
+    place = {name: index for index, name in enumerate(names)}
+    for client, name in enumerate(groups):
+        if name not in place:
+            raise ValueError(f"groups[{client}] is {name!r}, expected one of {', '.join(map(repr, names))}.")
+    return np.array([place[name] for name in groups], np.int64)
+
+
+def check_variables(given: Any, expected: Variables) -> None:
+    """A model to start from has the structure, shapes and dtypes of the task's own."""
+    if not isinstance(given, Variables):
+        raise TypeError(f"variables is {type(given).__name__}, expected Variables(params, frozen, stats).")
+    if jax.tree.structure(given) != jax.tree.structure(expected):
+        raise ValueError(
+            f"variables have structure {jax.tree.structure(given)}, the task's have {jax.tree.structure(expected)}."
+        )
+    for (path, x), y in zip(
+        jax.tree.leaves_with_path(tree.spec(given)), jax.tree.leaves(expected), strict=True
+    ):
+        if x.shape != y.shape or x.dtype != y.dtype:
+            raise ValueError(
+                f"variables{jax.tree_util.keystr(path)} is {x.dtype}{list(x.shape)}, the task's is "
+                f"{y.dtype}{list(y.shape)}."
+            )

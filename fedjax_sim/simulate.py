@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim import engines
-from fedjax_sim._arguments import check_sampling, replica_hyperparameters
+from fedjax_sim._arguments import (
+    check_sampling,
+    check_types,
+    check_variables,
+    group_indices,
+    replica_hyperparameters,
+)  # fmt: skip
+from fedjax_sim._description import describe
 from fedjax_sim._runner import Callback, NonFiniteModelError, Progress, Runner, root_words
-from fedjax_sim._src import checks, keys, tree
+from fedjax_sim._src import checks, keys
 from fedjax_sim._src.types import Algorithm, Variables
 from fedjax_sim.checkpoint import Checkpoints, Store
 from fedjax_sim.data import ClientData
@@ -74,7 +80,7 @@ class Simulation:
         rounds_per_chunk: int = 10,
         public: Any = None,
     ):
-        _check_types(algorithm, data, cohort, local, engine)
+        check_types(algorithm, data, cohort, local, engine)
         checks.positive_int("rounds_per_chunk", rounds_per_chunk)
         self.data, self.cohort = data, cohort
         self.local = LocalWork() if local is None else local
@@ -85,7 +91,7 @@ class Simulation:
                 f"the data has {data.num_clients} clients and no example: there is nothing to train on."
             )
         self._groups, self._public = groups, public
-        self._group = _group_indices(algorithm, groups, data.num_clients)
+        self._group = group_indices(algorithm, groups, data.num_clients)
         self._prepare(self._make_problem(lambda hyper: algorithm))
         self._rounds = self.engine.compile(self._problem)
         self._columns: Any = None
@@ -110,7 +116,7 @@ class Simulation:
         """This simulation with the algorithm of a sweep, which may have other stages, groups and state."""
         variant = copy.copy(self)
         groups = None if group_names(problem.algorithm()) == (None,) else self._groups
-        variant._group = _group_indices(problem.algorithm(), groups, self.data.num_clients)
+        variant._group = group_indices(problem.algorithm(), groups, self.data.num_clients)
         variant._prepare(problem)
         variant._columns = self._placed_columns()
         return variant
@@ -133,7 +139,7 @@ class Simulation:
             drawn = jax.eval_shape(
                 lambda: self.algorithm.task.init(keys.fold(root, keys.INIT), self._sample())
             )
-            _check_variables(variables, drawn)
+            check_variables(variables, drawn)
         return self._initialise((), root, variables)
 
     def _initialiser(self, problem: Problem) -> Callable[..., SimState]:
@@ -404,30 +410,7 @@ class Simulation:
         Hyper-parameters that an algorithm closes over cannot be seen: give them to ``Checkpoints(settings=...)``.
         The engine is not part of it, a run may go on with other devices or lanes.
         """
-        cohort, local, population = self.cohort, self.local, self.data.num_clients
-        return {
-            "seed": [list(words) for words in root_words(state)],
-            "algorithm": self.algorithm.name,
-            "chain": [[facts.name for facts in stage.aggregate.facts] for stage in self.algorithm.stages],
-            "cohort": {
-                "sampling": cohort.sampling,
-                "expected": cohort.expected(population),
-                "largest": cohort.cap(population),
-            },
-            "local": {
-                field.name: getattr(local, field.name)
-                for field in dataclasses.fields(local)
-                if field.name != "rows"
-            }
-            | {"explicit_rows": local.rows is not None},
-            "data": {
-                "clients": population,
-                "examples": self.data.num_examples,
-                "sizes": _checksum(self.data.sizes),
-                "groups": _checksum(self._group),
-                "columns": {name: _checksum(column) for name, column in self.data.columns.items()},
-            },
-        }
+        return describe(self.algorithm, self.data, self._group, self.cohort, self.local, state)
 
     def planner(self, replicas: int = 1) -> Planner:
         """The host's side of a round: who trains where, for how long."""
@@ -462,63 +445,3 @@ class Simulation:
         if self._columns is None:
             self._columns = self._rounds.place_columns(self.data.columns)
         return self._columns
-
-
-def _checksum(array: np.ndarray) -> str:
-    """Type, shape, and a checksum of at most some thousand rows, so that data larger than memory stays on disk."""
-    rows = array[:: max(1, len(array) // 4096)]
-    return f"{array.dtype}{list(array.shape)} {zlib.crc32(np.ascontiguousarray(rows).tobytes()):08x}"
-
-
-def _check_types(algorithm, data, cohort, local, engine) -> None:
-    wanted = [
-        ("algorithm", algorithm, Algorithm, "use one of fs.algorithms"),
-        ("data", data, ClientData, "pass the clients' data, for example data.train"),
-        ("cohort", cohort, Cohort, "use one of fs.cohorts, for example fs.cohorts.uniform(10)"),
-    ]
-    if local is not None:
-        wanted.append(("local", local, LocalWork, "use fs.LocalWork(epochs=1, batch_size=20)"))
-    if engine is not None:
-        wanted.append(("engine", engine, Engine, "use one of fs.engines, called: fs.engines.lanes()"))
-    for name, value, kind, fix in wanted:
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} is {type(value).__name__}, expected {kind.__name__}: {fix}.")
-
-
-def _group_indices(algorithm: Algorithm, groups, population: int) -> np.ndarray:
-    names = group_names(algorithm)
-    if names == (None,):
-        if groups is not None:
-            raise ValueError(f"groups is given, but all clients of {algorithm.name} are alike; leave it out.")
-        return np.zeros(population, np.int64)
-    if groups is None:
-        raise ValueError(
-            f"{algorithm.name} has groups {', '.join(map(repr, names))}: say which client belongs to which with "
-            f"groups=[...], one name for each of the {population} clients."
-        )
-    if len(groups) != population:
-        raise ValueError(
-            f"groups has {len(groups)} names, expected one for each of the {population} clients."
-        )
-    place = {name: index for index, name in enumerate(names)}
-    for client, name in enumerate(groups):
-        if name not in place:
-            raise ValueError(f"groups[{client}] is {name!r}, expected one of {', '.join(map(repr, names))}.")
-    return np.array([place[name] for name in groups], np.int64)
-
-
-def _check_variables(given: Variables, expected: Variables) -> None:
-    if not isinstance(given, Variables):
-        raise TypeError(f"variables is {type(given).__name__}, expected Variables(params, frozen, stats).")
-    if jax.tree.structure(given) != jax.tree.structure(expected):
-        raise ValueError(
-            f"variables have structure {jax.tree.structure(given)}, the task's have {jax.tree.structure(expected)}."
-        )
-    for (path, x), y in zip(
-        jax.tree.leaves_with_path(tree.spec(given)), jax.tree.leaves(expected), strict=True
-    ):
-        if x.shape != y.shape or x.dtype != y.dtype:
-            raise ValueError(
-                f"variables{jax.tree_util.keystr(path)} is {x.dtype}{list(x.shape)}, the task's is "
-                f"{y.dtype}{list(y.shape)}."
-            )

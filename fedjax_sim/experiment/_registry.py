@@ -13,162 +13,18 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
-import re
 import sys
-import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optax
 
-from fedjax_sim import aggregation, algorithms, data, engines, models, tasks, tracking
+from fedjax_sim import aggregation, data
 from fedjax_sim._src.types import Transform
-from fedjax_sim.algorithms import server_optimizers
-from fedjax_sim.data import Federated, cohorts, repartition
+from fedjax_sim.experiment import _docstrings
+from fedjax_sim.experiment._components import BUILT_IN, GIVEN
 from fedjax_sim.experiment._forms import ConfigError, Form, Parameter, nearest, parameters_of, resolve, shown
-
-
-def sharded(devices: int, lanes: int | Literal["auto"] = "auto") -> engines.Engine:
-    """The lanes on several devices, one sum over them per round. Without accelerators, CPU cores are the devices.
-
-    Args:
-      devices: how many.
-      lanes: per device.
-    """
-    return engines.sharded(engines.client_mesh(devices), lanes=lanes)
-
-
-def iid(
-    data: Federated, clients: int = 50, seed: int = 0, test_fraction: float | None = None, label: str = "y"
-) -> Federated:
-    """The examples dealt out evenly at random.
-
-    Args:
-      clients: how many.
-      seed: of the deal.
-      test_fraction: pools training and test examples and divides each new client's; else the test part stays.
-      label: the label column.
-    """
-    return repartition(data, "iid", clients=clients, seed=seed, test_fraction=test_fraction, label=label)
-
-
-def dirichlet(
-    data: Federated,
-    clients: int = 50,
-    alpha: float = 0.3,
-    seed: int = 0,
-    min_examples: int | None = None,
-    test_fraction: float | None = None,
-    label: str = "y",
-) -> Federated:
-    """Each label divided over the clients by a Dirichlet law (Yurochkin et al. 2019).
-
-    Args:
-      clients: how many.
-      alpha: small gives each label to few clients.
-      seed: of the draw.
-      min_examples: what every client holds at least; 1, or 2 with ``test_fraction``.
-      test_fraction: as for ``iid``.
-      label: the label column.
-    """
-    return repartition(
-        data, "dirichlet", clients=clients, alpha=alpha, seed=seed, min_examples=min_examples,
-        test_fraction=test_fraction, label=label,
-    )  # fmt: skip
-
-
-def shards(
-    data: Federated,
-    clients: int = 50,
-    shards_per_client: int = 2,
-    seed: int = 0,
-    test_fraction: float | None = None,
-    label: str = "y",
-) -> Federated:
-    """Examples sorted by label, cut into shards, and dealt (McMahan et al. 2017).
-
-    Args:
-      clients: how many.
-      shards_per_client: so many labels, about, at each client.
-      seed: of the deal.
-      test_fraction: as for ``iid``.
-      label: the label column.
-    """
-    return repartition(
-        data, "shards", clients=clients, shards_per_client=shards_per_client, seed=seed,
-        test_fraction=test_fraction, label=label,
-    )  # fmt: skip
-
-
-def csv(folder: Path, keep_rounds: int | None) -> tracking.Tracker:
-    """The rows of metrics.jsonl as a table, metrics.csv in the run folder."""
-    return tracking.Csv(folder / "metrics.csv", keep_rounds)
-
-
-def tensorboard(folder: Path, keep_rounds: int | None) -> tracking.Tracker:
-    """Event files for TensorBoard, in the run folder's tensorboard/. Needs the extra ``tensorboard``."""
-    return tracking.TensorBoard(folder / "tensorboard", keep_rounds)
-
-
-def wandb(
-    folder: Path,
-    keep_rounds: int | None,
-    project: str = "fedjax-sim",
-    mode: Literal["online", "offline", "disabled"] = "offline",
-) -> tracking.Tracker:
-    """Weights & Biases; offline runs lie in the run folder. Needs the extra ``wandb``.
-
-    Args:
-      project: where the run is filed.
-      mode: ``"offline"`` needs no account and no network.
-    """
-    # The folder's name tells the run, so that one that goes on stays the same run there.
-    return tracking.WeightsAndBiases(project, folder.name, folder=folder, mode=mode, run_id=folder.name)
-
-
-BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
-    "datasets": {
-        name: getattr(data, name) for name in ("digits", "npz", "leaf", "images", "mnist_by_writer")
-    },
-    "partitions": {"iid": iid, "dirichlet": dirichlet, "shards": shards},
-    "augmentations": {
-        name: getattr(data.augmentations, name) for name in ("shift", "rotate", "brightness", "horizontal_flip")
-    },
-    "models": {
-        name: getattr(models, name)
-        for name in (
-            "linear", "mlp", "cnn", "emnist_cnn", "reference_cnn", "deeper_cnn", "cifar10_cnn", "char_lstm",
-        )
-    },
-    "tasks": {"classification": tasks.classification, "regression": tasks.regression},
-    "algorithms": {
-        name: getattr(algorithms, name)
-        for name in (
-            "fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox", "fedsgd", "scaffold", "mime", "ifca",
-        )
-    },
-    "optimizers": {
-        **{name: getattr(optax, name) for name in ("sgd", "adam", "adamw", "adagrad", "rmsprop", "yogi", "lion", "lamb")},
-        **{name: getattr(server_optimizers, name) for name in ("fedavgm", "fedadam", "fedyogi", "fedadagrad")},
-    },
-    "transforms": {
-        name: getattr(aggregation, name)
-        for name in (
-            "identity", "mean", "clip_by_global_norm", "adaptive_clip", "gaussian_noise", "top_k", "coordinate_median",
-            "mean_by_model",
-        )
-    },
-    "cohorts": {name: getattr(cohorts, name) for name in ("uniform", "poisson", "fixed", "all_clients")},
-    "engines": {"lanes": engines.lanes, "sequential": engines.sequential, "sharded": sharded},
-    "trackers": {"csv": csv, "tensorboard": tensorboard, "wandb": wandb},
-}  # fmt: skip
-
-GIVEN = {
-    "algorithms": ("task",), "tasks": ("model",), "trackers": ("folder", "keep_rounds"), "partitions": ("data",),
-    "unseen": ("data",),
-}  # fmt: skip
-"""Parameters that the program gives: an algorithm's task is made of the tables ``task`` and ``model``."""
 
 _registered: dict[tuple[str, str], Callable[..., Any]] = {}
 
@@ -371,14 +227,14 @@ def find(kind: str, name: str, path: str) -> Entry:
 def entry_of(kind: str, name: str, factory: Callable[..., Any]) -> Entry:
     """Reads a factory's signature and docstring."""
     text = inspect.getdoc(factory) or ""
-    about = _arguments(text)
+    about = _docstrings.arguments(text)
     return Entry(
         kind,
         name,
         factory,
         parameters_of(factory, PARTS, GIVEN.get(kind, ()), about),
-        _summary(text),
-        _source(text),
+        _docstrings.summary(text),
+        _docstrings.source(text),
     )
 
 
@@ -404,40 +260,3 @@ def resolve_part(kind: str, path: str, value: Any, open: Collection[str] = ()) -
 
 def build_part(kind: str, settings: Mapping[str, Any], **given: Any) -> Any:
     return find(kind, settings["name"], kind).build(settings, **given)
-
-
-# --- docstrings ----------------------------------------------------------------------------------------------
-
-
-def _summary(text: str) -> str:
-    paragraph = " ".join(text.split("\n\n")[0].split())
-    return re.split(r"(?<=[.;:])\s", paragraph)[0] if len(paragraph) > 120 else paragraph
-
-
-def _arguments(text: str) -> dict[str, str]:
-    """What the section Args, or Attributes, says of each parameter, on one line."""
-    section = re.search(r"^(?:Args|Attributes|Parameters):\n((?:[ \t]+.*\n?|\n)*)", text, re.MULTILINE)
-    if section is None:
-        return {}
-    lines = textwrap.dedent(section.group(1)).splitlines()
-    found: dict[str, str] = {}
-    current: list[str] = []
-    for line in lines:
-        match = re.match(r"(\*{0,2}\w+(?:, \w+)*)(?: \([^)]*\))?: (.*)", line)
-        if match:
-            current = [name.strip("*") for name in match.group(1).split(", ")]
-            found |= dict.fromkeys(current, match.group(2).strip())
-        elif line.strip() and line.startswith(" "):
-            found |= {name: f"{found[name]} {line.strip()}" for name in current}
-    return found
-
-
-def _source(text: str) -> str:
-    explicit = re.search(r"^Source: ((?:.+\n?)+)", text, re.MULTILINE)
-    if explicit:
-        return " ".join(explicit.group(1).split())
-    cited = re.search(r"[A-Z]\w+ et al\.?,? (?:\"[^\"]+\", )?\d{4}", " ".join(text.split()))
-    paper = re.search(r"\(([^()]*\d{4}[^()]*)\)", text.split("\n\n")[0])
-    if paper:
-        return " ".join(paper.group(1).split())
-    return cited.group(0) if cited else ""

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import resource
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-import numpy as np
-
 from fedjax_sim import models
 from fedjax_sim.checkpoint import Checkpoints
 from fedjax_sim.engines import SimState
-from fedjax_sim.evaluation import higher_is_better
-from fedjax_sim.experiment import _folder, _settings
+from fedjax_sim.experiment import _folder, _settings, _summary
 from fedjax_sim.experiment._experiment import Experiment, from_tables
 from fedjax_sim.experiment._folder import RunFolder
 from fedjax_sim.experiment._forms import ConfigError
@@ -26,7 +20,7 @@ from fedjax_sim.experiment._registry import build_part
 from fedjax_sim.history import History
 from fedjax_sim.personalisation import Personalised
 from fedjax_sim.simulate import Callback, NonFiniteModelError, Simulation
-from fedjax_sim.tracking import JsonLines, Lenient, Recorder, evaluation_row, round_rows, write_json
+from fedjax_sim.tracking import JsonLines, Lenient, Recorder, write_json
 
 Status = Literal["completed", "interrupted", "failed"]
 
@@ -341,57 +335,11 @@ class _Job:
         }
         if histories and histories[0].rounds:
             replicas = [
-                {**label, "last": last_row(history), "best": best_values(history)}
+                {**label, "last": _summary.last_row(history), "best": _summary.best_values(history)}
                 for label, history in zip(self.labels, histories, strict=True)
             ]
             for replica, result in zip(replicas, self._personalised, strict=False):
-                replica["personalised"] = personalised_values(result)
-            summary |= {"replicas": replicas, "costs": costs(histories[0])}
+                replica["personalised"] = _summary.personalised_values(result)
+            summary |= {"replicas": replicas, "costs": _summary.costs(histories[0])}
         write_json(self.folder / _folder.SUMMARY, summary)
         return summary
-
-
-def last_row(history: History) -> dict[str, Any]:
-    """Metrics of the last round, and of the last evaluation, with the rounds after which it was made."""
-    *_, row = round_rows(history, history.rounds - 1)
-    done = max(history.evaluations, default=None)
-    return (
-        row if done is None else row | evaluation_row(history.evaluations[done]) | {"evaluated_after": done}
-    )
-
-
-def best_values(history: History) -> dict[str, Any]:
-    """Of every evaluated metric its best value and after how many rounds it was reached."""
-    found: dict[str, Any] = {}
-    for done, sets in sorted(history.evaluations.items()):
-        for where, evaluation in sets.items():
-            for metric, value in evaluation.examples.items():
-                best = found.get(f"{where}/{metric}")
-                sign = 1 if higher_is_better(metric) else -1
-                if np.isfinite(value) and (best is None or sign * value > sign * best["value"]):
-                    found[f"{where}/{metric}"] = {"value": value, "rounds": done}
-    return found
-
-
-def personalised_values(result: Personalised) -> dict[str, Any]:
-    """Over clients with test examples, before and after local work."""
-    return {
-        metric: {"before": dict(result.before.clients[metric]), "after": dict(over)}
-        for metric, over in result.after.clients.items()
-    }
-
-
-def costs(history: History) -> dict[str, Any]:
-    """What the program cost, all replicas together."""
-    derived = ("step_occupancy", "example_occupancy", "examples_per_second", "flops_per_second")
-    found = dataclasses.asdict(history.costs) | {name: getattr(history.costs, name) for name in derived}
-    return found | {"peak_memory_bytes": peak_memory()}
-
-
-def peak_memory() -> int:
-    """Most memory in use so far: the device's where it counts, else the process's."""
-    stats = jax.devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:
-        return int(stats["peak_bytes_in_use"])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

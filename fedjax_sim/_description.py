@@ -1,0 +1,53 @@
+"""What a run is, as far as it can be seen: a checkpoint belongs to one such description."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from typing import Any
+
+import numpy as np
+
+from fedjax_sim._runner import root_words
+from fedjax_sim._src.types import Algorithm
+from fedjax_sim.data import ClientData
+from fedjax_sim.data.cohorts import Cohort
+from fedjax_sim.data.local_work import LocalWork
+from fedjax_sim.engines import SimState
+
+
+def describe(
+    algorithm: Algorithm,
+    data: ClientData,
+    group: np.ndarray,
+    cohort: Cohort,
+    local: LocalWork,
+    state: SimState,
+) -> dict[str, Any]:
+    """Seed, algorithm, chain, cohort, local work and data of a run, in JSON's types."""
+    population = data.num_clients
+    work = {f.name: getattr(local, f.name) for f in dataclasses.fields(local) if f.name != "rows"}
+    return {
+        "seed": [list(words) for words in root_words(state)],
+        "algorithm": algorithm.name,
+        "chain": [[facts.name for facts in stage.aggregate.facts] for stage in algorithm.stages],
+        "cohort": {
+            "sampling": cohort.sampling,
+            "expected": cohort.expected(population),
+            "largest": cohort.cap(population),
+        },
+        "local": work | {"explicit_rows": local.rows is not None},
+        "data": {
+            "clients": population,
+            "examples": data.num_examples,
+            "sizes": _checksum(data.sizes),
+            "groups": _checksum(group),
+            "columns": {name: _checksum(column) for name, column in data.columns.items()},
+        },
+    }
+
+
+def _checksum(array: np.ndarray) -> str:
+    """Type, shape, and a checksum of at most some thousand rows, so that data larger than memory stays on disk."""
+    rows = array[:: max(1, len(array) // 4096)]
+    return f"{array.dtype}{list(array.shape)} {zlib.crc32(np.ascontiguousarray(rows).tobytes()):08x}"
