@@ -127,7 +127,8 @@ class Store:
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         try:
-            self._manager.close()  # waits for what is still being written
+            with _quiet():
+                self._manager.close()  # waits for what is still being written
         except Exception:
             if kind is None:  # else the first error is the one to hear of
                 raise
@@ -358,12 +359,12 @@ def _unpack_evaluation(packed: Mapping[str, Any]) -> Evaluation:
 
 
 class _quiet:
-    """Keeps orbax's progress messages out of a run's output."""
+    """Keeps orbax's messages out of a run's output; what fails is raised, and need not be logged as well."""
 
     def __enter__(self):
         self._logger = logging.getLogger("absl")
         self._level = self._logger.level
-        self._logger.setLevel(logging.ERROR)
+        self._logger.setLevel(logging.CRITICAL)
 
     def __exit__(self, *exception: object) -> None:
         self._logger.setLevel(self._level)

@@ -45,7 +45,10 @@ def load(config: Path | None, changes: Sequence[str]) -> experiment.Experiment:
 def prepare_jax(devices: int) -> None:
     """Everything that JAX has to know before it starts."""
     if devices > 1:
-        jax.config.update("jax_num_cpu_devices", devices)
+        try:
+            jax.config.update("jax_num_cpu_devices", devices)
+        except RuntimeError as error:  # JAX runs already, in a program that calls the command
+            _screen.fail(f"error: {error}", BAD_USAGE)
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     # Compiling takes longer than a short run; the second run of a configuration need not wait for it.

@@ -250,6 +250,25 @@ def test_register_gives_a_name():
         experiment.register("optimizer", "x", halved)
 
 
+def test_an_installed_package_gives_names_by_entry_points(monkeypatch):
+    import importlib.metadata
+
+    from fedjax_sim.experiment import _registry
+
+    point = importlib.metadata.EntryPoint("halved", "fedjax_sim.models:linear", "fedjax_sim.models")
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda group: [point] if group == "fedjax_sim.models" else []
+    )
+    _registry._entry_points.cache_clear()
+    try:
+        assert "halved" in experiment.names("models")
+        assert resolve("model=halved")["model"] == {"name": "halved"}
+        with pytest.raises(ConfigError, match=r"one of linear, .*halved"):
+            resolve("model=gpt")
+    finally:
+        _registry._entry_points.cache_clear()
+
+
 def test_paths_of_data_begin_at_the_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "deep").mkdir()
