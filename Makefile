@@ -6,6 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 WORKERS ?= -n 2 --dist loadfile
+# Files with long tests first: a worker that gets one last would leave the other idle.
+TESTS := tests/e2e tests/multidevice tests/laws tests/unit tests/kernels fedjax_sim kernels
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test quick check format build bench docs clean
@@ -17,10 +19,10 @@ run: $(VENV)/.package ## train on the embedded digits; options in ARGS="--rounds
 	$(BIN)/fedjax-sim run $(ARGS)
 
 test: $(VENV)/.dev ## the whole test suite; options in ARGS="-k scaffold"
-	$(BIN)/python -m pytest $(WORKERS) --doctest-modules fedjax_sim kernels tests $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) --doctest-modules $(TESTS) $(ARGS)
 
 quick: $(VENV)/.dev ## the test suite without what is slow
-	$(BIN)/python -m pytest $(WORKERS) --doctest-modules -m "not slow" fedjax_sim kernels tests $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) --doctest-modules -m "not slow" $(TESTS) $(ARGS)
 
 check: $(VENV)/.dev ## lint, format and types
 	$(BIN)/ruff check .
