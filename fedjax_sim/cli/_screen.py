@@ -142,7 +142,8 @@ def table(outcome: Outcome) -> Table:
             ("accuracy",) if "accuracy" in result.after.clients else tuple(result.after.clients)[:1]
         ):
             for when, evaluation in (("before", result.before), ("after", result.after)):
-                value = _spread([evaluation.clients[metric]["mean"]], ".1f", 100)
+                mean = [evaluation.clients[metric]["mean"]]
+                value = _spread(mean, ".1f", 100) if metric == "accuracy" else _spread(mean, "#.4g", 1)
                 table.add_row(
                     "personalised" if when == "before" else "",
                     value,

@@ -14,8 +14,8 @@ from fedjax_sim import experiment
 from fedjax_sim.cli import _screen
 
 FAILED, BAD_USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
-ERRORS = (ValueError, TypeError, OSError, RuntimeError)
-"""What the library raises for bad input, and JAX where memory or a device is missing."""
+ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError)
+"""What the library raises for bad input or a missing extra, and JAX where memory or a device is missing."""
 
 Config = Annotated[
     Path | None,

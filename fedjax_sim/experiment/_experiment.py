@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -187,7 +188,8 @@ class Experiment:
             changes = list(zip(structural, values, strict=True))
             if traced:
                 settings["sweep"] = traced
-            short = "-".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes)
+            said = "-".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes)
+            short = re.sub(r"[^\w.=+-]+", "_", said).strip("_")[:80]
             found.append(from_tables(settings, [*changes, ("name", f"{len(found):03d}-{short}")]))
         return found
 

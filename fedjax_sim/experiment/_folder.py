@@ -76,7 +76,7 @@ class RunFolder:
           OSError: the folder cannot be made or written.
         """
         self.path.mkdir(parents=True)
-        (self / CONFIG).write_text(HEADER + tomli_w.dumps(settings), encoding="utf-8")
+        self.rewrite(settings)
         write_json(self / ENVIRONMENT, environment())
         self._name_latest()
 
@@ -87,14 +87,19 @@ class RunFolder:
           ConfigError: this is no run folder.
         """
         try:
-            return tomllib.loads((self / CONFIG).read_text(encoding="utf-8"))
+            tables = tomllib.loads((self / CONFIG).read_text(encoding="utf-8"))
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(
                 f"{self.path} is no run folder: {CONFIG} cannot be read ({error}). A run folder is what `fedjax-sim run` makes."
             ) from error
+        if "algorithm" not in tables:
+            raise ConfigError(
+                f"{self / CONFIG} is not the complete settings of a run: it has no table algorithm. Start a new run."
+            )
+        return tables
 
     def rewrite(self, settings: Settings) -> None:
-        """Replaces the settings of a run that goes on for more rounds."""
+        """Writes the settings at once, also over those of a run that goes on for more rounds."""
         partial = self / f"{CONFIG}.partial"
         partial.write_text(HEADER + tomli_w.dumps(settings), encoding="utf-8")
         partial.replace(self / CONFIG)

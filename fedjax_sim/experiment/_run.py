@@ -115,13 +115,21 @@ def _all(programs: Sequence[Experiment], place: Path, callbacks) -> list[Outcome
     outcomes = []
     for program in programs:
         folder = place / program.name
-        if (folder / _folder.CONFIG).exists():
+        if folder.is_dir() and not (folder / _folder.CONFIG).exists():
+            _unmake(folder)
+        if folder.exists():
             outcomes += resume(folder, callbacks=callbacks)
         else:
             outcomes.append(run(program, folder, callbacks=() if callbacks is None else callbacks(program)))
         if outcomes[-1].status != "completed":
             break
     return outcomes
+
+
+def _unmake(folder: Path) -> None:
+    """Takes away a folder whose making was killed; one that holds anything else is left, which is an error."""
+    (folder / f"{_folder.CONFIG}.partial").unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def resume(
@@ -160,6 +168,11 @@ def resume(
                 f"{place.path} holds a sweep of several programs: change the run folders in it one by one."
             )
         return _all(programs, place.path, callbacks)
+    newest = max(Checkpoints(place.checkpoints).rounds(), default=0)
+    if experiment.rounds < newest:
+        raise ConfigError(
+            f"{place.path} has {newest} rounds already, and {experiment.rounds} were asked for: ask for at least as many."
+        )
     with place.lock():
         job = _Job(experiment, place, goes_on=True)
         if changes:
@@ -178,10 +191,11 @@ def load_states(folder: Path | str) -> tuple[Experiment, Simulation, Outcome]:
     rounds = Checkpoints(place.checkpoints).rounds()
     if not rounds:
         raise ConfigError(f"{place.path} holds no checkpoint: the run did not get that far.")
-    job = _Job(
-        dataclasses.replace(experiment, settings={**experiment.settings, "rounds": rounds[-1]}), place, True
-    )
-    states, histories = job.restored()
+    found = dataclasses.replace(experiment, settings={**experiment.settings, "rounds": rounds[-1]})
+    # A run that goes on would have the checkpoint that it writes taken for a broken one.
+    with place.lock():
+        job = _Job(found, place, True)
+        states, histories = job.restored()
     outcome = Outcome("completed", place.path, job.labels, tuple(histories), tuple(states), (), {})
     return experiment, job.simulation, outcome
 

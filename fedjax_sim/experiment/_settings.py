@@ -46,12 +46,10 @@ class Evaluate:
 
     Attributes:
       every: rounds between two evaluations.
-      batch_size: examples at a time.
       personalised: at the end, also every client's own model after local training, before against after.
     """
 
     every: int = 10
-    batch_size: int = 512
     personalised: bool = False
 
 
@@ -275,6 +273,12 @@ def _sweep(table: Any, tables: Mapping[str, Any], changes: Iterable[tuple[str, A
     for key, values in _flat_sweep(_table("sweep", table)).items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"sweep.{key} is {shown(values)}, expected a list of values.")
+        if key.endswith(".name"):
+            table_key = key.removesuffix(".name")
+            raise ConfigError(
+                f"sweep.{key}: another name has settings of its own. Sweep the whole table: sweep.{table_key} = "
+                '[{ name = "..." }, { name = "..." }].'
+            )
         if key in ("seeds", "paths", "name"):
             raise ConfigError(
                 f"sweep.{key}: {key} cannot be swept."
@@ -306,7 +310,6 @@ def _check_run(found: Settings) -> None:
         )
     for table, key in (
         ("evaluation", "every"),
-        ("evaluation", "batch_size"),
         ("checkpoints", "every"),
         ("checkpoints", "keep"),
     ):

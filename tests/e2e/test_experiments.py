@@ -324,3 +324,33 @@ def test_the_newest_run_has_a_name(tmp_path):
     experiment.run(load("rounds=1"), tmp_path / "runs" / "a")
     experiment.run(load("rounds=1"), tmp_path / "runs" / "b")
     assert (tmp_path / "runs" / "latest").resolve() == tmp_path / "runs" / "b"
+
+
+def test_fewer_rounds_than_there_are_leave_the_folder_as_it_is(tmp_path):
+    experiment.run(load(), tmp_path / "a")
+    names = ("config.toml", "summary.json", "metrics.jsonl")
+    before = [(tmp_path / "a" / name).read_text() for name in names]
+    with pytest.raises(ConfigError, match="has 6 rounds already, and 2 were asked for"):
+        experiment.resume(tmp_path / "a", ["rounds=2"])
+    assert [(tmp_path / "a" / name).read_text() for name in names] == before
+
+
+def test_settings_that_were_cut_off_are_no_run(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.toml").write_text("")
+    with pytest.raises(ConfigError, match="is not the complete settings of a run"):
+        experiment.resume(tmp_path / "a")
+
+
+def test_a_sweep_whose_folder_was_killed_while_it_was_made_goes_on(tmp_path):
+    made = load("sweep.local.batch_size=[5,10]", "rounds=1")
+    RunFolder(tmp_path / "s").create(made.settings)
+    (tmp_path / "s" / "000-batch_size=5").mkdir()
+    (tmp_path / "s" / "000-batch_size=5" / "config.toml.partial").write_text("rounds")
+    assert [outcome.status for outcome in experiment.resume(tmp_path / "s")] == ["completed", "completed"]
+
+
+def test_a_run_that_goes_on_is_not_evaluated_from_outside(tmp_path):
+    experiment.run(load(), tmp_path / "a")
+    with RunFolder(tmp_path / "a").lock(), pytest.raises(ConfigError, match="another process runs in"):
+        experiment.load_states(tmp_path / "a")

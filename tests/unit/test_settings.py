@@ -300,6 +300,18 @@ def test_parts_that_do_not_fit_are_refused_before_training(changes, message):
         experiment.load(changes=changes).simulation()
 
 
+def test_components_are_swept_as_whole_tables():
+    with pytest.raises(
+        ConfigError, match=r"sweep.model.name: another name has settings of its own. Sweep the whole"
+    ):
+        experiment.load(changes=["sweep.model.name=['mlp','linear']"])
+    programs = experiment.load(changes=["sweep.model=[{name='mlp',hidden=[8]},{name='linear'}]"]).programs()
+    assert [program.settings["model"] for program in programs] == [
+        {"name": "mlp", "hidden": [8]}, {"name": "linear"},
+    ]  # fmt: skip
+    assert all(not set(program.name) & set("/ {}'\"") for program in programs)
+
+
 def test_the_partition_and_the_unseen_clients_are_made():
     found = experiment.load(
         changes=[
