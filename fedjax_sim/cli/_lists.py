@@ -105,21 +105,23 @@ def show(
 
 def _with_data(source: str, options: list[str], changes: list[str]) -> experiment.Experiment:
     """``--clients 100`` stands for the setting data.clients."""
+    if len(options) % 2 or any(not option.startswith("--") for option in options[::2]):
+        raise experiment.ConfigError(
+            f"{' '.join(options)!r} is no list of settings, expected --name value pairs."
+        )
+    given = [
+        f"data.{option.removeprefix('--').replace('-', '_')}={value}"
+        for option, value in zip(options[::2], options[1::2], strict=True)
+    ]
     if source.endswith(".toml"):
-        return experiment.load(source, changes)
+        return experiment.load(source, [*given, *changes])
     name, _, path = source.partition(":")
     module = ":" in source and name not in experiment.names("datasets")
     settings = [f'data.name="{source if module else name}"']
     if path and not module:
         entry = experiment.find("datasets", name, "data.name")
         settings.append(f'data.{next(iter(entry.parameters))}="{path}"')
-    if len(options) % 2 or any(not option.startswith("--") for option in options[::2]):
-        raise experiment.ConfigError(
-            f"{' '.join(options)!r} is no list of settings, expected --name value pairs."
-        )
-    for option, value in zip(options[::2], options[1::2], strict=True):
-        settings.append(f"data.{option.removeprefix('--').replace('-', '_')}={value}")
-    return experiment.load(changes=[*settings, *changes])
+    return experiment.load(changes=[*settings, *given, *changes])
 
 
 def new(

@@ -286,6 +286,9 @@ def test_data_show(tmp_path):
         invoke("data", "show", "digits", "--set", "partition={name='shards',clients=7}", "--json").stdout
     )
     assert content["clients"] == 7
+    (tmp_path / "mine.toml").write_text('[data]\nname = "digits"\nclients = 9\n')
+    assert json.loads(invoke("data", "show", "mine.toml", "--clients", "6", "--json").stdout)["clients"] == 6
+    assert "data.nonsense is no setting" in invoke("data", "show", "mine.toml", "--nonsense", "3").stderr
     assert invoke("data", "show", "digits", "--clients").exit_code == 2
     assert "Did you mean 'alpha'" in invoke("data", "show", "digits", "--alpa", "1").stderr
 
