@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from fedjax_sim import models
 from fedjax_sim.checkpoint import Checkpoints
 from fedjax_sim.engines import SimState
 from fedjax_sim.experiment import _folder, _settings, _summary
@@ -212,7 +211,7 @@ class _Job:
         self.checkpoints = Checkpoints(
             folder.checkpoints, keep.every, keep.keep, keep.keep_every, settings=experiment.same_run()
         )
-        self._recorded, self._personalised, self._parameters = 0, (), 0
+        self._recorded, self._personalised = 0, ()
 
     def go(self, callbacks: Sequence[Callback]) -> Outcome:
         """Trains, and writes the folder's files whatever happens."""
@@ -302,10 +301,8 @@ class _Job:
 
     def _start(self, options: Mapping[str, Any]) -> tuple[list[SimState], list[History]]:
         sim, seeds, rounds = self.simulation, [label["seed"] for label in self.labels], self.experiment.rounds
-        state = sim.init(seeds[0])
-        self._parameters = models.count_parameters(sim.algorithm.params(state.server).params)
         if len(self.labels) == 1 and "sweep" not in self.labels[0]:
-            state, history = sim.run(state, rounds, **options)
+            state, history = sim.run(sim.init(seeds[0]), rounds, **options)
             return [state], [history]
         histories = sim.sweep(seeds, rounds, **self.experiment.traced(self.labels), **options)
         return list(histories.states), list(histories.members)
@@ -345,7 +342,7 @@ class _Job:
                 "classes": data.classes,
                 "notes": data.notes,
             },
-            "parameters": self._parameters,
+            "parameters": self.experiment.parameters(),
         }
         if histories and histories[0].rounds:
             replicas = [
