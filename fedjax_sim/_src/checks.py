@@ -12,6 +12,8 @@ from typing import Any
 
 from jax.core import Tracer
 
+from fedjax_sim._src.types import Task
+
 
 def is_traced(value: Any) -> bool:
     return isinstance(value, Tracer)
@@ -77,3 +79,12 @@ def optimizer(name: str, value: Any) -> None:
     if isinstance(value, (int, float)):
         fix = f"a step size alone does not say what to do with it, write optax.sgd({value})"
     raise TypeError(f"the {name} is {_shown(value)}, expected an optax optimizer: {fix}.")
+
+
+def task(value: Any) -> None:
+    """A model with its loss; flax modules are callable, so a rule could take one for a loss function."""
+    if not isinstance(value, Task):
+        raise TypeError(
+            f"task is {_shown(value)}, expected a Task: wrap a flax module, as in fs.tasks.classification(module), or "
+            "write fs.Task(init, apply, loss)."
+        )

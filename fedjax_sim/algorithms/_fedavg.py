@@ -7,6 +7,7 @@ import dataclasses
 import optax
 
 from fedjax_sim import aggregation, rules
+from fedjax_sim._src import checks
 from fedjax_sim._src.types import Algorithm, ClientRule, Stage, Task, Transform
 from fedjax_sim.algorithms import _server, server_optimizers
 from fedjax_sim.data.local_work import LocalWork
@@ -21,6 +22,7 @@ def from_rule(
     local=None,
 ) -> Algorithm:
     """An algorithm of one stage whose rule takes ``Variables`` and sends a ``Delta``."""
+    checks.task(task)
     stage = Stage(lambda state: state.variables, rule, aggregate, _server.update(server), local)
     return Algorithm(name, task, _server.init(server), (stage,), lambda state: state.variables)
 

@@ -8,7 +8,7 @@ import jax
 import optax
 
 from fedjax_sim import aggregation, rules
-from fedjax_sim._src import keys
+from fedjax_sim._src import checks, keys
 from fedjax_sim._src.types import Algorithm, Stage, Task, Transform
 from fedjax_sim.algorithms import _server
 
@@ -43,6 +43,7 @@ def heterofl(
     if not tasks:
         raise ValueError("tasks is empty, expected at least the global model's task.")
     for name, task in tasks.items():
+        checks.task(task)
         if task.stats_policy != "none":
             raise ValueError(
                 f"task {name!r} keeps batch statistics, which models of different widths cannot share; use a model "

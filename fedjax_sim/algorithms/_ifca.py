@@ -47,6 +47,7 @@ def ifca(
       ValueError: ``models`` below 1; a task with batch statistics; an ``aggregate`` that is refused (some of them only
         when a simulation starts).
     """
+    checks.task(task)
     checks.positive_int("models", models)
     if task.stats_policy != "none":
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim._src import checks
 from fedjax_sim._src.types import ClientRule, Message, Task, Variables
 from fedjax_sim.metrics import batch_means
 
@@ -15,6 +16,7 @@ def choose_model(task: Task) -> ClientRule:
     The broadcast is ``Variables`` whose params have a leading axis ``[models]``; the client's state is the index of
     its model, ``int32[]``; nothing is sent. A model whose loss is NaN is the worst.
     """
+    checks.task(task)
 
     def models(broadcast: Variables) -> int:
         return jax.tree.leaves(broadcast.params)[0].shape[0]

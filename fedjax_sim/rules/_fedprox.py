@@ -8,13 +8,14 @@ import optax
 from fedjax_sim._src import checks
 from fedjax_sim._src.types import ClientRule, Task
 from fedjax_sim.rules._local_sgd import local_sgd
+from fedjax_sim.rules._plain import ParamsLoss
 
 
-def fedprox(task: Task, optimizer: optax.GradientTransformation, *, mu: float) -> ClientRule:
+def fedprox(task: Task | ParamsLoss, optimizer: optax.GradientTransformation, *, mu: float) -> ClientRule:
     """Local training on the loss plus ``mu / 2 * |w - w_server|^2`` (Li et al. 2020, equation 2).
 
     Args:
-      task: model, loss and metrics.
+      task: as for ``local_sgd``: a task, or a function ``(params, batch)`` to one loss per example.
       optimizer: any optax transformation.
       mu: weight of the proximal term, 0 or above; may be traced.
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fedjax_sim._src import tree
 from fedjax_sim._src.types import Array, ClientRule, Delta, PyTree, Task, Variables
 from fedjax_sim.rules._gradients import gradient
+from fedjax_sim.rules._plain import ParamsLoss, over_params, task_of
 
 
 class GradientSum(NamedTuple):
@@ -20,12 +21,14 @@ class GradientSum(NamedTuple):
     stats: PyTree
 
 
-def full_gradient(task: Task) -> ClientRule:
+def full_gradient(task: Task | ParamsLoss) -> ClientRule:
     """Sends minus the mean gradient of the client's examples (McMahan et al. 2017, FedSGD).
 
     Minus, so that the update is a descent direction like every other. The parameters stay at the broadcast ones for
-    all batches, so the batch size only says how the sum is cut.
+    all batches, so the batch size only says how the sum is cut. ``task`` is as for ``local_sgd``.
     """
+    if not isinstance(task, Task):
+        return over_params(full_gradient(task_of(task)))
     if task.stats_policy == "local":
         raise ValueError(
             "full_gradient keeps no statistics per client: use batch_stats='averaged', or local_sgd."

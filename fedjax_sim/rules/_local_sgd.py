@@ -10,6 +10,7 @@ import optax
 from fedjax_sim._src import checks, tree
 from fedjax_sim._src.types import ClientRule, Delta, PyTree, Task, Variables
 from fedjax_sim.rules._gradients import gradient
+from fedjax_sim.rules._plain import ParamsLoss, over_params, task_of
 
 
 class Training(NamedTuple):
@@ -21,7 +22,7 @@ class Training(NamedTuple):
 
 
 def local_sgd(
-    task: Task,
+    task: Task | ParamsLoss,
     optimizer: optax.GradientTransformation,
     *,
     correction: Callable[[PyTree, PyTree], PyTree] | None = None,
@@ -32,12 +33,13 @@ def local_sgd(
     ``stats_policy="local"`` a client's batch statistics stay with it between rounds and are not sent.
 
     Args:
-      task: model, loss and metrics.
+      task: model, loss and metrics; or, for a loop of your own, a function ``(params, batch)`` to one loss per
+        example, ``f32[batch]``.
       optimizer: any optax transformation.
       correction: ``(params, start)`` to a pytree that is added to the gradient.
 
     Returns:
-      A rule whose broadcast is ``Variables``.
+      A rule whose broadcast is ``Variables``; over a function, the parameters, and the update is their change.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, fedjax_sim as fs
@@ -47,7 +49,12 @@ def local_sgd(
       >>> update = fs.rules.run(rule, task.init(jax.random.key(0)), batches, jax.random.key(1))
       >>> sorted(update.params["Dense_0"])
       ['bias', 'kernel']
+      >>> plain = fs.rules.local_sgd(lambda w, batch: (batch["x"] @ w - batch["y"][:, 0]) ** 2, optax.sgd(0.1))
+      >>> fs.rules.run(plain, jnp.zeros(2), batches, jax.random.key(1)).round(3)
+      Array([0.336, 0.336], dtype=float32)
     """
+    if not isinstance(task, Task):
+        return over_params(local_sgd(task_of(task), optimizer, correction=correction))
     checks.optimizer("client optimizer", optimizer)
     keeps_stats = task.stats_policy == "local"
 

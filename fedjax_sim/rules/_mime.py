@@ -28,6 +28,7 @@ def mime(task: Task, optimizer: optax.GradientTransformation) -> ClientRule:
     Returns:
       A rule whose broadcast is ``MimeBroadcast``.
     """
+    checks.task(task)
     checks.optimizer("base optimizer", optimizer)
     if task.stats_policy != "none":
         raise ValueError(

@@ -45,6 +45,7 @@ def scaffold(task: Task, learning_rate: float) -> ClientRule:
     Returns:
       A rule whose broadcast is ``ScaffoldBroadcast`` and whose update is ``ScaffoldUpdate``.
     """
+    checks.task(task)
     checks.positive("learning_rate", learning_rate)
     if task.stats_policy == "local":
         raise ValueError("scaffold keeps no batch statistics per client: use batch_stats='averaged'.")

@@ -250,3 +250,57 @@ def test_a_loss_that_is_a_mean_is_refused():
 def test_an_rbg_key_is_refused():
     with pytest.raises(TypeError, match="threefry2x32"):
         fs.rules.run(RULES["sgd"][0], VARIABLES, BATCHES, jax.random.key(0, impl="rbg"))
+
+
+# --- over a plain loss function ------------------------------------------------------------------------------
+
+
+def squared_errors(params, batch):
+    return 0.5 * jnp.square(batch["x"] @ params - batch["y"])
+
+
+PLAIN = {
+    "sgd": lambda task: fs.rules.local_sgd(task, optax.sgd(RATE)),
+    "momentum": lambda task: fs.rules.local_sgd(task, optax.sgd(RATE, momentum=0.9)),
+    "fedprox": lambda task: fs.rules.fedprox(task, optax.sgd(RATE), mu=0.7),
+    "full_gradient": fs.rules.full_gradient,
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_rule_over_a_loss_function_is_the_rule_over_its_task(name):
+    batches = make_batches(mask=RAGGED)
+    plain = fs.rules.run(PLAIN[name](squared_errors), VARIABLES.params, batches, KEY)
+    np.testing.assert_array_equal(plain, fs.rules.run(PLAIN[name](TASK), VARIABLES, batches, KEY).params)
+
+
+def test_a_loss_function_gives_one_loss_per_example():
+    rule = fs.rules.local_sgd(lambda params, batch: jnp.mean(squared_errors(params, batch)), optax.sgd(RATE))
+    with pytest.raises(ValueError, match="one value per example of the batch, not their mean"):
+        fs.rules.run(rule, VARIABLES.params, BATCHES, KEY)
+
+
+def test_what_is_neither_a_task_nor_a_function_is_refused():
+    with pytest.raises(TypeError, match="task is dict, expected a Task, or a function"):
+        fs.rules.local_sgd({}, optax.sgd(RATE))  # type: ignore[arg-type]
+
+
+NEED_A_TASK = {
+    "scaffold rule": lambda task: fs.rules.scaffold(task, 0.1),
+    "mime rule": lambda task: fs.rules.mime(task, optax.sgd(0.1)),
+    "choose_model": fs.rules.choose_model,
+    "fedavg": lambda task: fs.algorithms.fedavg(task, optax.sgd(0.1)),
+    "fedprox": lambda task: fs.algorithms.fedprox(task, optax.sgd(0.1), mu=0.1),
+    "fedsgd": fs.algorithms.fedsgd,
+    "scaffold": lambda task: fs.algorithms.scaffold(task, 0.1),
+    "mime": lambda task: fs.algorithms.mime(task, optax.sgd(0.1), 0.1),
+    "ifca": lambda task: fs.algorithms.ifca(task, optax.sgd(0.1), models=2),
+    "heterofl": lambda task: fs.algorithms.heterofl({"whole": task}, optax.sgd(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", NEED_A_TASK)
+def test_a_module_is_no_task(name):
+    """A flax module is callable, as a loss function is: it must not be taken for one."""
+    with pytest.raises(TypeError, match=r"task is a MLP, expected a Task: wrap a flax module"):
+        NEED_A_TASK[name](fs.models.mlp(2))
