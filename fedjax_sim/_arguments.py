@@ -10,13 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim._src import tree
+from fedjax_sim._src import checks, tree
 from fedjax_sim._src.types import Algorithm, Variables
+from fedjax_sim.checkpoint import Checkpoints
 from fedjax_sim.data import ClientData
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.engines import Engine
 from fedjax_sim.engines._problem import aggregate, group_names
+
+
+def check_rounds(rounds: int | None, checkpoints: Checkpoints | None) -> None:
+    """Without a number of rounds there must be something to read."""
+    if rounds is not None:
+        checks.positive_int("rounds", rounds)
+    elif checkpoints is None:
+        raise ValueError("rounds is None without checkpoints: say how many rounds, or where they were saved.")
 
 
 def check_sampling(algorithm: Algorithm, cohort: Cohort) -> None:

@@ -112,14 +112,17 @@ class Runner:
         self._costs = Costs(rows_per_step=self.planner.works[-1].rows_per_step)
         self._first, self._started, self._spent = 0, 0.0, self._costs
 
-    def run(self, state: SimState, rounds: int) -> tuple[SimState, list[History]]:
+    def run(self, state: SimState, rounds: int | None) -> tuple[SimState, list[History]]:
         """Runs ``rounds`` rounds, from the newest checkpoint on if there is one; ``state`` stays valid.
+
+        Without a number of rounds the newest checkpoint is all there is to it.
 
         Returns the new state and one history per replica.
         """
         self._first = int(np.ravel(jax.device_get(state.round))[0])
         roots = root_words(state)
         state, done = self._restore(state, rounds)
+        rounds = done if rounds is None else rounds
         state = self.rounds_fn.place_state(state)
         self._started = time.perf_counter()
         plan = self._plan(roots, done, self._length(done, rounds))
@@ -226,9 +229,12 @@ class Runner:
 
     # --- checkpoints ---
 
-    def _restore(self, state: SimState, rounds: int) -> tuple[SimState, int]:
+    def _restore(self, state: SimState, rounds: int | None) -> tuple[SimState, int]:
         """The state to go on from and the rounds that are done already."""
-        saved = None if self.store is None else self.store.newest(at_most=self._first + rounds)
+        at_most = None if rounds is None else self._first + rounds
+        saved = None if self.store is None else self.store.newest(at_most)
+        if saved is None and rounds is None:
+            raise CheckpointError("no checkpoint of the folder can be read: run the rounds again.")
         if saved is None or saved.rounds < self._first:
             return state, 0
         skip = self._first - saved.histories[0].first_round

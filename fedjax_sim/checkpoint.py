@@ -100,9 +100,16 @@ class Store:
       checkpoints: where and how often.
       description: what the run is, in JSON's types; a checkpoint of another one is refused.
       template: the run's state or its specs; a checkpoint has its structure.
+      read_only: nothing in the folder is changed, and another process may write to it.
     """
 
-    def __init__(self, checkpoints: Checkpoints, description: Mapping[str, Any], template: SimState):
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        description: Mapping[str, Any],
+        template: SimState,
+        read_only: bool = False,
+    ):
         # Slow to import, and accelerator images may lack it: only runs with checkpoints need it.
         import orbax.checkpoint as ocp
 
@@ -111,13 +118,17 @@ class Store:
         self._description = json.loads(json.dumps({**description, "settings": dict(checkpoints.settings)}))
         self.every = checkpoints.every
         self._folder = Path(checkpoints.folder).absolute()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=checkpoints.keep,
-            keep_period=checkpoints.keep_every,
-            cleanup_tmp_directories=True,
-            enable_async_checkpointing=True,
-        )
+        self._read_only = read_only
+        if read_only:
+            options = ocp.CheckpointManagerOptions(read_only=True)
+        else:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=checkpoints.keep,
+                keep_period=checkpoints.keep_every,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            )
         with _quiet():
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._newest = max(checkpoints.rounds(), default=-1)
@@ -170,16 +181,17 @@ class Store:
             ) from error
         self._newest = rounds
 
-    def newest(self, at_most: int) -> Saved | None:
+    def newest(self, at_most: int | None = None) -> Saved | None:
         """The newest checkpoint that can be read, ``None`` without any.
 
-        One that is damaged is renamed, with a warning, and the one before it is taken.
+        Instead of one that is damaged, the one before it is taken, with a warning; where the folder may be written, the
+        damaged one is renamed.
 
         Raises:
           CheckpointError: it belongs to another run, or lies beyond ``at_most`` rounds.
         """
         for rounds in reversed(self._checkpoints.rounds()):
-            if rounds > at_most:
+            if at_most is not None and rounds > at_most:
                 raise CheckpointError(
                     f"{self._folder} has a checkpoint after {rounds} rounds, and {at_most} rounds were asked for. Ask for "
                     "at least as many, or use another folder."
@@ -196,15 +208,17 @@ class Store:
         return None
 
     def _set_aside(self, rounds: int, error: Exception) -> None:
-        path = self._folder / str(rounds)
-        aside = path.with_name(f"{rounds}.damaged")
-        number = 2
-        while aside.exists():
-            aside, number = path.with_name(f"{rounds}.damaged-{number}"), number + 1
-        path.rename(aside)
-        self._manager.reload()
+        path, renamed = self._folder / str(rounds), ""
+        if not self._read_only:
+            aside = path.with_name(f"{rounds}.damaged")
+            number = 2
+            while aside.exists():
+                aside, number = path.with_name(f"{rounds}.damaged-{number}"), number + 1
+            path.rename(aside)
+            self._manager.reload()
+            renamed = f" and is now {aside.name}"
         warnings.warn(
-            f"the checkpoint {path} cannot be read and is now {aside.name}; going on from the one before it, if there "
+            f"the checkpoint {path} cannot be read{renamed}; going on from the one before it, if there "
             f"is one. ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
             RuntimeWarning,
             stacklevel=4,

@@ -13,6 +13,7 @@ import numpy as np
 
 from fedjax_sim import engines
 from fedjax_sim._arguments import (
+    check_rounds,
     check_sampling,
     check_types,
     check_variables,
@@ -201,7 +202,7 @@ class Simulation:
     def run(
         self,
         state: SimState,
-        rounds: int,
+        rounds: int | None,
         *,
         evaluate_on: ClientData | Mapping[str, ClientData] | None = None,
         every: int | None = None,
@@ -212,7 +213,8 @@ class Simulation:
 
         Args:
           state: from ``init`` or an earlier ``run``; it stays valid.
-          rounds: how many.
+          rounds: how many; ``None`` for those that ``checkpoints`` hold: their newest state is read, nothing is trained
+            and nothing written, also while another process trains.
           evaluate_on: data to evaluate the global model on; several sets by name, such as
             ``{"test": data.test, "unseen": unseen.test}``. One without a name is called ``"eval"``.
           every: evaluate after every so many rounds; by default once, at the end.
@@ -226,8 +228,9 @@ class Simulation:
         Raises:
           NonFiniteModelError: the model became NaN or infinite; names the round and the clients.
           CheckpointError: the folder's checkpoints are of another run; says what differs.
+          ValueError: ``rounds`` is no positive integer, or ``None`` without ``checkpoints``.
         """
-        checks.positive_int("rounds", rounds)
+        check_rounds(rounds, checkpoints)
         check_state(state, self._template, self.algorithm.name, self.data.num_clients)
         if self._turn_costs is None:
             self._turn_costs = turn_costs(self._problem, state)
@@ -238,17 +241,17 @@ class Simulation:
         return state, histories[0]
 
     def _execute(
-        self, runner: Runner, state: SimState, rounds: int, checkpoints: Checkpoints | None
+        self, runner: Runner, state: SimState, rounds: int | None, checkpoints: Checkpoints | None
     ) -> tuple[SimState, list[History]]:
         if checkpoints is None:
             return runner.run(state, rounds)
-        with Store(checkpoints, self.describe(state), state) as runner.store:
+        with Store(checkpoints, self.describe(state), state, read_only=rounds is None) as runner.store:
             return runner.run(state, rounds)
 
     def sweep(
         self,
         seeds: Sequence[int],
-        rounds: int,
+        rounds: int | None,
         *,
         algorithm: Callable[..., Algorithm] | None = None,
         hyperparameters: Mapping[str, Sequence[float]] | None = None,
@@ -261,7 +264,7 @@ class Simulation:
 
         Args:
           seeds: one per replica.
-          rounds: how many.
+          rounds: as for ``run``.
           algorithm: ``(**hyperparameters)`` to an algorithm, when hyper-parameters differ between replicas. It may be
             another one than the simulation's.
           hyperparameters: ``{name: one value per replica}``; traced, so any value runs in the same program.
@@ -274,7 +277,7 @@ class Simulation:
           ``sim.sweep(seeds=[0, 0, 0], rounds=10, algorithm=lambda lr: fs.algorithms.fedavg(task, optax.sgd(lr)),
           hyperparameters={"lr": [0.01, 0.1, 1.0]})``
         """
-        checks.positive_int("rounds", rounds)
+        check_rounds(rounds, checkpoints)
         seeds = list(seeds)
         hyper, build = replica_hyperparameters(len(seeds), algorithm, hyperparameters, self.algorithm)
         one = lambda index: jax.tree.map(lambda x: x[index], hyper)  # noqa: E731

@@ -13,7 +13,7 @@ from fedjax_sim.cli._lists import data, list_, new
 from fedjax_sim.cli._results import evaluate, plot, write_report
 from fedjax_sim.cli._run import resume, run, sweep
 from fedjax_sim.cli._screen import version
-from fedjax_sim.cli._setup import INTERRUPTED, TERMINATED
+from fedjax_sim.cli._signals import EXIT_CODES
 
 __all__ = ["app", "main"]
 
@@ -41,7 +41,7 @@ def main() -> None:
     try:
         app(prog_name="fedjax-sim")
     except SystemExit as end:
-        if end.code not in (INTERRUPTED, TERMINATED):
+        if not isinstance(end.code, int) or end.code not in EXIT_CODES:
             raise
         # An exception that came in the middle of JAX's tracing can crash the interpreter when it takes itself down
         # (seen with jax 0.10.2). Everything is on disk: leave at once.

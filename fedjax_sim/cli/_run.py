@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -17,8 +16,6 @@ from fedjax_sim.cli._setup import (
     BAD_USAGE,
     ERRORS,
     FAILED,
-    INTERRUPTED,
-    TERMINATED,
     Config,
     Folder,
     Json,
@@ -154,12 +151,21 @@ def _finish(work: Callable[[Watch], list[experiment.Outcome]], folder: Path, qui
 
         try:
             outcomes = work(callbacks)
+            _show(outcomes, quiet, json)
         except (experiment.ConfigError, CheckpointError) as error:
             _screen.fail(f"error: {error}", BAD_USAGE)
         except KeyboardInterrupt:
-            _screen.fail(f"stopped at once; the run folder is {folder}\n{go_on}", INTERRUPTED)
+            _screen.fail(f"stopped at once; the run folder is {folder}\n{go_on}", stop.exit_code)
         except (*ERRORS, NonFiniteModelError) as error:
             _screen.fail(f"error: {error}\nthe rounds before are in {folder}", FAILED)
+        last = outcomes[-1]
+        if last.status == "interrupted":
+            done = f"{last.summary['rounds']} of {last.summary['rounds_asked']} rounds are in {last.folder}"
+            _screen.fail(f"stopped by {stop.name}; {done}\n{go_on}", stop.exit_code)
+
+
+def _show(outcomes: Sequence[experiment.Outcome], quiet: bool, json: bool) -> None:
+    """The results of what ran; of a run that was stopped, for scripts alone."""
     interrupted = outcomes[-1].status == "interrupted"
     for outcome in outcomes:
         if not interrupted or outcome.status == "completed":
@@ -167,11 +173,6 @@ def _finish(work: Callable[[Watch], list[experiment.Outcome]], folder: Path, qui
     if json:
         summaries = [{"folder": str(outcome.folder), **outcome.summary} for outcome in outcomes]
         _screen.print_json(summaries if len(summaries) > 1 else summaries[0])
-    if interrupted:
-        summary = outcomes[-1].summary
-        done = f"{summary['rounds']} of {summary['rounds_asked']} rounds are in {outcomes[-1].folder}"
-        code = TERMINATED if stop.received == signal.SIGTERM else INTERRUPTED
-        _screen.fail(f"stopped by {stop.name}; {done}\n{go_on}", code)
-    if not json:
+    elif not interrupted:
         for outcome in outcomes:
             typer.echo(outcome.folder if quiet else f"run folder  {outcome.folder}")

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from fedjax_sim.experiment import Experiment, Outcome
 from fedjax_sim.history import History
+from fedjax_sim.personalisation import Personalised
 from fedjax_sim.simulate import Progress
 from fedjax_sim.tracking import as_json
 
@@ -124,7 +125,8 @@ def table(outcome: Outcome) -> Table:
     table.add_column(style="cyan")
     table.add_column(justify="right", style="bold")
     table.add_column()
-    for name, histories in _by_setting(outcome):
+    for name, members in _by_setting(outcome).items():
+        histories = [outcome.histories[index] for index in members]
         if name:
             table.add_row(name, "", "")
         losses = [history["loss"][-1] for history in histories]
@@ -134,21 +136,10 @@ def table(outcome: Outcome) -> Table:
             what = f"{'test' if where == 'eval' else where} {metric}"
             for over, words in _OVER.items():
                 values = [history.last(metric, on=where, over=over).value for history in histories]
-                shown = _spread(values, ".1f", 100) if metric == "accuracy" else _spread(values, "#.4g", 1)
+                shown = _value(metric, values)
                 table.add_row(what if over == "examples" else "", shown, words)
-        table.add_section()
-    for result in outcome.personalised[:1]:
-        for metric in (
-            ("accuracy",) if "accuracy" in result.after.clients else tuple(result.after.clients)[:1]
-        ):
-            for when, evaluation in (("before", result.before), ("after", result.after)):
-                mean = [evaluation.clients[metric]["mean"]]
-                value = _spread(mean, ".1f", 100) if metric == "accuracy" else _spread(mean, "#.4g", 1)
-                table.add_row(
-                    "personalised" if when == "before" else "",
-                    value,
-                    f"{metric}, mean over clients, {when} local work",
-                )
+        if outcome.personalised:
+            _add_personalised(table, [outcome.personalised[index] for index in members])
         table.add_section()
     costs = outcome.histories[0].costs
     table.add_row("time", f"{costs.compile_seconds:.1f} s", "to compile")
@@ -163,6 +154,14 @@ def table(outcome: Outcome) -> Table:
     return table
 
 
+def _add_personalised(table: Table, results: Sequence[Personalised]) -> None:
+    clients = results[0].after.clients
+    metric = "accuracy" if "accuracy" in clients else next(iter(clients))
+    for label, when in (("personalised", "before"), ("", "after")):
+        means = [getattr(result, when).clients[metric]["mean"] for result in results]
+        table.add_row(label, _value(metric, means), f"{metric}, mean over clients, {when} local work")
+
+
 _OVER = {
     "examples": "all examples",
     "mean": "mean over clients",
@@ -175,17 +174,21 @@ def _main_metric(history: History, where: str) -> str:
     return "accuracy" if "accuracy" in last.examples else next(iter(last.examples))
 
 
-def _by_setting(outcome: Outcome) -> list[tuple[str, list[History]]]:
-    """The seeds of every swept setting; one group without a name where nothing is swept."""
-    found: dict[str, list[History]] = {}
-    for label, history in zip(outcome.labels, outcome.histories, strict=True):
+def _by_setting(outcome: Outcome) -> dict[str, list[int]]:
+    """The replicas of every swept setting, one per seed; one group without a name where nothing is swept."""
+    found: dict[str, list[int]] = {}
+    for index, label in enumerate(outcome.labels):
         name = ", ".join(f"{key} = {value}" for key, value in label.get("sweep", {}).items())
-        found.setdefault(name, []).append(history)
-    return list(found.items())
+        found.setdefault(name, []).append(index)
+    return found
 
 
 def _seeds(histories: Sequence[History], text: str) -> str:
     return text if len(histories) == 1 else f"{text}, mean ± std over {len(histories)} seeds"
+
+
+def _value(metric: str, values: Sequence[float]) -> str:
+    return _spread(values, ".1f", 100) if metric == "accuracy" else _spread(values, "#.4g", 1)
 
 
 def _spread(values: Sequence[float], form: str, scale: float) -> str:

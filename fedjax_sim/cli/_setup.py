@@ -13,7 +13,7 @@ import typer
 from fedjax_sim import experiment
 from fedjax_sim.cli import _screen
 
-FAILED, BAD_USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+FAILED, BAD_USAGE = 1, 2
 ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError)
 """What the library raises for bad input or a missing extra, and JAX where memory or a device is missing."""
 

@@ -9,6 +9,8 @@ from types import FrameType
 from fedjax_sim.simulate import Progress
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+EXIT_CODES = frozenset(128 + number for number in _SIGNALS)
+"""Of a run that a signal ended: 128 and the signal's number, as shells have it."""
 
 
 class StopOnSignal:
@@ -18,7 +20,7 @@ class StopOnSignal:
     second signal raises KeyboardInterrupt at once.
 
     Attributes:
-      received: the first signal that came, ``None`` if none did.
+      received: the signal that came last, ``None`` if none did.
     """
 
     def __init__(self):
@@ -33,16 +35,21 @@ class StopOnSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        again, self.received = self.received is not None, signal.Signals(number)
+        if again:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number)
         # Not print: the signal may have come in the middle of one.
         os.write(2, b"\nstopping after the rounds under way; Ctrl-C again stops at once\n")
 
     @property
     def name(self) -> str:
         """What came, for people."""
-        return "Ctrl-C" if self.received == signal.SIGINT else "a request to terminate"
+        return "a request to terminate" if self.received == signal.SIGTERM else "Ctrl-C"
+
+    @property
+    def exit_code(self) -> int:
+        """Of a program that the signal ended."""
+        return 128 + (signal.SIGINT if self.received is None else self.received)
 
     def __call__(self, progress: Progress) -> bool:
         return self.received is not None

@@ -269,13 +269,19 @@ def load(path: str | Path | None = None, changes: Iterable[str] = ()) -> Experim
 def from_tables(
     tables: Mapping[str, Any], changes: Iterable[tuple[str, Any]] = (), folder: Path = Path()
 ) -> Experiment:
-    """An experiment from the tables of a TOML file and dotted changes."""
+    """An experiment from the tables of a TOML file in a folder, and dotted changes.
+
+    Paths in a change begin at the folder that the command is run in, as they do in every command.
+    """
+    changes = list(changes)
+    said = {key for key, _ in changes}
     paths = dict(changes).get("paths", tables.get("paths", []))
+    start = Path() if "paths" in said else folder
     listed = paths if isinstance(paths, list) else []
-    folders = [Path(_extends.absolute(item, folder)) for item in listed if isinstance(item, str)]
+    folders = [Path(_extends.absolute(item, start)) for item in listed if isinstance(item, str)]
     with importable(folders):
-        settings = _settings.resolve(tables, list(changes))
-    return Experiment(_extends.located(settings, folder))
+        settings = _settings.resolve(tables, changes)
+    return Experiment(_extends.located(settings, folder, said))
 
 
 def _copy(settings: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,27 +77,67 @@ def _as_table(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-def located(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Tables whose paths begin at a folder, with absolute ones: ``paths``, and what the data source calls a path."""
+def located(
+    tables: Mapping[str, Any], folder: Path, changed: Collection[str] = frozenset()
+) -> dict[str, Any]:
+    """Tables whose paths begin at a folder, with absolute ones: ``paths``, and what the data source calls a path.
+
+    Args:
+      tables: of a file, or the settings made of them.
+      folder: of the file.
+      changed: dotted keys that the command line gave, whose paths begin at the folder that the command is run in.
+    """
+
+    def start(*keys: str) -> Path:
+        return Path() if any(key in changed for key in keys) else folder
+
     found = dict(tables)
     listed = found.get("paths", [])
     if not isinstance(listed, list):
         return found  # refused when the settings are checked
     if listed:
-        listed = found["paths"] = [
-            absolute(item, folder) if isinstance(item, str) else item for item in listed
-        ]
-    data = _as_table(found.get("data"))
-    if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
-        return found
+        listed = found["paths"] = _absolute(listed, start("paths"))
     with importable(Path(item) for item in listed if isinstance(item, str)):
-        parameters = find("datasets", data["name"], "data.name").parameters
-    is_path = {name for name, parameter in parameters.items() if PATH in parameter.forms}
-    found["data"] = {
-        key: absolute(value, folder) if key in is_path and isinstance(value, str) else value
-        for key, value in data.items()
-    }
+        data = _as_table(found.get("data"))
+        names = _path_names(data)
+        if names:
+            found["data"] = {
+                key: _absolute(value, start("data", f"data.{key}")) if key in names else value
+                for key, value in data.items()
+            }
+        if isinstance(found.get("sweep"), Mapping):
+            found["sweep"] = {
+                key: _located_values(key, values, names, start("sweep", f"sweep.{key}"))
+                for key, values in _settings.flat_sweep(found["sweep"]).items()
+            }
     return found
+
+
+def _path_names(data: Any) -> set[str]:
+    """Settings of a data source that are paths."""
+    if not isinstance(data, Mapping) or not isinstance(data.get("name"), str):
+        return set()
+    parameters = find("datasets", data["name"], "data.name").parameters
+    return {name for name, parameter in parameters.items() if PATH in parameter.forms}
+
+
+def _located_values(key: str, values: Any, names: Collection[str], folder: Path) -> Any:
+    """The values of a swept key: paths, or whole tables of data sources that hold some."""
+    if key == "data" and isinstance(values, list):
+        return [
+            {k: _absolute(v, folder) if k in _path_names(table) else v for k, v in table.items()}
+            if isinstance(table, Mapping)
+            else table
+            for table in values
+        ]
+    return _absolute(values, folder) if key.removeprefix("data.") in names and key != "data" else values
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    """A path, or a list of them; anything else is refused when the settings are checked."""
+    if isinstance(value, list):
+        return [_absolute(item, folder) for item in value]
+    return absolute(value, folder) if isinstance(value, str) else value
 
 
 def absolute(path: str, folder: Path) -> str:

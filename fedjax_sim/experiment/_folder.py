@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -78,7 +79,10 @@ class RunFolder:
         self.path.mkdir(parents=True)
         self.rewrite(settings)
         write_json(self / ENVIRONMENT, environment())
-        self._name_latest()
+
+    def remove(self) -> None:
+        """Takes the folder away, with everything in it."""
+        shutil.rmtree(self.path)
 
     def settings(self) -> Settings:
         """The settings of the run in this folder.
@@ -122,9 +126,14 @@ class RunFolder:
                 ) from None
             yield
 
-    def _name_latest(self) -> None:
-        """``runs/latest`` is the newest run; without symbolic links there is none."""
-        link = self.path.parent / "latest"
+    def name_latest(self) -> None:
+        """``runs/latest`` is the newest run; without symbolic links there is none.
+
+        Elsewhere a file called latest may be somebody's, and nothing is done.
+        """
+        link = self.path.absolute().parent / "latest"
+        if link.parent.name != "runs":
+            return
         with contextlib.suppress(OSError):
             if link.is_symlink():
                 link.unlink()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fedjax_sim.checkpoint import Checkpoints
 from fedjax_sim.engines import SimState
 from fedjax_sim.experiment import _folder, _settings, _summary
-from fedjax_sim.experiment._experiment import Experiment, from_tables
+from fedjax_sim.experiment._experiment import Experiment, blame, from_tables
 from fedjax_sim.experiment._folder import RunFolder
 from fedjax_sim.experiment._forms import ConfigError
 from fedjax_sim.experiment._registry import build_part
@@ -81,7 +81,13 @@ def run(
     folder = RunFolder(_folder.new_folder(experiment.name, None if out is None else Path(out)))
     job = _Job(experiment, folder)
     folder.create(experiment.settings)
-    with folder.lock():
+    with folder.lock(), contextlib.ExitStack() as files:
+        try:
+            job.open(files)
+        except BaseException:
+            folder.remove()  # made a moment ago, and nothing has run in it
+            raise
+        folder.name_latest()
         return job.go(callbacks)
 
 
@@ -106,6 +112,7 @@ def sweep(
     if len(programs) == 1:
         return [run(experiment, place, callbacks=() if callbacks is None else callbacks(experiment))]
     RunFolder(place).create(experiment.settings)
+    RunFolder(place).name_latest()
     return _all(programs, place, callbacks)
 
 
@@ -172,29 +179,35 @@ def resume(
         raise ConfigError(
             f"{place.path} has {newest} rounds already, and {experiment.rounds} were asked for: ask for at least as many."
         )
-    with place.lock():
+    with place.lock(), contextlib.ExitStack() as files:
         job = _Job(experiment, place, goes_on=True)
+        job.open(files)
         if changes:
             place.rewrite(experiment.settings)
         return [job.go(() if callbacks is None else callbacks(experiment))]
 
 
 def load_states(folder: Path | str) -> tuple[Experiment, Simulation, Outcome]:
-    """What a run has trained so far: its newest checkpoint, without training on.
+    """What a run has trained so far: its newest checkpoint, without training on; nothing in the folder changes.
+
+    The run may be going on meanwhile.
 
     Raises:
-      ConfigError: no run folder, or one without a checkpoint.
+      ConfigError: no run folder, one without a checkpoint, or a sweep of several programs.
+      CheckpointError: none of its checkpoints can be read.
     """
     place = RunFolder(Path(folder))
     experiment = from_tables(place.settings(), [], place.path)
-    rounds = Checkpoints(place.checkpoints).rounds()
-    if not rounds:
+    programs = experiment.programs()
+    if len(programs) > 1:
+        inside = ", ".join(str(place.path / program.name) for program in programs)
+        raise ConfigError(
+            f"{place.path} holds a sweep of several programs: name one of its run folders, {inside}."
+        )
+    if not Checkpoints(place.checkpoints).rounds():
         raise ConfigError(f"{place.path} holds no checkpoint: the run did not get that far.")
-    found = dataclasses.replace(experiment, settings={**experiment.settings, "rounds": rounds[-1]})
-    # A run that goes on would have the checkpoint that it writes taken for a broken one.
-    with place.lock():
-        job = _Job(found, place, True)
-        states, histories = job.restored()
+    job = _Job(experiment, place, goes_on=True)
+    states, histories = job.restored()
     outcome = Outcome("completed", place.path, job.labels, tuple(histories), tuple(states), (), {})
     return experiment, job.simulation, outcome
 
@@ -211,14 +224,31 @@ class _Job:
         self.checkpoints = Checkpoints(
             folder.checkpoints, keep.every, keep.keep, keep.keep_every, settings=experiment.same_run()
         )
-        self._recorded, self._personalised = 0, ()
+        self._begun, self._recorded, self._personalised = 0, 0, ()
+
+    def open(self, files: contextlib.ExitStack) -> None:
+        """Opens the trackers, which go on behind the last round that both a checkpoint and the metrics have.
+
+        Raises:
+          ConfigError: one of them cannot be made; nothing has been trained then.
+        """
+        path, keep = self.folder / _folder.METRICS, None
+        if self.goes_on:
+            rows = path.read_bytes().count(b"\n") if path.exists() else 0
+            newest = max(self.checkpoints.rounds(), default=0)
+            keep = self._begun = self._recorded = min(newest, rows // len(self.labels))
+        self._trackers: list[Any] = [files.enter_context(JsonLines(path, keep))]
+        for index, item in enumerate(self.experiment.settings["trackers"]):
+            with blame(f"trackers[{index}]"):
+                made = build_part("trackers", item, folder=self.folder.path, keep_rounds=keep)
+            self._trackers.append(files.enter_context(Lenient(made, item["name"])))
 
     def go(self, callbacks: Sequence[Callback]) -> Outcome:
         """Trains, and writes the folder's files whatever happens."""
         try:
             states, histories = self._train(callbacks)
         except KeyboardInterrupt:
-            self._write("interrupted", "stopped at once; the rounds since the last checkpoint run again", ())
+            self._stopped("interrupted", "stopped at once; the rounds since the last checkpoint run again")
             raise
         except NonFiniteModelError as error:
             self._write("failed", f"error: {error}", error.histories)
@@ -226,7 +256,7 @@ class _Job:
         except BaseException as error:
             # What is wrong with the disk should not hide what was wrong first.
             with contextlib.suppress(OSError):
-                self._write("failed", f"error: {error}", ())
+                self._stopped("failed", f"error: {error}")
             raise
         done = histories[0].first_round + histories[0].rounds
         status: Status = "completed" if done >= self.experiment.rounds else "interrupted"
@@ -267,40 +297,27 @@ class _Job:
     # --- training ---
 
     def _train(self, callbacks: Sequence[Callback]) -> tuple[list[SimState], list[History]]:
-        settings = self.experiment.settings
-        keep_rounds = max(self.checkpoints.rounds(), default=0) if self.goes_on else None
-        with contextlib.ExitStack() as stack:
-            main = stack.enter_context(JsonLines(self.folder / _folder.METRICS, keep_rounds))
-            others = [
-                stack.enter_context(
-                    Lenient(
-                        build_part("trackers", item, folder=self.folder.path, keep_rounds=keep_rounds),
-                        item["name"],
-                    )
-                )
-                for item in settings["trackers"]
-            ]
-            self._recorded = (
-                0 if keep_rounds is None else len(main.path.read_text().splitlines()) // len(self.labels)
-            )
-            recorder = Recorder(
-                main, *others, labels=self.labels, more=self._simulated, recorded=self._recorded
-            )
-            stack.enter_context(recorder)
+        recorder = Recorder(
+            *self._trackers, labels=self.labels, more=self._simulated, recorded=self._recorded
+        )
+        with recorder:
             options: dict[str, Any] = {
                 "callbacks": [recorder, self._count(recorder), *callbacks],
                 "checkpoints": self.checkpoints,
             }
             if self.sets:
                 options |= {"evaluate_on": self.sets, "every": self.experiment.evaluation.every}
-            return self._start(options)
+            states, histories = self._start(self.experiment.rounds, options)
+            # Where no round was left to run, rows that the disk had lost are still to be written.
+            recorder.record(histories)
+            return states, histories
 
     def restored(self) -> tuple[list[SimState], list[History]]:
-        """Of a run all of whose rounds are done."""
-        return self._start({"checkpoints": self.checkpoints})
+        """What the newest checkpoint holds."""
+        return self._start(None, {"checkpoints": self.checkpoints})
 
-    def _start(self, options: Mapping[str, Any]) -> tuple[list[SimState], list[History]]:
-        sim, seeds, rounds = self.simulation, [label["seed"] for label in self.labels], self.experiment.rounds
+    def _start(self, rounds: int | None, options: Mapping[str, Any]) -> tuple[list[SimState], list[History]]:
+        sim, seeds = self.simulation, [label["seed"] for label in self.labels]
         if len(self.labels) == 1 and "sweep" not in self.labels[0]:
             state, history = sim.run(sim.init(seeds[0]), rounds, **options)
             return [state], [history]
@@ -326,6 +343,11 @@ class _Job:
         return simulation.personalised(state, self.experiment.federated.test)
 
     # --- the summary ---
+
+    def _stopped(self, status: Status, reason: str) -> None:
+        """A run that came no further than it was keeps the summary that it had."""
+        if self._recorded > self._begun or not (self.folder / _folder.SUMMARY).exists():
+            self._write(status, reason, ())
 
     def _write(self, status: Status, reason: str, histories: Sequence[History]) -> dict[str, Any]:
         data = self.experiment.federated

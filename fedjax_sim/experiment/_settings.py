@@ -270,7 +270,7 @@ def _sweep(table: Any, tables: Mapping[str, Any], changes: Iterable[tuple[str, A
     found = {}
     without = {key: value for key, value in tables.items() if key != "sweep"}
     kept = [(key, value) for key, value in changes if not key.startswith("sweep")]
-    for key, values in _flat_sweep(_table("sweep", table)).items():
+    for key, values in flat_sweep(_table("sweep", table)).items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"sweep.{key} is {shown(values)}, expected a list of values.")
         if key.endswith(".name"):
@@ -290,12 +290,12 @@ def _sweep(table: Any, tables: Mapping[str, Any], changes: Iterable[tuple[str, A
     return found
 
 
-def _flat_sweep(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_sweep(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys, whether they were written in quotes or as tables."""
     found = {}
     for key, value in table.items():
         name = f"{prefix}.{key}" if prefix else str(key)
-        found |= _flat_sweep(value, name) if isinstance(value, Mapping) else {name: value}
+        found |= flat_sweep(value, name) if isinstance(value, Mapping) else {name: value}
     return found
 
 

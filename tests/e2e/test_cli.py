@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from fedjax_sim import experiment, tracking
 from fedjax_sim.bench import BENCHMARKS
-from fedjax_sim.cli import app
+from fedjax_sim.cli import _screen, app
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ["data.clients=8", "cohort.size=3", "model=linear", "plots=false"]
@@ -406,6 +407,25 @@ def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path, cache):
     done = rows(tmp_path / "mine")
     assert [row["round"] for row in done] == list(range(len(done))) and done
     assert summary(tmp_path / "mine")["status"] == "interrupted"
+
+
+def test_a_second_request_to_terminate_ends_a_run_at_once(tmp_path, cache):
+    code, errors = interrupted(tmp_path, cache, signal.SIGTERM, signal.SIGTERM)
+    assert code == 143 and "fedjax-sim resume mine" in errors and "Traceback" not in errors, errors
+
+
+def test_personalised_results_are_those_of_all_seeds(tmp_path):
+    found = experiment.load(
+        changes=["data.clients=6", "cohort.size=3", "model=linear", "rounds=2", "seeds=[0,1,2]",
+                 "evaluation.personalised=true", "plots=false"]
+    )  # fmt: skip
+    outcome = experiment.run(found, tmp_path / "a")
+    means = [100 * result.after.clients["accuracy"]["mean"] for result in outcome.personalised]
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(_screen.table(outcome))
+    assert f"{np.mean(means):.1f} ± {np.std(means, ddof=1):.1f} %" in shown.get(), (means, shown.get())
+    assert len(set(means)) > 1
 
 
 def test_importing_the_library_leaves_the_command_line_out():

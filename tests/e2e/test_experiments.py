@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tomllib
 from pathlib import Path
 
@@ -350,7 +351,82 @@ def test_a_sweep_whose_folder_was_killed_while_it_was_made_goes_on(tmp_path):
     assert [outcome.status for outcome in experiment.resume(tmp_path / "s")] == ["completed", "completed"]
 
 
-def test_a_run_that_goes_on_is_not_evaluated_from_outside(tmp_path):
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_goes_on_can_be_looked_at_from_outside(tmp_path):
+    experiment.run(load(), tmp_path / "a", callbacks=[stop_after(4)])
+    before = content(tmp_path / "a")
+    with RunFolder(tmp_path / "a").lock():
+        _, _, outcome = experiment.load_states(tmp_path / "a")
+    assert int(outcome.states[0].round) == 4 and outcome.histories[0].rounds == 4
+    assert content(tmp_path / "a") == before
+
+
+@pytest.mark.parametrize("seeds", ["[0]", "[0,1]"])
+def test_states_come_from_the_newest_checkpoint_that_can_be_read(tmp_path, seeds):
+    """Nothing is trained again, and what is damaged stays where it is."""
+    experiment.run(load(f"seeds={seeds}"), tmp_path / "a")
+    for path in (tmp_path / "a" / "checkpoints" / "6").rglob("*"):
+        if path.is_file() and "arrays" in str(path):
+            path.write_bytes(b"")
+    before = content(tmp_path / "a")
+    with pytest.warns(RuntimeWarning, match="cannot be read; going on from the one before it"):
+        _, _, outcome = experiment.load_states(tmp_path / "a")
+    assert [int(state.round) for state in outcome.states] == [4] * len(outcome.states)
+    assert content(tmp_path / "a") == before
+
+
+def test_a_sweep_of_several_programs_says_which_folders_to_name(tmp_path):
+    RunFolder(tmp_path / "s").create(load("sweep.local.batch_size=[5,10]").settings)
+    with pytest.raises(
+        ConfigError, match=r"name one of its run folders, .*000-batch_size=5, .*001-batch_size=10"
+    ):
+        experiment.load_states(tmp_path / "s")
+
+
+# --- what a failure leaves -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [OSError("no disk"), KeyboardInterrupt()], ids=["failed", "stopped"])
+def test_a_resume_that_fails_before_its_first_round_keeps_the_summary(tmp_path, monkeypatch, error):
     experiment.run(load(), tmp_path / "a")
-    with RunFolder(tmp_path / "a").lock(), pytest.raises(ConfigError, match="another process runs in"):
-        experiment.load_states(tmp_path / "a")
+    before = json.loads((tmp_path / "a" / "summary.json").read_text())
+
+    def fails(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("fedjax_sim.Simulation.run", fails)
+    with pytest.raises(type(error)):
+        experiment.resume(tmp_path / "a", ["rounds=9"])
+    after = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert after == before and after["status"] == "completed" and after["replicas"]
+
+
+def test_a_tracker_that_cannot_be_made_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    experiment.run(load("rounds=1"), tmp_path / "runs" / "a")
+    with pytest.raises((ConfigError, ImportError), match="wandb"):
+        experiment.run(load("trackers=['csv', {name='wandb', project='p'}]"), tmp_path / "runs" / "b")
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["a", "latest"]
+    assert (tmp_path / "runs" / "latest").resolve().name == "a"
+
+
+def test_a_link_called_latest_elsewhere_is_somebodys(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "latest").symlink_to("thesis")
+    experiment.run(load("rounds=1"), tmp_path / "a")
+    assert (tmp_path / "latest").resolve() == tmp_path / "thesis"
+
+
+@pytest.mark.parametrize("left", [1, 5, 11, 12])
+def test_rows_of_a_finished_run_that_never_reached_the_disk_are_written(tmp_path, left):
+    """Two rows a round; 5 and 11 cut a round in half."""
+    outcome = experiment.run(load("seeds=[0,1]", "trackers=['csv']"), tmp_path / "a")
+    path = outcome.folder / "metrics.jsonl"
+    whole, table = path.read_text(), (outcome.folder / "metrics.csv").read_text()
+    path.write_text("".join(whole.splitlines(keepends=True)[:left]))
+    experiment.resume(outcome.folder)
+    assert path.read_text() == whole and (outcome.folder / "metrics.csv").read_text() == table

@@ -119,6 +119,62 @@ def test_paths_begin_at_the_file_that_says_them(tmp_path):
     assert far.federated.train.num_clients == 5
 
 
+SOURCE = """
+from pathlib import Path
+from fedjax_sim import data
+
+def load(folder: Path, clients: int = 5) -> data.Federated:
+    return data.digits(clients=clients)
+"""
+
+
+def test_swept_paths_begin_at_the_file_too(tmp_path, monkeypatch):
+    write(tmp_path / "kept" / "swept_source.py", SOURCE)
+    write(
+        tmp_path / "kept" / "base.toml",
+        """
+        paths = ["."]
+        data = { name = "swept_source:load", folder = "a" }
+        [sweep]
+        "data.folder" = ["a", "b"]
+        "data.clients" = [5, 6]
+        """,
+    )
+    monkeypatch.chdir(tmp_path)
+    here = experiment.load(tmp_path / "kept" / "base.toml")
+    above = experiment.load(write(tmp_path / "mine" / "far.toml", 'extends = "../kept/base.toml"'))
+    for found in (here, above):
+        assert found.settings["sweep"]["data.folder"] == [str(tmp_path / "kept" / name) for name in "ab"]
+        assert found.settings["sweep"]["data.clients"] == [5, 6]
+        assert {program.settings["data"]["folder"] for program in found.programs()} == {
+            str(tmp_path / "kept" / name) for name in "ab"
+        }
+    tables = experiment.load(
+        tmp_path / "kept" / "base.toml", ['sweep={data=[{name="swept_source:load", folder="c"}, "digits"]}']
+    )
+    assert tables.settings["sweep"]["data"] == [
+        {"name": "swept_source:load", "folder": str(tmp_path / "c")},
+        "digits",
+    ]
+
+
+def test_paths_of_the_command_line_begin_where_it_is_run(tmp_path, monkeypatch):
+    write(tmp_path / "kept" / "said_source.py", SOURCE)
+    file = write(
+        tmp_path / "kept" / "base.toml", 'paths = ["."]\ndata = { name = "said_source:load", folder = "a" }'
+    )
+    monkeypatch.chdir(tmp_path)
+    found = experiment.load(file, ["data.folder=b", "sweep.data.folder=['c']"])
+    assert found.settings["paths"] == [str(tmp_path / "kept")]
+    assert found.settings["data"]["folder"] == str(tmp_path / "b")
+    assert found.settings["sweep"] == {"data.folder": [str(tmp_path / "c")]}
+    (tmp_path / "else").mkdir()
+    write(tmp_path / "else" / "other_source.py", SOURCE)
+    found = experiment.load(file, ["paths=['else']", "data={name='other_source:load', folder='d'}"])
+    assert found.settings["paths"] == [str(tmp_path / "else")]
+    assert found.settings["data"]["folder"] == str(tmp_path / "d")
+
+
 def test_a_run_folder_holds_the_complete_settings(tmp_path):
     write(tmp_path / "base.toml", BASE)
     mine = write(tmp_path / "mine.toml", 'extends = "base.toml"\nrounds = 1\nmodel = "linear"')
