@@ -144,6 +144,7 @@ STARTER = """\
 #   fedjax-sim run experiment.toml --set algorithm.client.learning_rate=0.05 --seeds 0:5
 # `fedjax-sim list algorithms` (models, datasets, transforms, cohorts, ...) says what else there is.
 
+# extends = "base.toml"          # build on another file, and keep here only what differs
 rounds = 100
 seeds = [0]                      # one replica each; several train at once, in one program
 

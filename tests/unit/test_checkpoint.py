@@ -304,3 +304,26 @@ def test_a_write_that_fails_at_the_end_is_an_error_but_never_hides_one(tmp_path,
         pass
     with pytest.raises(KeyError), Store(fs.Checkpoints(tmp_path / "a"), {}, state):
         raise KeyError("run")
+
+
+# --- reading without running ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_number_of_rounds_the_newest_checkpoint_is_read(tmp_path, kind):
+    keep = fs.Checkpoints(tmp_path, every=2)
+    state, history = small(kind).run(small(kind).init(0), 5, checkpoints=keep)
+    sim = small(kind)
+    again, read = sim.run(sim.init(0), None, checkpoints=keep)
+    assert_same_state(state, again)
+    assert_same_history(history, read)
+    assert sim.compilations == 0
+
+
+def test_without_a_number_of_rounds_there_must_be_something_to_read(tmp_path):
+    sim = small()
+    with pytest.raises(ValueError, match="rounds is None without checkpoints"):
+        sim.run(sim.init(0), None)
+    with pytest.raises(fs.CheckpointError, match="no checkpoint of the folder can be read"):
+        sim.run(sim.init(0), None, checkpoints=fs.Checkpoints(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
