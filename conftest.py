@@ -1,3 +1,13 @@
-"""Imports the package before pytest collects doctests: a module that importlib mode met first would load twice."""
+"""What must happen before pytest imports anything else."""
 
-import fedjax_sim  # noqa: F401
+import os
+from pathlib import Path
+
+# Many tests, and the processes that they start, compile the same programs. One folder for each worker: JAX does not
+# write its entries in one move, so another worker could read half of one. It must be known before JAX is imported.
+_CACHE = Path(__file__).parent / ".pytest_cache" / "jax" / os.environ.get("PYTEST_XDIST_WORKER", "main")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+# Before pytest collects doctests: a module that importlib mode met first would load twice.
+import fedjax_sim  # noqa: E402, F401

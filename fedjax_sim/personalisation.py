@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim import metrics
-from fedjax_sim._src import keys, tree
+from fedjax_sim._src import forward, keys, tree
 from fedjax_sim._src.types import Array, Delta, Mean, Message, Variables
 from fedjax_sim.data import ClientData, batches, cohorts
 from fedjax_sim.data.plans import Entry, Planner
@@ -170,7 +170,7 @@ class Personaliser:
             at = index * self._batch_size + rows
             batch = batches.gather(test, first, at, at < size)
             return tuple(
-                metrics.batch_means(task, task.apply(model, batch, None, train=False)[0], batch)
+                metrics.batch_means(task, forward.apply(task, model, batch, None, train=False)[0], batch)
                 for model in models
             )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
+from fedjax_sim_kernels import order
 
 from fedjax_sim._src.types import Facts, Transform
 
@@ -18,17 +18,8 @@ def coordinate_median() -> Transform:
     """
 
     def decode(message, server, ctx):
-        count = jnp.sum(ctx.mask)
-
-        def median(rows):
-            mask = ctx.mask.reshape((-1,) + (1,) * (rows.ndim - 1))
-            # Absent rows, and NaN, sort to the end; the middle is counted from the rows that are there.
-            ordered = jnp.sort(jnp.where(mask, jnp.where(jnp.isnan(rows), jnp.inf, rows), jnp.inf), axis=0)
-            low = ordered[jnp.maximum((count - 1) // 2, 0)]
-            high = ordered[jnp.minimum(count // 2, rows.shape[0] - 1)]
-            return jnp.where(count > 0, jnp.where(low == high, low, low / 2 + high / 2), 0).astype(rows.dtype)
-
-        return message._replace(value=jax.tree.map(median, message.value)), server, {}
+        value = jax.tree.map(lambda rows: order.median(rows, ctx.mask), message.value)
+        return message._replace(value=value), server, {}
 
     return Transform(
         init=lambda spec: ((), ()),

@@ -4,12 +4,11 @@ from typing import Any
 
 from fedjax_sim._src import tree
 from fedjax_sim.models.images import cifar10_cnn, cnn, deeper_cnn, emnist_cnn, linear, mlp, reference_cnn
-from fedjax_sim.models.layers import LSTM, Conv, max_pool
+from fedjax_sim.models.layers import LSTM
 from fedjax_sim.models.text import char_lstm
 
 __all__ = [
     "LSTM",
-    "Conv",
     "char_lstm",
     "cifar10_cnn",
     "cnn",
@@ -17,7 +16,6 @@ __all__ = [
     "deeper_cnn",
     "emnist_cnn",
     "linear",
-    "max_pool",
     "mlp",
     "reference_cnn",
 ]

@@ -13,7 +13,6 @@ import jax
 from flax import linen as nn
 
 from fedjax_sim._src import checks
-from fedjax_sim.models.layers import Conv, max_pool
 
 __all__ = ["cifar10_cnn", "cnn", "deeper_cnn", "emnist_cnn", "linear", "mlp", "reference_cnn"]
 
@@ -160,7 +159,7 @@ class CNN(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = _with_channels(x)
         for features in (32, 64):
-            x = max_pool(nn.relu(Conv(features)(x)))
+            x = _halved(nn.relu(nn.Conv(features, (3, 3))(x)))
         x = nn.relu(nn.Dense(128)(_flatten(x)))
         return nn.Dense(self.classes)(x)
 
@@ -174,8 +173,8 @@ class DropoutCNN(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = _with_channels(x)
         for features in (32, 64):
-            x = nn.relu(Conv(features, padding="VALID")(x))
-        x = nn.Dropout(0.25, deterministic=not train)(max_pool(x))
+            x = nn.relu(nn.Conv(features, (3, 3), padding="VALID")(x))
+        x = nn.Dropout(0.25, deterministic=not train)(_halved(x))
         x = nn.relu(nn.Dense(128)(_flatten(x)))
         x = nn.Dropout(0.5, deterministic=not train)(x)
         return nn.Dense(self.classes)(x)
@@ -190,7 +189,8 @@ class ReferenceCNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         init = INITIALIZERS[self.kernel_init]
-        x = max_pool(nn.relu(Conv(32, padding="VALID", kernel_init=init)(_with_channels(x))))
+        x = nn.relu(nn.Conv(32, (3, 3), padding="VALID", kernel_init=init)(_with_channels(x)))
+        x = _halved(x)
         x = nn.relu(nn.Dense(128, kernel_init=init)(_flatten(x)))
         return nn.Dense(self.classes, kernel_init=init)(x)
 
@@ -205,7 +205,7 @@ class DeeperCNN(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x, init = _with_channels(x), INITIALIZERS[self.kernel_init]
         for features in (32, 64):
-            x = max_pool(nn.relu(Conv(features, padding="VALID", kernel_init=init)(x)))
+            x = _halved(nn.relu(nn.Conv(features, (3, 3), padding="VALID", kernel_init=init)(x)))
         x = nn.Dropout(0.25, deterministic=not train)(x)
         x = nn.relu(nn.Dense(256, kernel_init=init)(_flatten(x)))
         x = nn.Dropout(0.5, deterministic=not train)(x)
@@ -215,6 +215,11 @@ class DeeperCNN(nn.Module):
 def _checked(kernel_init: KernelInit) -> KernelInit:
     checks.one_of("kernel_init", kernel_init, tuple(INITIALIZERS))
     return kernel_init
+
+
+def _halved(x: jax.Array) -> jax.Array:
+    """The largest of two by two pixels."""
+    return nn.max_pool(x, (2, 2), strides=(2, 2))
 
 
 def _flatten(x: jax.Array) -> jax.Array:

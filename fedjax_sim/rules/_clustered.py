@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim._src import checks
+from fedjax_sim._src import checks, forward
 from fedjax_sim._src.types import ClientRule, Message, Task, Variables
 from fedjax_sim.metrics import batch_means
 
@@ -26,7 +26,7 @@ def choose_model(task: Task) -> ClientRule:
 
     def step(broadcast: Variables, losses, batch, ctx):
         def loss(params):
-            outputs, _ = task.apply(broadcast._replace(params=params), batch, None, train=False)
+            outputs, _ = forward.apply(task, broadcast._replace(params=params), batch, None, train=False)
             return batch_means(task, outputs, batch)["loss"].total
 
         return losses + jax.vmap(loss)(broadcast.params), {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim._src import keys, tree
+from fedjax_sim._src import forward, keys, tree
 from fedjax_sim._src.types import Batch, Mean, PyTree, Task, Variables
 from fedjax_sim.metrics import batch_means
 
@@ -31,7 +31,7 @@ def gradient(
 
 def _sum_gradient(task: Task, variables: Variables, batch: Batch, key: jax.Array):
     def total_loss(params):
-        outputs, stats = task.apply(variables._replace(params=params), batch, key, train=True)
+        outputs, stats = forward.apply(task, variables._replace(params=params), batch, key, train=True)
         losses = task.loss(outputs, batch)
         if losses.shape != batch["mask"].shape:
             raise ValueError(

@@ -4,8 +4,8 @@ Each operation is a package: ``reference`` says what it computes, the other modu
 function, ``shapes`` is the list that tests and benchmarks share. The package's own function is the form to use.
 """
 
-from fedjax_sim_kernels.conv import conv2d
+from fedjax_sim_kernels import conv, order, pooling
 from fedjax_sim_kernels.lstm import lstm
-from fedjax_sim_kernels.pooling import max_pool2d
+from fedjax_sim_kernels.rewrite import client_batched
 
-__all__ = ["conv2d", "lstm", "max_pool2d"]
+__all__ = ["client_batched", "conv", "lstm", "order", "pooling"]

@@ -1,59 +1,71 @@
-"""Sliding windows over the two spatial axes of an image, as strided slices."""
+"""Sliding windows over any axes of an array, as strided slices."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import itertools
+import math
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
-Padding = Literal["VALID", "SAME"] | Sequence[tuple[int, int]]
-"""``"VALID"``, ``"SAME"`` or ``((top, bottom), (left, right))``."""
+Ints = tuple[int, ...]
+Pads = tuple[tuple[int, int], ...]
 
 
-def resolve_padding(
-    padding: Padding, image: tuple[int, ...], window: tuple[int, ...], strides: tuple[int, int]
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and columns to add, ``((top, bottom), (left, right))``.
-
-    Raises:
-      ValueError: the padding is of another form, or the padded image is smaller than the window.
-    """
-    if isinstance(padding, str):
-        if padding not in ("VALID", "SAME"):
-            raise ValueError(
-                f"padding is {padding!r}, expected 'VALID', 'SAME' or ((top, bottom), (left, right))."
-            )
-        pairs = lax.padtype_to_pads(image, window, strides, padding)
-    else:
-        pairs = [tuple(pair) for pair in padding]
-        if len(pairs) != 2 or any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
-            raise ValueError(f"padding is {padding!r}, expected two pairs of integers, 0 or above.")
-    for axis, size, (low, high), extent in zip(("height", "width"), image, pairs, window, strict=True):
-        if size + low + high < extent:
-            raise ValueError(
-                f"the {axis} of the image is {size} ({size + low + high} with padding), "
-                f"smaller than the window's, {extent}."
-            )
-    (top, bottom), (left, right) = pairs
-    return (top, bottom), (left, right)
+def window_counts(sizes: Ints, window: Ints, strides: Ints, dilation: Ints) -> Ints:
+    """Positions of the window along each axis; 0 where it does not fit."""
+    spans = [(extent - 1) * apart + 1 for extent, apart in zip(window, dilation, strict=True)]
+    return tuple(
+        max(0, (size - span) // stride + 1) for size, span, stride in zip(sizes, spans, strides, strict=True)
+    )
 
 
-def window_slices(x: jax.Array, window: tuple[int, int], strides: tuple[int, int]) -> list[jax.Array]:
-    """The pixel at each offset of the window, for all positions of the window.
+def window_slices(x: jax.Array, window: Ints, strides: Ints, dilation: Ints) -> list[jax.Array]:
+    """The element at each offset of the window, for all positions of the window.
 
     Args:
-      x: ``[batch, height, width, channels]``, padded already.
+      x: padded already; every axis has an extent, a stride and a dilation.
 
     Returns:
-      One ``[batch, out_height, out_width, channels]`` per offset, row by row.
+      One array per offset, the last axis fastest; as long along each axis as there are positions.
     """
-    batch, height, width, channels = x.shape
-    rows = (height - window[0]) // strides[0] * strides[0] + 1
-    columns = (width - window[1]) // strides[1] * strides[1] + 1
-    return [
-        lax.slice(x, (0, i, j, 0), (batch, i + rows, j + columns, channels), (1, *strides, 1))
-        for i in range(window[0])
-        for j in range(window[1])
-    ]
+    counts = window_counts(x.shape, window, strides, dilation)
+    found = []
+    for offset in itertools.product(*map(range, window)):
+        start = [place * apart for place, apart in zip(offset, dilation, strict=True)]
+        limit = [s + (n - 1) * stride + 1 for s, n, stride in zip(start, counts, strides, strict=True)]
+        found.append(lax.slice(x, start, limit, strides))
+    return found
+
+
+def patches(x: jax.Array, window: Ints, strides: Ints, dilation: Ints) -> jax.Array:
+    """The elements under each position of the window, side by side.
+
+    Args:
+      x: ``[batch, *spatial, channels]``, padded already.
+      window: extents of the spatial axes; likewise ``strides`` and ``dilation``.
+
+    Returns:
+      ``[batch, *positions, offsets, channels]``.
+    """
+    counts = window_counts(x.shape[1:-1], window, strides, dilation)
+    if tuple(window) == tuple(strides) and set(dilation) <= {1}:
+        return _tiles(x, window, counts)
+    one = (1,)
+    parts = window_slices(x, (*one, *window, *one), (*one, *strides, *one), (*one, *dilation, *one))
+    if len(parts) == 1:
+        return parts[0][..., None, :]
+    # Joined along the last axis: stacked along a new one, the copies would be of single channels.
+    joined = jnp.concatenate(parts, axis=-1)
+    return joined.reshape(*joined.shape[:-1], len(parts), x.shape[-1])
+
+
+def _tiles(x: jax.Array, window: Ints, counts: Ints) -> jax.Array:
+    """Windows that touch and do not overlap are a reshape."""
+    batch, channels, axes = x.shape[0], x.shape[-1], len(window)
+    limits = [n * extent for n, extent in zip(counts, window, strict=True)]
+    x = lax.slice(x, [0] * x.ndim, [batch, *limits, channels])
+    x = x.reshape(batch, *itertools.chain(*zip(counts, window, strict=True)), channels)
+    order = [0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1]
+    return x.transpose(order).reshape(batch, *counts, math.prod(window), channels)

@@ -1,26 +1,27 @@
+"""Every form of a convolution equals the reference, value and gradients, over one list of shapes."""
+
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fedjax_sim_kernels.conv import reference, slices
+from fedjax_sim_kernels import conv
+from fedjax_sim_kernels.conv import dispatch, overlap, reference, shifted, slices
 from fedjax_sim_kernels.conv.shapes import EDGE_CASES, MODELS
 
-CASES = pytest.mark.parametrize("case", EDGE_CASES + MODELS, ids=lambda case: case.name)
-
-
-def arguments(case, *batch):
-    keys = jax.random.split(jax.random.key(0), 2)
-    return tuple(jax.random.normal(k, (*batch, *s)) for k, s in zip(keys, (case.x, case.kernel), strict=True))
+KEY = jax.random.key(0)
+FORMS = {"slices": slices, "shifted": shifted, "overlap": overlap}
+SUPPORTED = [(name, case) for name, form in FORMS.items() for case in EDGE_CASES if form.supports(case.spec)]
+CASES = pytest.mark.parametrize(("form", "case"), SUPPORTED, ids=[f"{n}-{c.name}" for n, c in SUPPORTED])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def value_and_gradients(conv2d, case, x, kernel):
+def value_and_gradients(function, spec, x, kernel):
     # The cotangent depends on the value and on where it stands.
     def total(x, kernel):
-        y = conv2d(x, kernel, strides=case.strides, padding=case.padding)
-        return jnp.mean(jnp.sin(y + (jnp.arange(y.size) % 7).astype(y.dtype).reshape(y.shape))), y
+        y = function(x, kernel, spec)
+        return jnp.sum(jnp.sin(y + (jnp.arange(y.size) % 7).astype(y.dtype).reshape(y.shape))), y
 
     gradients, y = jax.grad(total, argnums=(0, 1), has_aux=True)(x, kernel)
     return y, *gradients
@@ -29,71 +30,84 @@ def value_and_gradients(conv2d, case, x, kernel):
 def assert_equal(actual, expected):
     for name, a, b in zip(("value", "input", "kernel"), actual, expected, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype, name
-        scale = np.max(np.abs(b))
+        scale = np.max(np.abs(b), initial=1e-6)
         np.testing.assert_allclose(a / scale, b / scale, atol=2e-5, err_msg=name)
 
 
 @CASES
-def test_slices_equal_the_reference(case):
-    x, kernel = arguments(case)
+def test_a_form_equals_the_reference(form, case):
+    x, kernel = case.arguments(KEY)
     assert_equal(
-        value_and_gradients(slices.conv2d, case, x, kernel),
-        value_and_gradients(reference.conv2d, case, x, kernel),
+        value_and_gradients(FORMS[form].conv, case.spec, x, kernel),
+        value_and_gradients(reference.conv, case.spec, x, kernel),
     )
 
 
-@pytest.mark.parametrize("case", EDGE_CASES, ids=lambda case: case.name)
-def test_slices_equal_the_reference_under_vmap_over_kernels(case):
-    x, kernel = arguments(case, 3)
-    batched = jax.vmap(lambda x, k: value_and_gradients(slices.conv2d, case, x, k))(x, kernel)
+@CASES
+def test_a_form_equals_the_reference_under_vmap_over_kernels(form, case):
+    x, kernel = case.arguments(KEY, 3)
+    batched = jax.vmap(lambda x, k: value_and_gradients(FORMS[form].conv, case.spec, x, k))(x, kernel)
     for client in range(3):
-        expected = value_and_gradients(reference.conv2d, case, x[client], kernel[client])
+        expected = value_and_gradients(reference.conv, case.spec, x[client], kernel[client])
         assert_equal([leaf[client] for leaf in batched], expected)
 
 
-@pytest.mark.parametrize("case", EDGE_CASES, ids=lambda case: case.name)
-def test_forward_mode_equals_the_reference(case):
-    x, kernel = arguments(case)
-    tangents = arguments(case._replace(name="tangent"))
+@CASES
+def test_forward_mode_equals_the_reference(form, case):
+    primals, tangents = case.arguments(KEY), case.arguments(jax.random.key(1))
 
-    def tangent(conv2d):
-        return jax.jvp(
-            lambda x, k: conv2d(x, k, strides=case.strides, padding=case.padding), (x, kernel), tangents
-        )[1]
+    def tangent(function):
+        return jax.jit(
+            lambda p, t: jax.jvp(lambda x, k: function(x, k, case.spec), p, t)[1]
+        )(primals, tangents)  # fmt: skip
 
-    np.testing.assert_allclose(tangent(slices.conv2d), tangent(reference.conv2d), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(tangent(FORMS[form].conv), tangent(reference.conv), rtol=1e-4, atol=1e-4)
 
 
-def test_no_convolution_is_left_in_the_compiled_loop():
-    case = next(case for case in MODELS if case.name == "digits-2")
-    x, kernel = arguments(case, 4)
+@pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
+def test_the_form_that_is_used_equals_the_reference(case):
+    x, kernel = case.arguments(KEY)
+    assert conv.choose(x, kernel, case.spec)[0] != "reference"
+    assert_equal(
+        value_and_gradients(conv.conv, case.spec, x, kernel),
+        value_and_gradients(reference.conv, case.spec, x, kernel),
+    )
+
+
+@pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
+def test_no_convolution_is_left_in_the_compiled_loop(case):
+    x, kernel = case.arguments(KEY, 2)
 
     def train(x, kernel):
         def step(_, kernel):
-            grad = jax.vmap(jax.grad(lambda k, x: jnp.sum(slices.conv2d(x, k) ** 2)))(kernel, x)
-            return kernel - 0.1 * grad
+            total = lambda k, x: jnp.sum(conv.conv(x, k, case.spec) ** 2)  # noqa: E731
+            return kernel - 0.1 * jax.vmap(jax.grad(total))(kernel, x)
 
         return jax.lax.fori_loop(0, 3, step, kernel)
 
     assert "convolution" not in jax.jit(train).lower(x, kernel).as_text()
 
 
-def test_bfloat16_stays_bfloat16():
-    x, kernel = (a.astype(jnp.bfloat16) for a in arguments(EDGE_CASES[1]))
-    assert slices.conv2d(x, kernel).dtype == jnp.bfloat16
+@pytest.mark.parametrize("form", FORMS)
+def test_narrow_types_and_wide_sums(form):
+    """bfloat16 stays bfloat16, unless a wider type of the sums is asked for."""
+    case = next(c for c in EDGE_CASES if c.name == ("transposed" if form == "overlap" else "same"))
+    x, kernel = (a.astype(jnp.bfloat16) for a in case.arguments(KEY))
+    assert FORMS[form].conv(x, kernel, case.spec).dtype == jnp.bfloat16
+    wide = case.spec._replace(preferred_element_type=jnp.dtype("float32"))
+    got, expected = FORMS[form].conv(x, kernel, wide), reference.conv(x, kernel, wide)
+    assert got.dtype == expected.dtype == jnp.float32
+    np.testing.assert_allclose(got, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_window_larger_than_the_image_is_refused():
-    with pytest.raises(ValueError, match=r"width of the image is 2 .* smaller than the window's, 3"):
-        slices.conv2d(jnp.zeros((1, 3, 2, 1)), jnp.zeros((3, 3, 1, 1)), padding="VALID")
-
-
-@pytest.mark.parametrize("padding", ["FULL", ((1, 1),), ((0, 0), (-1, 0))])
-def test_unknown_padding_is_refused(padding):
-    with pytest.raises(ValueError, match="padding is"):
-        slices.conv2d(jnp.zeros((1, 4, 4, 1)), jnp.zeros((3, 3, 1, 1)), padding=padding)
-
-
-def test_channels_and_dtypes_must_fit():
-    with pytest.raises(ValueError, match=r"float32\[1, 4, 4, 2\] and kernel float32\[3, 3, 1, 1\]"):
-        slices.conv2d(jnp.zeros((1, 4, 4, 2)), jnp.zeros((3, 3, 1, 1)))
+def test_what_has_no_form_is_the_reference():
+    case = next(c for c in EDGE_CASES if c.name == "same")
+    x, kernel = case.arguments(KEY)
+    groups_of_rows = case.spec._replace(batch_group_count=2)
+    assert conv.choose(x, kernel, groups_of_rows)[0] == "reference"
+    assert conv.choose(x.astype(jnp.int32), kernel.astype(jnp.int32), case.spec)[0] == "reference"
+    large = jnp.zeros((17, 17, 1, 4))
+    assert conv.choose(x, large, case.spec) == ("reference", "a window of 17 x 17")
+    tiles = case.spec._replace(strides=(17, 17))
+    assert conv.choose(x, large, tiles)[0] != "reference"
+    assert dispatch.MOST_OFFSETS < 17 * 17

@@ -14,7 +14,9 @@ OPTIONAL = [*HEAVY, "typer", "dp_accounting", "pandas"]  # rich comes with flax
 
 
 def run_python(code: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    # Without a compilation cache, whose files JAX opens with whatever is installed.
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         env=environment,

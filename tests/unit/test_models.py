@@ -71,16 +71,6 @@ def test_lstm_equals_the_cell_of_flax():
     np.testing.assert_allclose(ours.apply({"params": params}, x), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 0), (2, 1))])
-def test_conv_has_the_parameters_and_numbers_of_flax(padding):
-    x = jax.random.normal(KEY, (2, 9, 8, 3))
-    ours = models.Conv(4, (3, 2), strides=(2, 1), padding=padding)
-    theirs = nn.Conv(4, (3, 2), strides=(2, 1), padding=padding)
-    params, expected = ours.init(KEY, x), theirs.init(KEY, x)
-    jax.tree.map(np.testing.assert_array_equal, params, expected)
-    np.testing.assert_allclose(ours.apply(params, x), theirs.apply(params, x), atol=1e-5)
-
-
 def test_images_without_a_channel_axis_have_one_channel():
     model = models.cnn(10)
     x = jax.random.normal(KEY, (2, 8, 8))

@@ -1,5 +1,6 @@
-"""Two-dimensional convolution, ``NHWC`` images and ``HWIO`` kernels."""
+"""Convolutions of any number of axes, with every setting of ``lax.conv_general_dilated``."""
 
-from fedjax_sim_kernels.conv.slices import conv2d
+from fedjax_sim_kernels.conv.dispatch import choose, conv
+from fedjax_sim_kernels.conv.spec import ConvSpec
 
-__all__ = ["conv2d"]
+__all__ = ["ConvSpec", "choose", "conv"]

@@ -3,7 +3,7 @@
 Chellapilla, Puri and Simard, "High performance convolutional neural networks for document processing", 2006.
 
 Why not ``lax.conv_general_dilated``: under ``vmap`` over per-client kernels it becomes a grouped convolution, and on
-CPU a convolution inside a compiled loop runs on one naive path. One product of depth ``height * width * channels``
+CPU a convolution inside a compiled loop runs on one naive path. One product of depth ``offsets * channels``
 beats a sum of shallow products, one per offset. The derivatives are left to JAX: the transpose of the slices
 is a sum of pads that XLA fuses into one pass over the image, which was twice as fast as a hand-written backward
 convolution, and forward mode keeps working.
@@ -11,46 +11,49 @@ convolution, and forward mode keeps working.
 
 from __future__ import annotations
 
+import math
+
 import jax
-import jax.numpy as jnp
+from jax import lax
 
-from fedjax_sim_kernels.windows import Padding, resolve_padding, window_slices
+from fedjax_sim_kernels.conv.spec import ConvSpec, plain, restored
+from fedjax_sim_kernels.products import product
+from fedjax_sim_kernels.windows import patches
 
 
-def conv2d(
-    x: jax.Array, kernel: jax.Array, *, strides: tuple[int, int] = (1, 1), padding: Padding = "SAME"
-) -> jax.Array:
-    """Cross-correlates images with a kernel; equals ``reference.conv2d``.
+def supports(spec: ConvSpec) -> bool:
+    """Every convolution but those over groups of rows."""
+    return spec.batch_group_count == 1
 
-    Args:
-      x: ``[batch, height, width, in_channels]``.
-      kernel: ``[kernel_height, kernel_width, in_channels, out_channels]``, of the dtype of ``x``.
-      strides: steps of the window along height and width.
-      padding: ``"VALID"``, ``"SAME"`` or ``((top, bottom), (left, right))``.
 
-    Returns:
-      ``[batch, out_height, out_width, out_channels]``.
-
-    Raises:
-      ValueError: shapes or dtypes do not fit, or the padded image is smaller than the window.
+def conv(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
+    """Equals ``reference.conv`` for what it supports.
 
     >>> import jax.numpy as jnp
-    >>> from fedjax_sim_kernels import conv2d
-    >>> conv2d(jnp.ones((2, 28, 28, 1)), jnp.ones((3, 3, 1, 32)), padding="VALID").shape
+    >>> from jax import lax
+    >>> from fedjax_sim_kernels.conv import ConvSpec, slices
+    >>> x, kernel = jnp.ones((2, 28, 28, 1)), jnp.ones((3, 3, 1, 32))
+    >>> axes = lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
+    >>> slices.conv(x, kernel, ConvSpec((1, 1), ((0, 0), (0, 0)), (1, 1), (1, 1), axes)).shape
     (2, 26, 26, 32)
     """
-    if x.ndim != 4 or kernel.ndim != 4 or x.shape[-1] != kernel.shape[2] or x.dtype != kernel.dtype:
-        raise ValueError(
-            f"x is {x.dtype}{list(x.shape)} and kernel {kernel.dtype}{list(kernel.shape)}, expected "
-            "[batch, height, width, in_channels] and [height, width, in_channels, out_channels] of one dtype."
-        )
-    *window, in_channels, out_channels = kernel.shape
-    window = (window[0], window[1])
-    rows, columns = resolve_padding(padding, x.shape[1:3], window, strides)
-    if (rows, columns) != ((0, 0), (0, 0)):
-        x = jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
-    patches = jnp.concatenate(window_slices(x, window, strides), axis=-1)
-    depth = window[0] * window[1] * in_channels
-    # Two-dimensional operands: the CPU's matrix product of [batch, rows, columns, depth] is a fifth slower.
-    out = patches.reshape(-1, depth) @ kernel.reshape(depth, out_channels)
-    return out.reshape(*patches.shape[:3], out_channels)
+    x, kernel = plain(lhs, rhs, spec)
+    *window, into, out = kernel.shape
+    groups, offsets = spec.feature_group_count, math.prod(window)
+    columns = patches(x, tuple(window), spec.strides, spec.rhs_dilation)
+    *positions, _, _ = columns.shape
+    rows = math.prod(positions)
+    exact = {"precision": spec.precision, "preferred_element_type": spec.preferred_element_type}
+    if groups == 1:
+        # Two-dimensional operands: the CPU's product of [batch, *positions, depth] is a fifth slower.
+        result = product(columns.reshape(rows, offsets * into), kernel.reshape(offsets * into, out), **exact)
+    else:
+        columns = columns.reshape(rows, offsets, groups, into).transpose(2, 0, 1, 3)
+        kernel = kernel.reshape(offsets, into, groups, out // groups).transpose(2, 0, 1, 3)
+        result = lax.dot_general(
+            columns.reshape(groups, rows, offsets * into),
+            kernel.reshape(groups, offsets * into, out // groups),
+            (((2,), (1,)), ((0,), (0,))),
+            **exact,
+        ).transpose(1, 0, 2)
+    return restored(result.reshape(*positions, out), spec)

@@ -1,5 +1,6 @@
-"""Two-dimensional pooling of ``NHWC`` images."""
+"""Pooling over windows: maximum, minimum, sum (an average is a sum that is divided)."""
 
-from fedjax_sim_kernels.pooling.slices import max_pool2d
+from fedjax_sim_kernels.pooling.dispatch import choose, pool
+from fedjax_sim_kernels.pooling.spec import Kind, PoolSpec
 
-__all__ = ["max_pool2d"]
+__all__ = ["Kind", "PoolSpec", "choose", "pool"]

@@ -1,4 +1,4 @@
-"""What max pooling computes."""
+"""What pooling computes."""
 
 from __future__ import annotations
 
@@ -6,33 +6,23 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_sim_kernels.windows import Padding, resolve_padding
+from fedjax_sim_kernels.pooling.spec import Kind, PoolSpec
 
 
-def max_pool2d(
-    x: jax.Array,
-    window: tuple[int, int] = (2, 2),
-    *,
-    strides: tuple[int, int] | None = None,
-    padding: Padding = "VALID",
-) -> jax.Array:
-    """Largest value of each window, as ``lax.reduce_window`` gives; padding never wins.
+def neutral(kind: Kind, dtype) -> float | int:
+    """What padding holds: it never wins and adds nothing."""
+    if kind == "sum":
+        return 0
+    lowest = -jnp.inf if jnp.issubdtype(dtype, jnp.floating) else int(jnp.iinfo(dtype).min)
+    highest = jnp.inf if jnp.issubdtype(dtype, jnp.floating) else int(jnp.iinfo(dtype).max)
+    return lowest if kind == "max" else highest
 
-    Args:
-      x: ``[batch, height, width, channels]``, floating.
-      window: height and width of the window.
-      strides: steps of the window; those of the window itself when ``None``.
-      padding: ``"VALID"``, ``"SAME"`` or ``((top, bottom), (left, right))``.
 
-    Returns:
-      ``[batch, out_height, out_width, channels]``.
-
-    Raises:
-      ValueError: the padded image is smaller than the window.
-    """
-    strides = window if strides is None else strides
-    pads = resolve_padding(padding, x.shape[1:3], window, strides)
-    # A concrete scalar of the dtype: the form from which JAX recognises the differentiable maximum.
+def pool(x: jax.Array, spec: PoolSpec) -> jax.Array:
+    """``lax.reduce_window`` with maximum, minimum or sum."""
+    operation = {"max": lax.max, "min": lax.min, "sum": lax.add}[spec.kind]
+    # A concrete scalar of the dtype: the form from which JAX recognises the differentiable operations.
     return lax.reduce_window(
-        x, x.dtype.type(-jnp.inf), lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0))
-    )
+        x, x.dtype.type(neutral(spec.kind, x.dtype)), operation, spec.window, spec.strides, spec.padding,
+        spec.base_dilation, spec.window_dilation,
+    )  # fmt: skip

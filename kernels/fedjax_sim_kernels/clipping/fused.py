@@ -1,0 +1,36 @@
+"""Two passes over the updates: their norms, then one reduction that scales and adds. No clipped update is ever stored."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def scales(norms: jax.Array, weights: jax.Array, bound: jax.Array) -> jax.Array:
+    """What each update is multiplied with; 0 for one that is not finite."""
+    factor = jnp.minimum(1.0, bound / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny))
+    return jnp.where(jnp.isfinite(norms), weights * factor, 0.0)
+
+
+def clip_and_sum(updates: jax.Array, weights: jax.Array, bound: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sum of ``weights[i] * updates[i] * min(1, bound / |updates[i]|)``.
+
+    Args:
+      updates: ``[clients, coordinates]``; one that is not finite counts as zero.
+      weights: ``f32[clients]``.
+      bound: ``f32[]``, largest L2 norm that is left as it is.
+
+    Returns:
+      The sum, ``f32[coordinates]``, and the norms before clipping, ``f32[clients]``, not finite where the update was not.
+
+    >>> import jax.numpy as jnp
+    >>> from fedjax_sim_kernels.clipping import clip_and_sum
+    >>> total, norms = clip_and_sum(jnp.array([[3.0, 4.0], [0.0, 0.5]]), jnp.ones(2), 1.0)
+    >>> [f"{x:.1f}" for x in total], norms.tolist()
+    (['0.6', '1.3'], [5.0, 0.5])
+    """
+    norms = jnp.sqrt(jnp.sum(jnp.square(updates.astype(jnp.float32)), axis=1))
+    scale = scales(norms, weights, bound)[:, None]
+    # The selection stands inside: zero times infinity is NaN.
+    kept = jnp.where(scale == 0, 0.0, scale * updates.astype(jnp.float32))
+    return jnp.sum(kept, axis=0), norms

@@ -1,0 +1,48 @@
+"""The two passes as Pallas kernels over blocks of coordinates. Never measured on a device: nothing dispatches to it."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from fedjax_sim_kernels.clipping.fused import scales
+
+BLOCK = 1024
+
+
+def clip_and_sum(
+    updates: jax.Array, weights: jax.Array, bound: jax.Array, *, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Equals ``reference.clip_and_sum``; ``interpret`` runs it where there is no accelerator."""
+    clients, coordinates = updates.shape
+    blocks = max(1, -(-coordinates // BLOCK))
+    padded = jnp.pad(updates, ((0, 0), (0, blocks * BLOCK - coordinates)))
+    call = functools.partial(pl.pallas_call, grid=(blocks,), interpret=interpret)
+    tile = pl.BlockSpec((clients, BLOCK), lambda block: (0, block))
+    # Partial sums per block: blocks may run side by side, so none may add to another's.
+    squares = call(
+        _squares,
+        out_shape=jax.ShapeDtypeStruct((blocks, clients), jnp.float32),
+        in_specs=[tile],
+        out_specs=pl.BlockSpec((1, clients), lambda block: (block, 0)),
+    )(padded)
+    norms = jnp.sqrt(jnp.sum(squares, axis=0))
+    total = call(
+        _scaled_sum,
+        out_shape=jax.ShapeDtypeStruct((blocks, BLOCK), jnp.float32),
+        in_specs=[pl.BlockSpec((clients,), lambda block: (0,)), tile],
+        out_specs=pl.BlockSpec((1, BLOCK), lambda block: (block, 0)),
+    )(scales(norms, weights, bound), padded)
+    return total.reshape(-1)[:coordinates], norms
+
+
+def _squares(updates, out):
+    out[...] = jnp.sum(jnp.square(updates[...].astype(jnp.float32)), axis=1)[None]
+
+
+def _scaled_sum(scale, updates, out):
+    factor = scale[...][:, None]
+    out[...] = jnp.sum(jnp.where(factor == 0, 0.0, factor * updates[...].astype(jnp.float32)), axis=0)[None]

@@ -1,0 +1,47 @@
+"""One pass over the rows. The remainder of a sum of two is a comparison and a subtraction, where a division takes some
+thirty cycles; modulo a power of two it is a mask at the end, for the machine's own sums are modulo ``2**32``.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fedjax_sim_kernels.modular.reference import check_modulus
+
+
+def masked_sum(rows: jax.Array, valid: jax.Array, modulus: int) -> jax.Array:
+    """Sum of the rows that are there, modulo ``modulus``.
+
+    Args:
+      rows: ``uint32[rows, ...]``, each element below the modulus.
+      valid: ``bool[rows]``; the others may hold anything.
+      modulus: from 2 to ``2**31``, or ``2**32``.
+
+    Returns:
+      ``uint32[...]``.
+
+    Raises:
+      ValueError: another modulus.
+      TypeError: rows that are not ``uint32``.
+
+    >>> import jax.numpy as jnp
+    >>> from fedjax_sim_kernels import modular
+    >>> rows = jnp.array([[5, 6], [4, 4], [9, 9]], jnp.uint32)
+    >>> modular.masked_sum(rows, jnp.array([True, True, False]), 7).tolist()
+    [2, 3]
+    """
+    check_modulus(modulus)
+    if rows.dtype != jnp.uint32:
+        raise TypeError(f"rows are {rows.dtype}, expected uint32.")
+    mask = valid.reshape((-1,) + (1,) * (rows.ndim - 1))
+    kept = jnp.where(mask, rows, jnp.uint32(0))
+    if modulus & (modulus - 1) == 0:
+        return jnp.sum(kept, axis=0, dtype=jnp.uint32) & jnp.uint32(modulus - 1)
+
+    def add(a: jax.Array, b: jax.Array) -> jax.Array:
+        total = a + b
+        return jnp.where(total >= jnp.uint32(modulus), total - jnp.uint32(modulus), total)
+
+    return lax.reduce(kept, jnp.uint32(0), add, (0,))

@@ -1,0 +1,247 @@
+"""Rewrites a traced function so that it stays fast under ``vmap`` over its weights and inside compiled loops.
+
+The function is traced to a jaxpr and evaluated again, operation by operation, with the ones that have faster forms
+replaced. Control flow is entered; the rest is bound as it was, custom derivatives included. It must come before
+differentiation: the gradients are then those of the faster forms.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from fedjax_sim_kernels import conv, pooling
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def client_batched(function: Function) -> Function:
+    """The same function with convolutions and pooling in forms that stay fast when every client has its own weights.
+
+    ``vmap`` over per-client weights turns a convolution into a grouped one, and on CPU a convolution or a pooling
+    inside a compiled loop runs on naive paths. Values and derivatives are those of the function, to rounding.
+
+    Args:
+      function: of pytrees of arrays; what is static is bound before. Any traced code: flax modules, linen or nnx, too.
+
+    Warns:
+      RuntimeWarning: an operation has no faster form and stays as it is; once for each reason.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import linen as nn
+    >>> from fedjax_sim_kernels import client_batched
+    >>> model = nn.Conv(features=4, kernel_size=(3, 3))
+    >>> x = jnp.ones((2, 8, 8, 3))
+    >>> variables = model.init(jax.random.key(0), x)
+    >>> text = str(jax.make_jaxpr(client_batched(model.apply))(variables, x))
+    >>> "conv_general_dilated" in text, "dot_general" in text
+    (False, True)
+    """
+
+    @functools.wraps(function)
+    def batched(*args, **kwargs):
+        traced, shape = jax.make_jaxpr(function, return_shape=True)(*args, **kwargs)
+        if not _concerns(traced.jaxpr):
+            return function(*args, **kwargs)
+        results = _evaluate(traced, jax.tree.leaves((args, kwargs)))
+        return jax.tree.unflatten(jax.tree.structure(shape), results)
+
+    return batched  # type: ignore[return-value]
+
+
+# --- what is replaced ----------------------------------------------------------------------------------------
+
+
+def _conv(lhs: jax.Array, rhs: jax.Array, **settings: Any) -> jax.Array | None:
+    spec = conv.ConvSpec(
+        settings["window_strides"],
+        tuple(settings["padding"]),
+        settings["lhs_dilation"],
+        settings["rhs_dilation"],
+        settings["dimension_numbers"],
+        settings["feature_group_count"],
+        settings["batch_group_count"],
+        settings["precision"],
+        settings["preferred_element_type"],
+    )
+    form, reason = conv.choose(lhs, rhs, spec)
+    if form == "reference":
+        _stays(f"a convolution with {reason}")
+        return None
+    return conv.conv(lhs, rhs, spec, form)
+
+
+def _pool(kind: pooling.Kind) -> Callable[..., jax.Array | None]:
+    def replace(x: jax.Array, **settings: Any) -> jax.Array | None:
+        spec = pooling.PoolSpec(
+            kind,
+            settings["window_dimensions"],
+            settings["window_strides"],
+            tuple(settings["padding"]),
+            settings["base_dilation"],
+            settings["window_dilation"],
+        )
+        form, reason = pooling.choose(x, spec)
+        if form == "reference":
+            _stays(f"a pooling with {reason}")
+            return None
+        return pooling.pool(x, spec, form)
+
+    return replace
+
+
+REPLACED: Mapping[str, Callable[..., jax.Array | None]] = {
+    "conv_general_dilated": _conv,
+    "reduce_window_max": _pool("max"),
+    "reduce_window_min": _pool("min"),
+    "reduce_window_sum": _pool("sum"),
+}
+"""By name of the primitive: what takes its operands and settings, and returns ``None`` where it has no faster form."""
+
+
+@functools.cache
+def _stays(what: str) -> None:
+    warnings.warn(
+        f"{what} has no form for clients with weights of their own and stays as it is, which may be slow: measure it.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+# --- walking through the program -----------------------------------------------------------------------------
+
+
+@functools.singledispatch
+def _inner(value: Any) -> list[Jaxpr]:
+    """Programs among an operation's settings."""
+    return []
+
+
+@_inner.register
+def _(value: Jaxpr) -> list[Jaxpr]:
+    return [value]
+
+
+@_inner.register
+def _(value: ClosedJaxpr) -> list[Jaxpr]:
+    return [value.jaxpr]
+
+
+@_inner.register(tuple)
+@_inner.register(list)
+def _(value: Sequence) -> list[Jaxpr]:
+    return [program for item in value for program in _inner(item)]
+
+
+def _concerns(program: Jaxpr) -> bool:
+    """Whether an operation in it, at any depth, may be replaced."""
+    return any(equation.primitive.name in REPLACED or _concerns_inside(equation) for equation in program.eqns)
+
+
+def _concerns_inside(equation: Any) -> bool:
+    return any(_concerns(program) for value in equation.params.values() for program in _inner(value))
+
+
+def _evaluate(program: ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
+    """The results of a program, with operations replaced."""
+    known: dict[Any, Any] = {}
+
+    def read(variable: Any) -> Any:
+        return variable.val if isinstance(variable, Literal) else known[variable]
+
+    jaxpr = program.jaxpr
+    known.update(zip(jaxpr.constvars, program.consts, strict=True))
+    known.update(zip(jaxpr.invars, arguments, strict=True))
+    for equation in jaxpr.eqns:
+        operands = [read(variable) for variable in equation.invars]
+        known.update(zip(equation.outvars, _results(equation, operands), strict=True))
+    return [read(variable) for variable in jaxpr.outvars]
+
+
+def _results(equation: Any, operands: list[Any]) -> Sequence[Any]:
+    name = equation.primitive.name
+    if name in REPLACED:
+        result = REPLACED[name](*operands, **equation.params)
+        if result is not None:
+            return [result]
+    elif _concerns_inside(equation):
+        if name in ENTERED:
+            return ENTERED[name](operands, **equation.params)
+        _stays(f"a convolution or pooling inside {name}")
+    bind = equation.primitive.get_bind_params(equation.params)
+    # Up to jax 0.9 a pair of functions and settings, then the settings alone.
+    functions, settings = bind if isinstance(bind, tuple) else ((), bind)
+    with equation.ctx.manager:
+        results = equation.primitive.bind(*functions, *operands, **settings)
+    return results if equation.primitive.multiple_results else [results]
+
+
+def _as_function(program: ClosedJaxpr | Jaxpr) -> Callable[..., list[Any]]:
+    closed = program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
+    return lambda *operands: _evaluate(closed, operands)
+
+
+def _call(operands: list[Any], *, jaxpr: ClosedJaxpr, **_: Any) -> Sequence[Any]:
+    return _as_function(jaxpr)(*operands)
+
+
+def _checkpoint(operands: list[Any], *, jaxpr: Jaxpr, prevent_cse, policy, **_: Any) -> Sequence[Any]:
+    return jax.checkpoint(_as_function(jaxpr), prevent_cse=prevent_cse, policy=policy)(*operands)
+
+
+def _scan(
+    operands: list[Any],
+    *,
+    jaxpr: ClosedJaxpr,
+    num_consts: int,
+    num_carry: int,
+    length,
+    reverse,
+    unroll,
+    **_: Any,
+) -> Sequence[Any]:
+    constants, rest = operands[:num_consts], operands[num_consts:]
+    function = _as_function(jaxpr)
+
+    def body(carry: list[Any], xs: list[Any]):
+        results = function(*constants, *carry, *xs)
+        return results[:num_carry], results[num_carry:]
+
+    carry, ys = lax.scan(
+        body, list(rest[:num_carry]), list(rest[num_carry:]), length=length, reverse=reverse, unroll=unroll
+    )
+    return [*carry, *ys]
+
+
+def _while(
+    operands: list[Any],
+    *,
+    cond_jaxpr: ClosedJaxpr,
+    body_jaxpr: ClosedJaxpr,
+    cond_nconsts: int,
+    body_nconsts: int,
+) -> Sequence[Any]:
+    of_cond, of_body = operands[:cond_nconsts], operands[cond_nconsts : cond_nconsts + body_nconsts]
+    condition, body = _as_function(cond_jaxpr), _as_function(body_jaxpr)
+    return lax.while_loop(
+        lambda carry: condition(*of_cond, *carry)[0],
+        lambda carry: body(*of_body, *carry),
+        operands[cond_nconsts + body_nconsts :],
+    )
+
+
+def _cond(operands: list[Any], *, branches: Sequence[ClosedJaxpr], **_: Any) -> Sequence[Any]:
+    return lax.switch(operands[0], [_as_function(branch) for branch in branches], *operands[1:])
+
+
+ENTERED: Mapping[str, Callable[..., Sequence[Any]]] = {
+    "jit": _call, "pjit": _call, "closed_call": _call, "core_call": _call, "checkpoint": _checkpoint, "remat2": _checkpoint, "remat": _checkpoint,
+    "scan": _scan, "while": _while, "cond": _cond,
+}  # fmt: skip
+"""By name of the primitive: how the programs inside are entered; inside others nothing is replaced."""
