@@ -4,9 +4,9 @@
 scripts under ``benchmarks/`` call the same.
 """
 
-from fedjax_sim.bench import _host, _rounds
+from fedjax_sim.bench import _host, _kernels, _rounds
 
-BENCHMARKS = {"rounds": _rounds.main, "host": _host.main}
+BENCHMARKS = {"rounds": _rounds.main, "kernels": _kernels.main, "host": _host.main}
 """Name to a function that takes a list of command-line arguments."""
 
 __all__ = ["BENCHMARKS"]

@@ -1,11 +1,11 @@
-"""Order statistics: counting equals sorting, for rows that are there and rows that are not."""
+"""Order statistics: the sorting network equals the sort, for rows that are there and rows that are not."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from fedjax_sim_kernels import order
-from fedjax_sim_kernels.order import dispatch, ranks, reference
+from fedjax_sim_kernels.order import dispatch, network, reference
 from fedjax_sim_kernels.order.shapes import EDGE_CASES
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,13 +15,15 @@ CASES = pytest.mark.parametrize("case", EDGE_CASES, ids=lambda case: case.name)
 
 @pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
 @CASES
-def test_counting_equals_sorting(case, ties):
+def test_the_network_equals_the_sort(case, ties):
     rows, valid = case.arguments(jax.random.key(0))
     rows = jnp.round(rows) if ties else rows
-    np.testing.assert_array_equal(jax.jit(ranks.median)(rows, valid), jax.jit(reference.median)(rows, valid))
+    np.testing.assert_array_equal(
+        jax.jit(network.median)(rows, valid), jax.jit(reference.median)(rows, valid)
+    )
     for trim in (0, 1, 3):
         np.testing.assert_allclose(
-            jax.jit(ranks.trimmed_mean)(rows, valid, trim),
+            jax.jit(network.trimmed_mean)(rows, valid, trim),
             jax.jit(reference.trimmed_mean)(rows, valid, trim),
             rtol=1e-5,
             atol=1e-6,
@@ -48,17 +50,17 @@ def test_whatever_the_rows_hold(items):
     """NaN and infinity in rows that are there, anything in rows that are not."""
     rows = jnp.array([value for value, _ in items], jnp.float32)[:, None]
     valid = jnp.array([there for _, there in items])
-    np.testing.assert_array_equal(ranks.median(rows, valid), reference.median(rows, valid))
+    np.testing.assert_array_equal(network.median(rows, valid), reference.median(rows, valid))
 
 
 def test_half_floats_keep_their_type():
     rows = jax.random.normal(jax.random.key(0), (5, 40), jnp.bfloat16)
-    for form in (ranks, reference):
+    for form in (network, reference):
         assert form.median(rows, jnp.ones(5, bool)).dtype == jnp.bfloat16
         assert form.trimmed_mean(rows, jnp.ones(5, bool), 1).dtype == jnp.bfloat16
 
 
 def test_many_rows_are_sorted():
-    assert order.choose(jnp.zeros((dispatch.MOST_ROWS, 2))) == "ranks"
+    assert order.choose(jnp.zeros((dispatch.MOST_ROWS, 2))) == "network"
     assert order.choose(jnp.zeros((dispatch.MOST_ROWS + 1, 2))) == "reference"
     assert "sort" not in str(jax.make_jaxpr(order.median)(jnp.zeros((8, 9)), jnp.ones(8, bool)))

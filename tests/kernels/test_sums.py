@@ -28,7 +28,7 @@ def interpreted(function):
 
 # --- clipping ------------------------------------------------------------------------------------------------
 
-CLIP_FORMS = {"fused": clipping.clip_and_sum, "pallas": interpreted(clipping_pallas.clip_and_sum)}
+CLIP_FORMS = {"streamed": clipping.clip_and_sum, "pallas": interpreted(clipping_pallas.clip_and_sum)}
 
 
 @pytest.mark.parametrize("form", CLIP_FORMS)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from fedjax_sim_kernels.clipping.fused import scales
+from fedjax_sim_kernels.clipping.streamed import scales
 
 BLOCK = 1024
 

@@ -1,4 +1,4 @@
-"""One pass over the rows. The remainder of a sum of two is a comparison and a subtraction, where a division takes some
+"""One row after the other. The remainder of a sum of two is a comparison and a subtraction, where a division takes some
 thirty cycles; modulo a power of two it is a mask at the end, for the machine's own sums are modulo ``2**32``.
 """
 
@@ -35,13 +35,12 @@ def masked_sum(rows: jax.Array, valid: jax.Array, modulus: int) -> jax.Array:
     check_modulus(modulus)
     if rows.dtype != jnp.uint32:
         raise TypeError(f"rows are {rows.dtype}, expected uint32.")
-    mask = valid.reshape((-1,) + (1,) * (rows.ndim - 1))
-    kept = jnp.where(mask, rows, jnp.uint32(0))
-    if modulus & (modulus - 1) == 0:
-        return jnp.sum(kept, axis=0, dtype=jnp.uint32) & jnp.uint32(modulus - 1)
 
-    def add(a: jax.Array, b: jax.Array) -> jax.Array:
-        total = a + b
+    def add(row: jax.Array, total: jax.Array) -> jax.Array:
+        total = total + jnp.where(valid[row], rows[row], jnp.uint32(0))
+        if modulus & (modulus - 1) == 0:
+            return total
         return jnp.where(total >= jnp.uint32(modulus), total - jnp.uint32(modulus), total)
 
-    return lax.reduce(kept, jnp.uint32(0), add, (0,))
+    total = lax.fori_loop(0, rows.shape[0], add, jnp.zeros(rows.shape[1:], jnp.uint32))
+    return total & jnp.uint32(modulus - 1) if modulus & (modulus - 1) == 0 else total

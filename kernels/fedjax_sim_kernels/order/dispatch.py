@@ -1,4 +1,4 @@
-"""Which form order statistics take: counting up to some number of rows, sorting beyond."""
+"""Which form order statistics take."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import Literal
 
 import jax
 
-from fedjax_sim_kernels.order import ranks, reference
+from fedjax_sim_kernels.order import network, reference
 
-Form = Literal["ranks", "reference"]
+Form = Literal["network", "reference"]
 
-MOST_ROWS = 64
-"""Counting compares each row with each; see ``docs/kernels.md`` for where sorting overtakes it."""
+MOST_ROWS = 1024
+"""A network for more rows would be a longer program than the gain is worth."""
 
 
 def choose(rows: jax.Array) -> Form:
     """The form for these rows."""
-    return "ranks" if rows.shape[0] <= MOST_ROWS else "reference"
+    return "network" if rows.shape[0] <= MOST_ROWS else "reference"
 
 
 def median(rows: jax.Array, valid: jax.Array) -> jax.Array:
@@ -35,7 +35,7 @@ def median(rows: jax.Array, valid: jax.Array) -> jax.Array:
     >>> order.median(rows, jnp.array([True, True, True, False])).tolist()
     [2.0, 6.0]
     """
-    return (ranks if choose(rows) == "ranks" else reference).median(rows, valid)
+    return (network if choose(rows) == "network" else reference).median(rows, valid)
 
 
 def trimmed_mean(rows: jax.Array, valid: jax.Array, trim: jax.Array) -> jax.Array:
@@ -53,4 +53,4 @@ def trimmed_mean(rows: jax.Array, valid: jax.Array, trim: jax.Array) -> jax.Arra
     >>> order.trimmed_mean(jnp.array([[1.0], [2.0], [4.0], [99.0]]), jnp.ones(4, bool), 1).tolist()
     [3.0]
     """
-    return (ranks if choose(rows) == "ranks" else reference).trimmed_mean(rows, valid, trim)
+    return (network if choose(rows) == "network" else reference).trimmed_mean(rows, valid, trim)

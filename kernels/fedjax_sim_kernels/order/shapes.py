@@ -32,6 +32,7 @@ EDGE_CASES = (
     RowsShape("scalar", 5, ()),
     RowsShape("blocks", 16, (3, 5000), 2),
     RowsShape("many", 64, (1500,), 7),
+    RowsShape("more", 100, (600,), 1),
 )
 
 MODELS = (

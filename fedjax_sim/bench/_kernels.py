@@ -1,0 +1,257 @@
+"""Time of each form of each kernel, against the reference on the same cores, interleaved.
+
+A convolution or pooling is timed as clients use it: value and gradients, ``vmap`` over clients' own weights, inside a
+compiled loop. The floor is arithmetic at the rate of a large float32 matrix product, or bytes read and written once at
+the rate of a large array, whichever is longer. The form that is used is marked with a star; on an accelerator the Pallas forms
+are compiled and timed, too.
+
+    fedjax-sim bench kernels                               # one core, table
+    fedjax-sim bench kernels -- --only conv --clients 4
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from fedjax_sim_kernels import clipping, conv, modular, order, packing, pooling
+from fedjax_sim_kernels.clipping import pallas as clipping_pallas
+from fedjax_sim_kernels.clipping import reference as clipping_reference
+from fedjax_sim_kernels.clipping import shapes as clipping_shapes
+from fedjax_sim_kernels.conv import dispatch as conv_dispatch
+from fedjax_sim_kernels.conv import shapes as conv_shapes
+from fedjax_sim_kernels.modular import pallas as modular_pallas
+from fedjax_sim_kernels.modular import reference as modular_reference
+from fedjax_sim_kernels.modular import shapes as modular_shapes
+from fedjax_sim_kernels.order import network, reference
+from fedjax_sim_kernels.order import pallas as order_pallas
+from fedjax_sim_kernels.order import shapes as order_shapes
+from fedjax_sim_kernels.packing import pallas as packing_pallas
+from fedjax_sim_kernels.packing import shapes as packing_shapes
+from fedjax_sim_kernels.pooling import dispatch as pooling_dispatch
+from fedjax_sim_kernels.pooling import shapes as pooling_shapes
+
+from fedjax_sim.bench import _measure
+
+COLUMNS = ("kernel", "shape", "form", "ms", "min", "max", "floor ms", "of floor", "x reference")
+_TARGET_SECONDS = 0.02
+_MOST_REPETITIONS = 50
+
+
+class Case(NamedTuple):
+    """One shape of one kernel.
+
+    Attributes:
+      kernel: the package's name.
+      shape: the case's name.
+      forms: what is timed, by name; each takes ``arguments``.
+      used: the form that the package uses.
+      arguments: arrays.
+      flops: of one call, for the floor.
+      bytes: that one call has to move.
+    """
+
+    kernel: str
+    shape: str
+    forms: dict[str, Callable[..., Any]]
+    used: str
+    arguments: tuple
+    flops: float
+    bytes: float
+
+
+def _clients_train(function: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """Value and gradients for every client, where they would stand: inside a loop."""
+
+    def once(_, arguments):
+        total = lambda *own: 1e-6 * jnp.sum(jax.nn.relu(function(*own)) ** 2)  # noqa: E731
+        moved = jax.vmap(jax.grad(total, argnums=tuple(range(len(arguments)))))(*arguments)
+        return jax.tree.map(lambda x, g: x - 1e-3 * g, arguments, moved)
+
+    return lambda *arguments: jax.lax.fori_loop(0, 2, once, arguments)
+
+
+def conv_cases(clients: int) -> Iterator[Case]:
+    for shape in conv_shapes.MODELS:
+        x, kernel = shape.arguments(jax.random.key(0), clients)
+        spec = shape.spec
+        names: list[conv_dispatch.Form] = ["reference", "slices", "shifted"]
+        if max(spec.lhs_dilation) > 1:
+            names.append("overlap")
+        forms = {name: _clients_train(functools.partial(conv.conv, spec=spec, form=name)) for name in names}
+        used = conv.choose(x[0], kernel[0], spec)[0]
+        out = jax.eval_shape(lambda x, k, spec=spec: conv.conv(x[0], k[0], spec, "reference"), x, kernel)
+        # Forward and two gradients; between dilated elements stand zeros, which nobody need multiply with.
+        useful = out.size * kernel[0].size / kernel.shape[-1] / math.prod(spec.lhs_dilation)
+        moved = 4 * clients * (3 * shape_bytes(x[0], out) + 3 * kernel[0].size)
+        yield Case("conv", shape.name, forms, used, (x, kernel), 2 * clients * 6 * useful, 2 * moved)
+
+
+def shape_bytes(*arrays: Any) -> int:
+    """Elements of arrays, or of their specs."""
+    return sum(math.prod(array.shape) for array in arrays)
+
+
+def pooling_cases(clients: int) -> Iterator[Case]:
+    for shape in pooling_shapes.MODELS:
+        x = jax.random.normal(jax.random.key(0), (clients, *shape.x))
+        for kind in shape.kinds:
+            spec = shape.spec(kind)
+            used = pooling.choose(x[0], spec)[0]
+            names: list[pooling_dispatch.Form] = ["reference", "slices", "whole"]
+            forms = {
+                name: _clients_train(functools.partial(pooling.pool, spec=spec, form=name))
+                for name in names
+                if name in ("reference", "slices", used)
+            }
+            yield Case("pooling", f"{shape.name} {kind}", forms, used, (x,), 0, 2 * 4 * 3 * x.size)
+
+
+def sum_cases(clients: int) -> Iterator[Case]:
+    """Kernels of the server's side, whose number of clients is the shape's."""
+    del clients
+    for shape in clipping_shapes.MODELS:
+        forms = {"reference": clipping_reference.clip_and_sum, "streamed": clipping.clip_and_sum}
+        forms |= _on_accelerators(clipping_pallas.clip_and_sum)
+        arguments = shape.arguments(jax.random.key(0))
+        yield Case("clipping", shape.name, forms, "streamed", arguments, 0, 2 * arguments[0].nbytes)
+    for shape in packing_shapes.MODELS:
+        bits = shape.bits
+        forms = {"reference": lambda x, u, bits=bits: packing.quantise_and_pack(x, u, bits)}
+        forms |= _on_accelerators(lambda x, u, bits=bits: packing_pallas.quantise_and_pack(x, u, bits))
+        arguments = shape.arguments(jax.random.key(0))
+        yield Case("packing", shape.name, forms, "reference", arguments, 0, 3 * arguments[0].nbytes)
+    for shape in modular_shapes.MODELS:
+        modulus = shape.modulus
+        forms = {
+            "reference": lambda r, v, m=modulus: modular_reference.masked_sum(r, v, m),
+            "subtracting": lambda r, v, m=modulus: modular.masked_sum(r, v, m),
+            **_on_accelerators(lambda r, v, m=modulus: modular_pallas.masked_sum(r, v, m)),
+        }
+        arguments = shape.arguments(jax.random.key(0))
+        yield Case("modular", shape.name, forms, "subtracting", arguments, 0, arguments[0].nbytes)
+    for shape in order_shapes.MODELS:
+        forms = {
+            "reference": reference.median,
+            "network": network.median,
+            **_on_accelerators(order_pallas.median),
+        }
+        arguments = shape.arguments(jax.random.key(0))
+        used = order.choose(arguments[0])
+        yield Case("order", f"{shape.name} median", forms, used, arguments, 0, arguments[0].nbytes)
+
+
+def _on_accelerators(function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    return {} if jax.default_backend() == "cpu" else {"pallas": function}
+
+
+GROUPS = {"conv": conv_cases, "pooling": pooling_cases, "sums": sum_cases}
+
+
+def bytes_per_second(megabytes: int = 256) -> float:
+    """Best rate of one device at reading a large array, or at reading and writing one."""
+    x = jnp.zeros((megabytes * 2**18,), jnp.float32)
+    rates = []
+    for function, moved in ((lambda x: -x, 2 * x.nbytes), (jnp.max, x.nbytes)):
+        compiled = jax.jit(function)
+        jax.block_until_ready(compiled(x))
+        for _ in range(5):
+            start = time.perf_counter()
+            jax.block_until_ready(compiled(x))
+            rates.append(moved / (time.perf_counter() - start))
+    return max(rates)
+
+
+def measure(case: Case, repeats: int, rate: float, bandwidth: float) -> list[dict]:
+    """One row per form, interleaved."""
+    calls = {}
+    for name, form in case.forms.items():
+        try:
+            compiled = jax.jit(form).lower(*case.arguments).compile()
+            jax.block_until_ready(compiled(*case.arguments))
+        except Exception as error:
+            print(f"{case.kernel} {case.shape}: {name} does not run here, {type(error).__name__}: {error}")
+            continue
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(*case.arguments))
+        times = max(1, min(_MOST_REPETITIONS, int(_TARGET_SECONDS / (time.perf_counter() - start))))
+
+        def call(compiled=compiled, times=times) -> float:
+            start = time.perf_counter()
+            for _ in range(times):
+                result = compiled(*case.arguments)
+            jax.block_until_ready(result)
+            return (time.perf_counter() - start) / times
+
+        calls[name] = call
+    found = _measure.interleaved(calls, repeats)
+    floor = max(case.flops / rate, case.bytes / bandwidth)
+    return [
+        {
+            "kernel": case.kernel, "shape": case.shape, "form": name, "used": name == case.used,
+            "seconds": _measure.spread(seconds), "floor_seconds": floor,
+            "share_of_floor": floor / _measure.spread(seconds)["median"],
+            "times_reference": _measure.spread([a / b for a, b in zip(found["reference"], seconds, strict=True)]),
+        }
+        for name, seconds in found.items()
+    ]  # fmt: skip
+
+
+def show(rows: Sequence[dict]) -> None:
+    table = [
+        (
+            row["kernel"], row["shape"], row["form"] + (" *" if row["used"] else ""),
+            *(1e3 * row["seconds"][name] for name in ("median", "min", "max")), 1e3 * row["floor_seconds"],
+            f"{row['share_of_floor']:.0%}", f"{row['times_reference']['median']:.2f}",
+        )
+        for row in rows
+    ]  # fmt: skip
+    _measure.print_table(COLUMNS, table)
+    for key in dict.fromkeys((row["kernel"], row["shape"]) for row in rows):
+        forms = [row for row in rows if (row["kernel"], row["shape"]) == key]
+        best = min(forms, key=lambda row: row["seconds"]["median"])
+        used = next((row for row in forms if row["used"]), None)
+        if used is not None and used["seconds"]["median"] > 1.1 * best["seconds"]["median"]:
+            loss = used["seconds"]["median"] / best["seconds"]["median"]
+            print(f"{' '.join(key)}: {used['form']} is used, {best['form']} is {loss:.2f} times as fast here")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints the table, and writes the JSON where ``--out`` says."""
+    parser = argparse.ArgumentParser(
+        prog="fedjax-sim bench kernels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--shapes", nargs="+", default=None, help="names of shapes; all by default")
+    parser.add_argument("--clients", type=int, default=1, help="clients that train side by side")
+    parser.add_argument("--cores", default="1", help="a number, or 'all'")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=None, help="where the JSON goes")
+    args = parser.parse_args(arguments)
+    cores = _measure.use_cores(None if args.cores == "all" else int(args.cores))
+    rate, bandwidth = _measure.matmul_flops_per_second(), bytes_per_second()
+    hardware = _measure.hardware(cores)
+    print(
+        f"\n{hardware['processor']}, {cores} core(s), jax {hardware['jax']} on {hardware['backend']}; matrix product "
+        f"{rate / 1e9:.0f} GFLOP/s, memory {bandwidth / 1e9:.0f} GB/s, {args.clients} client(s)\n"
+    )
+    rows = []
+    for name in args.only:
+        for case in GROUPS[name](args.clients):
+            if args.shapes is None or case.shape.split()[0] in args.shapes:
+                rows += measure(case, args.repeats, rate, bandwidth)
+    show(rows)
+    if args.out is not None:
+        _measure.write_json(args.out, {
+            "hardware": hardware, "matmul_flops_per_second": rate, "bytes_per_second": bandwidth,
+            "clients": args.clients, "repeats": args.repeats, "rows": rows,
+        })  # fmt: skip
