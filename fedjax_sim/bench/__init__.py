@@ -4,9 +4,15 @@
 scripts under ``benchmarks/`` call the same.
 """
 
-from fedjax_sim.bench import _host, _kernels, _rounds
+from fedjax_sim.bench import _compare, _host, _kernels, _rounds, _scaling
 
-BENCHMARKS = {"rounds": _rounds.main, "kernels": _kernels.main, "host": _host.main}
+BENCHMARKS = {
+    "rounds": _rounds.main,
+    "kernels": _kernels.main,
+    "scaling": _scaling.main,
+    "host": _host.main,
+    "compare": _compare.main,
+}
 """Name to a function that takes a list of command-line arguments."""
 
 __all__ = ["BENCHMARKS"]

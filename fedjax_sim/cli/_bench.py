@@ -8,7 +8,7 @@ import typer
 
 from fedjax_sim.bench import BENCHMARKS
 from fedjax_sim.cli import _screen
-from fedjax_sim.cli._setup import BAD_USAGE
+from fedjax_sim.cli._setup import BAD_USAGE, ERRORS
 
 _NAMES = ", ".join(BENCHMARKS)
 
@@ -23,4 +23,7 @@ def bench(
     """Measure speed on this machine: medians of interleaved repetitions, compilation apart."""
     if name not in BENCHMARKS:
         _screen.fail(f"error: there is no benchmark {name!r}, expected one of {_NAMES}.", BAD_USAGE)
-    BENCHMARKS[name](arguments or [])
+    try:
+        BENCHMARKS[name](arguments or [])
+    except ERRORS as error:
+        _screen.fail(f"error: {error}", BAD_USAGE)

@@ -59,9 +59,19 @@ def save_all(folder: str | Path | RunData) -> list[Path]:
     for name, _, figure in figures(run):
         path = run.path / "plots" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(encode(figure, "png"))
+        _replace(path, encode(figure, "png"))
         written.append(path)
     return written
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a file at once: where the disk is full, the old one stays and no half of a new one."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def encode(figure: Figure, kind: str) -> bytes:

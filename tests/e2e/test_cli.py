@@ -160,6 +160,27 @@ def test_a_full_disk_fails_the_run(tmp_path, monkeypatch):
     assert summary(tmp_path / "mine")["status"] == "failed"
 
 
+def test_a_write_that_the_system_refuses_fails_the_run_and_it_goes_on_later(tmp_path):
+    """No patch: the process may not write files beyond 20 kB, so a row of the metrics is refused in the middle."""
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+        "from fedjax_sim.cli import main; main()"
+    )
+    arguments = [*SMALL, "--rounds", "100", "--set", "checkpoints.every=10", "--out", "mine"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=environment(tmp_path) | {"JAX_COMPILATION_CACHE_DIR": ""},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1 and "File too large" in done.stderr, done.stderr
+    failed = summary(tmp_path / "mine")
+    assert failed["status"] == "failed" and "File too large" in failed["reason"] and failed["rounds"] > 0
+    assert invoke("resume", "mine", "--quiet").exit_code == 0
+    assert invoke(*arguments[:-1], "whole", "--quiet").exit_code == 0
+    whole = (tmp_path / "whole" / "metrics.jsonl").read_text()
+    assert len(whole) > 20_000 and (tmp_path / "mine" / "metrics.jsonl").read_text() == whole
+
+
 def test_data_without_a_test_part_is_not_evaluated(tmp_path):
     generator = np.random.default_rng(0)
     x = generator.normal(size=(20, 4)).astype(np.float32)

@@ -361,3 +361,20 @@ assert "matplotlib.pyplot" not in sys.modules
 """
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, env=environment, timeout=300)
+
+
+def test_a_picture_is_whole_or_not_there(tmp_path, monkeypatch):
+    """On a full disk the pictures of before stay, and no half of a new one."""
+    run = write_run(tmp_path / "a")
+    plots.save_all(run)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "a" / "plots").iterdir()}
+
+    def full(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        plots.save_all(run)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a" / "plots").iterdir()} == before

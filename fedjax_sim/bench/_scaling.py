@@ -1,0 +1,155 @@
+"""How a round's time grows with lanes, cohort, population and devices, and whether memory does.
+
+A logistic regression 60-10 over clients whose sizes follow a power law, batch 10; one row each for a number of lanes, of
+clients a round, of clients altogether, of devices. ``planning`` is the host's share of a round; ``growth`` the resident
+memory that the measured rounds added.
+
+    fedjax-sim bench scaling
+    fedjax-sim bench scaling -- --only population --populations 1000000 --cohort 10000
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+from fedjax_sim import algorithms, engines, models, tasks
+from fedjax_sim.bench import _measure
+from fedjax_sim.data import ClientData, cohorts
+from fedjax_sim.data.local_work import LocalWork
+from fedjax_sim.engines import Engine
+from fedjax_sim.simulate import Simulation
+
+FEATURES, CLASSES, BATCH = 60, 10, 10
+COLUMNS = (
+    "what", "population", "cohort", "devices", "lanes", "ms/round", "min", "max", "examples/s", "steps occ.", "planning",
+    "memory MB", "growth MB",
+)  # fmt: skip
+
+
+def power_law_clients(clients: int, seed: int = 0) -> ClientData:
+    """Clients whose sizes follow a power law, from 10 examples to some thousand."""
+    generator = np.random.default_rng(seed)
+    sizes = np.minimum(10 * (1 + generator.pareto(1.5, clients)), 2000).astype(np.int64)
+    return _noise(generator, sizes)
+
+
+def equal_clients(clients: int, rows: int = 4, seed: int = 0) -> ClientData:
+    """Many clients with a few examples each."""
+    return _noise(np.random.default_rng(seed), np.full(clients, rows))
+
+
+def _noise(generator: np.random.Generator, sizes: np.ndarray) -> ClientData:
+    total = int(sizes.sum())
+    columns = {
+        "x": generator.standard_normal((total, FEATURES), np.float32),
+        "y": generator.integers(0, CLASSES, total, dtype=np.int32),
+    }
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    return ClientData(columns, offsets, np.arange(len(sizes)))
+
+
+def resident_megabytes() -> float:
+    """Memory of this process that is in RAM; 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), 0.0)
+
+
+def cases(args) -> Iterator[tuple[str, ClientData, int, Engine]]:
+    """What, data, clients a round, engine."""
+    clients = power_law_clients(args.clients)
+    if "lanes" in args.only:
+        for lanes in args.lanes:
+            yield "lanes", clients, args.cohort or 100, engines.lanes(lanes)
+    if "cohort" in args.only:
+        for cohort in args.cohorts:
+            yield "cohort", clients, min(cohort, args.clients), engines.lanes(4)
+    if "devices" in args.only:
+        for devices in range(1, len(jax.devices()) + 1):
+            yield (
+                "devices",
+                clients,
+                args.cohort or 100,
+                engines.sharded(engines.client_mesh(devices), lanes=4),
+            )
+    if "population" in args.only:
+        for population in args.populations:
+            yield "population", equal_clients(population), args.cohort or 100, engines.lanes(4)
+
+
+def measure(what: str, data: ClientData, cohort: int, engine: Engine, args) -> dict:
+    task = tasks.classification(models.linear(CLASSES))
+    rounds = args.rounds
+    sim = Simulation(
+        algorithms.fedavg(task, optax.sgd(0.01)), data, cohort=cohorts.uniform(cohort),
+        local=LocalWork(epochs=1, batch_size=BATCH), engine=engine, rounds_per_chunk=rounds,
+    )  # fmt: skip
+    state, history = sim.run(sim.init(0), rounds)
+    before, times = resident_megabytes(), []
+    compiled = sim.compilations
+    for _ in range(args.repeats):
+        start = time.perf_counter()
+        state, history = sim.run(state, rounds)
+        jax.block_until_ready(state)
+        times.append((time.perf_counter() - start) / rounds)
+    if sim.compilations != compiled:
+        raise RuntimeError(
+            f"{what}: {sim.compilations - compiled} programs were compiled after the first chunk."
+        )
+    memory = resident_megabytes()
+    start = time.perf_counter()
+    sim.plan(state, rounds)
+    planning = (time.perf_counter() - start) / rounds
+    seconds, costs = _measure.spread(times), history.costs
+    return {
+        "what": what, "population": data.num_clients, "cohort": cohort, "devices": engine.devices, "lanes": costs.lanes,
+        "seconds_per_round": seconds, "examples_per_second": costs.examples / rounds / seconds["median"],
+        "step_occupancy": costs.step_occupancy, "planning_share": planning / seconds["median"],
+        "resident_megabytes": memory, "growth_megabytes": memory - before,
+    }  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints the table, and writes the JSON where ``--out`` says."""
+    parser = argparse.ArgumentParser(
+        prog="fedjax-sim bench scaling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    groups = ("lanes", "cohort", "devices", "population")
+    parser.add_argument("--only", nargs="+", choices=groups, default=list(groups))
+    parser.add_argument("--lanes", nargs="+", type=int, default=[1, 2, 4, 8, 16])
+    parser.add_argument("--cohorts", nargs="+", type=int, default=[10, 100, 1000])
+    parser.add_argument("--populations", nargs="+", type=int, default=[1_000, 100_000, 1_000_000])
+    parser.add_argument("--clients", type=int, default=1000, help="population of the other rows")
+    parser.add_argument("--cohort", type=int, default=None, help="clients a round; 100 if not given")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of a repetition")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=None, help="where the JSON goes")
+    args = parser.parse_args(arguments)
+    cores = _measure.use_cores(None)
+    if "devices" in args.only:
+        jax.config.update("jax_num_cpu_devices", cores)
+    hardware = _measure.hardware(cores)
+    print(f"\n{hardware['processor']}, {cores} core(s), jax {hardware['jax']} on {hardware['backend']}\n")
+    rows = [measure(*case, args) for case in cases(args)]
+    _measure.print_table(COLUMNS, [
+        (
+            row["what"], f"{row['population']:,}", f"{row['cohort']:,}", row["devices"], row["lanes"],
+            *(1e3 * row["seconds_per_round"][name] for name in ("median", "min", "max")), row["examples_per_second"],
+            f"{row['step_occupancy']:.1%}", f"{row['planning_share']:.1%}", row["resident_megabytes"],
+            row["growth_megabytes"],
+        )
+        for row in rows
+    ])  # fmt: skip
+    if args.out is not None:
+        _measure.write_json(
+            args.out, {"hardware": hardware, "rounds": args.rounds, "repeats": args.repeats, "rows": rows}
+        )

@@ -1,0 +1,105 @@
+"""Benchmarks at toy size: that they run, what they write, and how two files are compared. Nothing is timed here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedjax_sim.bench import _compare
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: benchmarks pin the cores they use."""
+    own = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    command = [sys.executable, "-m", "fedjax_sim", "bench", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, **own}, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_kernels_time_every_form_and_mark_the_one_in_use(tmp_path):
+    shapes = ["resnet", "digits-1", "emnist-1"]
+    done = bench(
+        tmp_path, "kernels", "--", "--shapes", *shapes, "--repeats", "1", "--clients", "2", "--out", "k.json"
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "k.json").read_text())["rows"]
+    assert {(row["kernel"], row["shape"]) for row in rows} == {
+        ("conv", "emnist-1"), ("conv", "digits-1"), ("pooling", "resnet max"), ("pooling", "resnet sum"),
+        ("packing", "emnist-1"),
+    }  # fmt: skip
+    for row in rows:
+        assert row["seconds"]["min"] <= row["seconds"]["median"] <= row["seconds"]["max"]
+        assert row["floor_seconds"] > 0
+    of_conv = {row["form"]: row["used"] for row in rows if row["shape"] == "digits-1"}
+    assert of_conv == {"reference": False, "slices": True, "shifted": False}
+    assert "slices *" in done.stdout and "of floor" in done.stdout
+
+
+def test_scaling_has_a_row_for_each_size(tmp_path):
+    done = bench(
+        tmp_path, "scaling", "--", "--clients", "30", "--cohort", "5", "--lanes", "1", "2", "--cohorts", "5", "30",
+        "--populations", "30", "300", "--rounds", "2", "--repeats", "2", "--out", "s.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "s.json").read_text())["rows"]
+    assert [(row["what"], row["population"], row["cohort"]) for row in rows if row["what"] != "devices"] == [
+        ("lanes", 30, 5), ("lanes", 30, 5), ("cohort", 30, 5), ("cohort", 30, 30), ("population", 30, 5),
+        ("population", 300, 5),
+    ]  # fmt: skip
+    assert [row["devices"] for row in rows if row["what"] == "devices"] == list(
+        range(1, len(os.sched_getaffinity(0)) + 1)
+    )
+
+
+def written(path: Path, rows: list[dict], processor="one") -> str:
+    hardware = {"processor": processor, "cores": 1, "devices": ["cpu"], "jax": "0"}
+    path.write_text(json.dumps({"hardware": hardware, "rows": rows}))
+    return str(path)
+
+
+def row(model: str, low: float, median: float, high: float, **more) -> dict:
+    return {"model": model, "seconds_per_round": {"min": low, "median": median, "max": high}, **more}
+
+
+def test_two_files_side_by_side(tmp_path, capsys):
+    a = written(tmp_path / "a.json", [row("cnn", 3, 4, 5, lanes=2), row("mlp", 1, 2, 3), row("rnn", 1, 1, 1)])
+    b = written(
+        tmp_path / "b.json", [row("mlp", 2, 2.5, 4), row("cnn", 1, 2, 2.5, lanes=2, used=True)], "two"
+    )
+    _compare.main([a, b])
+    shown = capsys.readouterr().out
+    assert "a  " in shown and ": one, 1 core(s), cpu, jax 0" in shown and ": two, 1 core(s)" in shown
+    lines = {line.split("  ")[0]: line.rstrip() for line in shown.splitlines()}
+    assert lines["cnn 2 lanes"].endswith("2.00") and lines["mlp"].endswith("0.80 ~")
+    assert "1 rows stand in one file alone" in shown
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read as JSON"),
+        ("{", "cannot be read as JSON"),
+        ('{"rows": []}', "is no file of a benchmark: it needs 'hardware' and 'rows'"),
+        ("[1]", "is no file of a benchmark"),
+    ],
+)
+def test_what_is_no_benchmark_is_named(tmp_path, content, message):
+    path = tmp_path / "b.json"
+    if content is not None:
+        path.write_text(content)
+    done = bench(tmp_path, "compare", "--", written(tmp_path / "a.json", [row("cnn", 1, 1, 1)]), str(path))
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_files_of_other_benchmarks_have_nothing_in_common(tmp_path):
+    a, b = (written(tmp_path / f"{name}.json", [row(name, 1, 1, 1)]) for name in "ab")
+    with pytest.raises(ValueError, match="have no row in common: are they of the same benchmark"):
+        _compare.main([a, b])
