@@ -195,28 +195,32 @@ def _checkpoint(operands: list[Any], *, jaxpr: Jaxpr, prevent_cse, policy, **_: 
     return jax.checkpoint(_as_function(jaxpr), prevent_cse=prevent_cse, policy=policy)(*operands)
 
 
-def _scan(
-    operands: list[Any],
-    *,
-    jaxpr: ClosedJaxpr,
-    num_consts: int,
-    num_carry: int,
-    length,
-    reverse,
-    unroll,
-    **_: Any,
-) -> Sequence[Any]:
-    constants, rest = operands[:num_consts], operands[num_consts:]
+def _scan(operands: list[Any], *, jaxpr: ClosedJaxpr, length, reverse, unroll, **parts: Any) -> Sequence[Any]:
     function = _as_function(jaxpr)
+    inputs, outputs = len(operands), len(jaxpr.out_avals)
+    (of_constants, of_carry, of_xs), (to_carry, to_ys) = _places(inputs, outputs, **parts)
 
     def body(carry: list[Any], xs: list[Any]):
-        results = function(*constants, *carry, *xs)
-        return results[:num_carry], results[num_carry:]
+        constants = [operands[place] for place in of_constants]
+        given = zip([*of_constants, *of_carry, *of_xs], [*constants, *carry, *xs], strict=True)
+        results = function(*(value for _, value in sorted(given, key=lambda item: item[0])))
+        return [results[place] for place in to_carry], [results[place] for place in to_ys]
 
-    carry, ys = lax.scan(
-        body, list(rest[:num_carry]), list(rest[num_carry:]), length=length, reverse=reverse, unroll=unroll
-    )
-    return [*carry, *ys]
+    start, xs = ([operands[place] for place in places] for places in (of_carry, of_xs))
+    carry, ys = lax.scan(body, start, xs, length=length, reverse=reverse, unroll=unroll)
+    made = zip([*to_carry, *to_ys], [*carry, *ys], strict=True)
+    return [value for _, value in sorted(made, key=lambda item: item[0])]
+
+
+def _places(inputs: int, outputs: int, **parts: Any) -> tuple[list[list[int]], list[list[int]]]:
+    """Where the constants, the carry and the rows stand among a scan's operands, and carry and rows among its results."""
+    if "ft_in" in parts:  # from jax 0.11
+        found = parts["ft_in"].update(list(range(inputs))), parts["ft_out"].update(list(range(outputs)))
+        return [list(part) for part in found[0].unpack()], [list(part) for part in found[1].unpack()]
+    consts, carry = parts["num_consts"], parts["num_carry"]
+    places, results = list(range(inputs)), list(range(outputs))
+    of = [places[:consts], places[consts : consts + carry], places[consts + carry :]]
+    return of, [results[:carry], results[carry:]]
 
 
 def _while(
