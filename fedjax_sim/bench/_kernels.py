@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,18 +23,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from fedjax_sim_kernels import clipping, conv, modular, order, packing, pooling
-from fedjax_sim_kernels.clipping import pallas as clipping_pallas
 from fedjax_sim_kernels.clipping import reference as clipping_reference
 from fedjax_sim_kernels.clipping import shapes as clipping_shapes
 from fedjax_sim_kernels.conv import dispatch as conv_dispatch
 from fedjax_sim_kernels.conv import shapes as conv_shapes
-from fedjax_sim_kernels.modular import pallas as modular_pallas
 from fedjax_sim_kernels.modular import reference as modular_reference
 from fedjax_sim_kernels.modular import shapes as modular_shapes
 from fedjax_sim_kernels.order import network, reference
-from fedjax_sim_kernels.order import pallas as order_pallas
 from fedjax_sim_kernels.order import shapes as order_shapes
-from fedjax_sim_kernels.packing import pallas as packing_pallas
 from fedjax_sim_kernels.packing import shapes as packing_shapes
 from fedjax_sim_kernels.pooling import dispatch as pooling_dispatch
 from fedjax_sim_kernels.pooling import shapes as pooling_shapes
@@ -119,13 +116,13 @@ def sum_cases(clients: int) -> Iterator[Case]:
     del clients
     for shape in clipping_shapes.MODELS:
         forms = {"reference": clipping_reference.clip_and_sum, "streamed": clipping.clip_and_sum}
-        forms |= _on_accelerators(clipping_pallas.clip_and_sum)
+        forms |= _on_accelerators("clipping", "clip_and_sum")
         arguments = shape.arguments(jax.random.key(0))
         yield Case("clipping", shape.name, forms, "streamed", arguments, 0, 2 * arguments[0].nbytes)
     for shape in packing_shapes.MODELS:
         bits = shape.bits
         forms = {"reference": lambda x, u, bits=bits: packing.quantise_and_pack(x, u, bits)}
-        forms |= _on_accelerators(lambda x, u, bits=bits: packing_pallas.quantise_and_pack(x, u, bits))
+        forms |= _on_accelerators("packing", "quantise_and_pack", bits=bits)
         arguments = shape.arguments(jax.random.key(0))
         yield Case("packing", shape.name, forms, "reference", arguments, 0, 3 * arguments[0].nbytes)
     for shape in modular_shapes.MODELS:
@@ -133,7 +130,7 @@ def sum_cases(clients: int) -> Iterator[Case]:
         forms = {
             "reference": lambda r, v, m=modulus: modular_reference.masked_sum(r, v, m),
             "subtracting": lambda r, v, m=modulus: modular.masked_sum(r, v, m),
-            **_on_accelerators(lambda r, v, m=modulus: modular_pallas.masked_sum(r, v, m)),
+            **_on_accelerators("modular", "masked_sum", modulus=modulus),
         }
         arguments = shape.arguments(jax.random.key(0))
         yield Case("modular", shape.name, forms, "subtracting", arguments, 0, arguments[0].nbytes)
@@ -141,15 +138,19 @@ def sum_cases(clients: int) -> Iterator[Case]:
         forms = {
             "reference": reference.median,
             "network": network.median,
-            **_on_accelerators(order_pallas.median),
+            **_on_accelerators("order", "median"),
         }
         arguments = shape.arguments(jax.random.key(0))
         used = order.choose(arguments[0])
         yield Case("order", f"{shape.name} median", forms, used, arguments, 0, arguments[0].nbytes)
 
 
-def _on_accelerators(function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
-    return {} if jax.default_backend() == "cpu" else {"pallas": function}
+def _on_accelerators(kernel: str, function: str, **settings: int) -> dict[str, Callable[..., Any]]:
+    """The Pallas form where there is a device to compile it for; Pallas is imported then, not with the command line."""
+    if jax.default_backend() == "cpu":
+        return {}
+    module = importlib.import_module(f"fedjax_sim_kernels.{kernel}.pallas")
+    return {"pallas": functools.partial(getattr(module, function), **settings)}
 
 
 GROUPS = {"conv": conv_cases, "pooling": pooling_cases, "sums": sum_cases}

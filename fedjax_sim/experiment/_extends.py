@@ -130,7 +130,8 @@ def _located_values(key: str, values: Any, names: Collection[str], folder: Path)
             else table
             for table in values
         ]
-    return _absolute(values, folder) if key.removeprefix("data.") in names and key != "data" else values
+    is_path = key.startswith("data.") and key.removeprefix("data.") in names
+    return _absolute(values, folder) if is_path else values
 
 
 def _absolute(value: Any, folder: Path) -> Any:

@@ -6,6 +6,7 @@ choices, lists, tables, and other components (an optimizer, a chain).
 
 from __future__ import annotations
 
+import abc
 import collections.abc
 import dataclasses
 import difflib
@@ -29,7 +30,7 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message begins with the path of the key."""
 
 
-class Form:
+class Form(abc.ABC):
     """One way in which a setting can be given.
 
     Attributes:
@@ -38,8 +39,9 @@ class Form:
 
     says: str
 
+    @abc.abstractmethod
     def accepts(self, value: Any) -> bool:
-        raise NotImplementedError
+        """Whether a value is said in this way."""
 
     def resolve(self, path: str, value: Any) -> Any:
         """The value in TOML's types, complete; raises ConfigError for what lies deeper."""

@@ -15,16 +15,7 @@ def check_modulus(modulus: int) -> None:
 
 
 def masked_sum(rows: jax.Array, valid: jax.Array, modulus: int) -> jax.Array:
-    """Sum of the rows that are there, modulo ``modulus``.
-
-    Args:
-      rows: ``uint32[rows, ...]``, each element below the modulus.
-      valid: ``bool[rows]``; the others may hold anything.
-      modulus: from 2 to ``2**31``, or ``2**32``.
-
-    Returns:
-      ``uint32[...]``.
-    """
+    """Arguments and result as those of ``subtracting.masked_sum``."""
     check_modulus(modulus)
     mask = valid.reshape((-1,) + (1,) * (rows.ndim - 1))
     rows = jnp.where(mask, rows, jnp.uint32(0))

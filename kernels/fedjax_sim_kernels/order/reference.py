@@ -7,15 +7,7 @@ import jax.numpy as jnp
 
 
 def median(rows: jax.Array, valid: jax.Array) -> jax.Array:
-    """Coordinate-wise median of the rows that are there.
-
-    Args:
-      rows: ``[rows, ...]``, floating; NaN counts as infinite.
-      valid: ``bool[rows]``; the others may hold anything.
-
-    Returns:
-      ``[...]``: of an even number of rows the mean of the middle two; 0 without any.
-    """
+    """Arguments and result as those of ``order.median``."""
     ordered, count = _ordered(rows, valid)
     low, high = ordered[jnp.maximum((count - 1) // 2, 0)], ordered[jnp.minimum(count // 2, rows.shape[0] - 1)]
     return middle(low, high, count)
@@ -27,15 +19,7 @@ def middle(low: jax.Array, high: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def trimmed_mean(rows: jax.Array, valid: jax.Array, trim: jax.Array) -> jax.Array:
-    """Coordinate-wise mean of the rows that are there without the ``trim`` smallest and the ``trim`` largest.
-
-    Args:
-      rows: as for ``median``; likewise ``valid``.
-      trim: ``int32[]``, rows to leave out at each end.
-
-    Returns:
-      ``[...]``; 0 where nothing is left.
-    """
+    """Arguments and result as those of ``order.trimmed_mean``."""
     ordered, count = _ordered(rows, valid)
     place = jnp.arange(rows.shape[0]).reshape((-1,) + (1,) * (rows.ndim - 1))
     kept = (place >= trim) & (place < count - trim)
