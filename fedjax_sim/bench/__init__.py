@@ -4,13 +4,14 @@
 scripts under ``benchmarks/`` call the same.
 """
 
-from fedjax_sim.bench import _compare, _host, _kernels, _rounds, _scaling
+from fedjax_sim.bench import _compare, _host, _kernels, _peers, _rounds, _scaling
 
 BENCHMARKS = {
     "rounds": _rounds.main,
     "kernels": _kernels.main,
     "scaling": _scaling.main,
     "host": _host.main,
+    "peers": _peers.main,
     "compare": _compare.main,
 }
 """Name to a function that takes a list of command-line arguments."""

@@ -21,38 +21,22 @@ import optax
 
 from fedjax_sim import algorithms, engines, models, tasks
 from fedjax_sim.bench import _measure
+from fedjax_sim.bench._workloads import features_of, power_law_clients
 from fedjax_sim.data import ClientData, cohorts
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.engines import Engine
 from fedjax_sim.simulate import Simulation
 
-FEATURES, CLASSES, BATCH = 60, 10, 10
+CLASSES, BATCH = 10, 10
 COLUMNS = (
     "what", "population", "cohort", "devices", "lanes", "ms/round", "min", "max", "examples/s", "steps occ.", "planning",
     "memory MB", "growth MB",
 )  # fmt: skip
 
 
-def power_law_clients(clients: int, seed: int = 0) -> ClientData:
-    """Clients whose sizes follow a power law, from 10 examples to some thousand."""
-    generator = np.random.default_rng(seed)
-    sizes = np.minimum(10 * (1 + generator.pareto(1.5, clients)), 2000).astype(np.int64)
-    return _noise(generator, sizes)
-
-
 def equal_clients(clients: int, rows: int = 4, seed: int = 0) -> ClientData:
     """Many clients with a few examples each."""
-    return _noise(np.random.default_rng(seed), np.full(clients, rows))
-
-
-def _noise(generator: np.random.Generator, sizes: np.ndarray) -> ClientData:
-    total = int(sizes.sum())
-    columns = {
-        "x": generator.standard_normal((total, FEATURES), np.float32),
-        "y": generator.integers(0, CLASSES, total, dtype=np.int32),
-    }
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    return ClientData(columns, offsets, np.arange(len(sizes)))
+    return features_of(np.random.default_rng(seed), np.full(clients, rows))
 
 
 def resident_megabytes() -> float:
