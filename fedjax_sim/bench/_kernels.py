@@ -156,20 +156,6 @@ def _on_accelerators(kernel: str, function: str, **settings: int) -> dict[str, C
 GROUPS = {"conv": conv_cases, "pooling": pooling_cases, "sums": sum_cases}
 
 
-def bytes_per_second(megabytes: int = 256) -> float:
-    """Best rate of one device at reading a large array, or at reading and writing one."""
-    x = jnp.zeros((megabytes * 2**18,), jnp.float32)
-    rates = []
-    for function, moved in ((lambda x: -x, 2 * x.nbytes), (jnp.max, x.nbytes)):
-        compiled = jax.jit(function)
-        jax.block_until_ready(compiled(x))
-        for _ in range(5):
-            start = time.perf_counter()
-            jax.block_until_ready(compiled(x))
-            rates.append(moved / (time.perf_counter() - start))
-    return max(rates)
-
-
 def measure(case: Case, repeats: int, rate: float, bandwidth: float) -> list[dict]:
     """One row per form, interleaved."""
     calls = {}
@@ -239,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=None, help="where the JSON goes")
     args = parser.parse_args(arguments)
     cores = _measure.use_cores(None if args.cores == "all" else int(args.cores))
-    rate, bandwidth = _measure.matmul_flops_per_second(), bytes_per_second()
+    rate, bandwidth = _measure.matmul_flops_per_second(), _measure.bytes_per_second()
     hardware = _measure.hardware(cores)
     print(
         f"\n{hardware['processor']}, {cores} core(s), jax {hardware['jax']} on {hardware['backend']}; matrix product "

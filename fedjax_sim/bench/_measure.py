@@ -60,6 +60,25 @@ def matmul_flops_per_second(size: int = 2048, repeats: int = 5) -> float:
     return 2 * size**3 * len(operands) / min(times[1:])
 
 
+def bytes_per_second(megabytes: int = 256) -> float:
+    """Best rate of all devices at a time at reading a large array, or at reading and writing one."""
+    import jax
+    import jax.numpy as jnp
+
+    arrays = [
+        jax.device_put(jnp.zeros((megabytes * 2**18,), jnp.float32), device) for device in jax.devices()
+    ]
+    rates = []
+    for function, moved in ((lambda x: -x, 2 * arrays[0].nbytes), (jnp.max, arrays[0].nbytes)):
+        compiled = jax.jit(function)
+        jax.block_until_ready([compiled(x) for x in arrays])
+        for _ in range(5):
+            start = time.perf_counter()
+            jax.block_until_ready([compiled(x) for x in arrays])
+            rates.append(moved * len(arrays) / (time.perf_counter() - start))
+    return max(rates)
+
+
 def interleaved(calls: Mapping[Any, Callable[[], float]], repeats: int) -> dict[Any, list[float]]:
     """Calls each in turn, ``repeats`` times over, so that a drift of the machine's speed meets all of them alike."""
     times: dict[Any, list[float]] = {name: [] for name in calls}

@@ -178,7 +178,7 @@ def measure(workload: str, interpreters: dict[str, str], args) -> list[dict[str,
             rows[0]["examples_per_core_second"]["median"] / other["examples_per_core_second"]["median"]
         )
     missing = [name for name in commands if name in failed or name not in timed]
-    reasons = {name: failed.get(name, "only the agreement was asked for") for name in missing}
+    reasons = {name: failed.get(name, "agrees, times were not asked for") for name in missing}
     return rows + [
         {"workload": workload, "program": name, "apart": apart.get(name), "not_measured": reasons[name]}
         for name in missing

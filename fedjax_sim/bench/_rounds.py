@@ -1,11 +1,18 @@
 """Time of a round: the lanes and sharded engines against the sequential one, on the same cores, interleaved.
 
-Each row is one (model, engine, layout). Times are medians over interleaved repetitions, compilation apart, blocking
-on results. The floor of a row is the arithmetic of its real examples (XLA's count of one step, scaled to them) at the
-rate of a large float32 matrix product on the same cores.
+Each row is one (workload, engine, layout). Times are medians over interleaved repetitions, compilation apart, blocking
+on results; a workload's repetitions stop when they have taken ``--seconds`` altogether, but there are two at least.
+
+The floor of a row is the larger of two times. Arithmetic: XLA's count of one step, scaled to the examples that are real,
+at the rate of a large float32 matrix product on the same cores. Memory: in every step that trains a batch each parameter
+of one client is read once and written once, and of every real example the stored input and label are read once, at the
+rate of a large array that fits no cache. Activations, gradients and a second reading in the backward pass are left out,
+as a program may keep them in a cache; so may it keep a small model, whose memory floor it can then pass.
+
+Compilation beyond the budget of 10 s is marked with an exclamation mark.
 
     fedjax-sim bench rounds                       # one core, then the whole machine; table and JSON
-    fedjax-sim bench rounds --cores 1 --models linear mlp
+    fedjax-sim bench rounds -- --cores 1 --workloads linear emnist
 """
 
 from __future__ import annotations
@@ -17,59 +24,48 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
-import optax
 
-from fedjax_sim import algorithms, engines, models, tasks
+from fedjax_sim import engines
+from fedjax_sim._src import tree
 from fedjax_sim.bench import _measure
-from fedjax_sim.data import ClientData, cohorts, mnist_by_writer
-from fedjax_sim.data.local_work import LocalWork
+from fedjax_sim.bench._workloads import MNIST, WORKLOADS, Workload
+from fedjax_sim.engines import Engine
 from fedjax_sim.simulate import Simulation
 
-MODELS = ("linear", "mlp", "cnn", "reference_cnn")
-LANES = {"linear": (1, 2, 4, 8), "mlp": (1, 2, 4), "cnn": (1, 2), "reference_cnn": (1, 2)}
-ROUNDS = {"linear": 10, "mlp": 4, "cnn": 1, "reference_cnn": 1}
+COMPILE_BUDGET_SECONDS = 10.0
 COLUMNS = (
-    "model", "engine", "devices", "lanes", "ms/round", "examples/s", "steps occ.", "GFLOP/s", "floor ms", "of floor",
-    "x sequential", "compile s",
+    "workload", "engine", "devices", "lanes", "ms/round", "examples/s", "steps occ.", "GFLOP/s", "floor ms", "of",
+    "of floor", "x sequential", "compile s",
 )  # fmt: skip
+Layout = tuple[str, int, int]
+"""Engine, devices, lanes."""
 
 
-def load(folder: Path):
-    """MNIST by writer where it is present, else as many 28 x 28 images of noise in clients of the same sizes."""
-    if folder.exists():
-        return "mnist_by_writer", mnist_by_writer(folder).train
-    generator = np.random.default_rng(0)
-    sizes = np.clip(generator.normal(111, 22, 539), 19, 131).astype(np.int64)
-    columns = {
-        "x": generator.integers(0, 256, (sizes.sum(), 28, 28, 1), dtype=np.uint8),
-        "y": generator.integers(0, 10, sizes.sum(), dtype=np.int32),
-    }
-    return "noise", ClientData.from_arrays(columns, np.repeat(np.arange(len(sizes)), sizes))
-
-
-def layouts(model: str, cores: int) -> dict:
-    found = {("sequential", 1, 1): engines.sequential()}
-    found |= {("lanes", 1, lanes): engines.lanes(lanes) for lanes in LANES[model]}
+def layouts(lanes: Sequence[int], cores: int) -> dict[Layout, Engine]:
+    found: dict[Layout, Engine] = {("sequential", 1, 1): engines.sequential()}
+    found |= {("lanes", 1, count): engines.lanes(count) for count in lanes}
     if cores > 1:
         mesh = engines.client_mesh(cores)
-        found |= {("sharded", cores, lanes): engines.sharded(mesh, lanes=lanes) for lanes in LANES[model][:3]}
+        found |= {("sharded", cores, count): engines.sharded(mesh, lanes=count) for count in lanes[:3]}
     return found
 
 
-def measure(model: str, data, cores: int, args, rate: float) -> list[dict]:
+def measure(workload: Workload, cores: int, args, rate: float, bandwidth: float) -> list[dict[str, Any]]:
     """One row per layout, interleaved."""
-    task = tasks.classification(getattr(models, model)(classes=10))
-    rounds, calls, last = ROUNDS[model], {}, {}
-    for name, engine in layouts(model, cores).items():
+    data, rounds = workload.data(), workload.rounds
+    row_bytes = sum(column[:1].nbytes for column in data.columns.values())
+    calls, last, step_bytes, expected = {}, {}, 0, 0.0
+    for name, engine in layouts(args.lanes or workload.lanes, cores).items():
         sim = Simulation(
-            algorithms.fedavg(task, client=optax.sgd(0.05)), data, cohort=cohorts.uniform(args.clients),
-            local=LocalWork(epochs=1, batch_size=args.batch_size), engine=engine, rounds_per_chunk=rounds,
+            workload.algorithm(), data, cohort=workload.cohort, local=workload.local, engine=engine, rounds_per_chunk=rounds
         )  # fmt: skip
         state, history = sim.run(sim.init(0), rounds)
         compile_seconds = history.costs.compile_seconds
+        expected += history.costs.run_seconds
+        step_bytes = 2 * tree.num_bytes(sim.algorithm.params(state.server).params)
 
         def call(sim=sim, state=state, name=name, compile_seconds=compile_seconds) -> float:
             start = time.perf_counter()
@@ -79,56 +75,65 @@ def measure(model: str, data, cores: int, args, rate: float) -> list[dict]:
             return (time.perf_counter() - start) / rounds
 
         calls[name] = call
-    times = _measure.interleaved(calls, args.repeats)
+    repeats = max(2, min(args.repeats, int(args.seconds / expected)))
+    times = _measure.interleaved(calls, repeats)
     sequential = times["sequential", 1, 1]
     rows = []
     for name, values in times.items():
         costs, compile_seconds = last[name]
         seconds = _measure.spread(values)
         flops = costs.flops / rounds * costs.examples / (costs.steps * costs.rows_per_step)
+        moved = (costs.steps * step_bytes + costs.examples * row_bytes) / rounds
+        floors = {"arithmetic": flops / rate, "memory": moved / bandwidth}
         ratios = [a / b for a, b in zip(sequential, values, strict=True)]
         rows.append({
-            "model": model, "engine": name[0], "devices": name[1], "lanes": name[2], "cores": cores,
-            "seconds_per_round": seconds, "examples_per_second": costs.examples / rounds / seconds["median"],
+            "workload": workload.name, "engine": name[0], "devices": name[1], "lanes": name[2], "cores": cores,
+            "seconds_per_round": {**seconds, "repetitions": repeats, "rounds": rounds},
+            "examples_per_second": costs.examples / rounds / seconds["median"],
             "step_occupancy": costs.step_occupancy, "example_occupancy": costs.example_occupancy,
-            "flops_per_second": flops / seconds["median"], "floor_seconds": flops / rate,
-            "share_of_floor": flops / rate / seconds["median"], "times_sequential": _measure.spread(ratios),
+            "flops_per_second": flops / seconds["median"], "bytes_per_round": float(moved),
+            "floors_seconds": floors, "floor_seconds": max(floors.values()),
+            "share_of_floor": max(floors.values()) / seconds["median"], "times_sequential": _measure.spread(ratios),
             "compile_seconds": compile_seconds, "steps_per_round": costs.steps / rounds,
         })  # fmt: skip
     return rows
 
 
-def one_process(args) -> dict:
+def one_process(args) -> dict[str, Any]:
     """Measures on the cores that ``args.cores`` asks for."""
     cores = _measure.use_cores(None if args.cores == "all" else int(args.cores))
     if cores > 1 and not args.accelerator:
         jax.config.update("jax_num_cpu_devices", cores)
-    rate = _measure.matmul_flops_per_second()
-    name, data = load(args.data)
-    rows = [row for model in args.models for row in measure(model, data, cores, args, rate)]
+    rate, bandwidth = _measure.matmul_flops_per_second(), _measure.bytes_per_second()
+    rows = [row for name in args.workloads for row in measure(WORKLOADS[name], cores, args, rate, bandwidth)]
     return {
-        "hardware": _measure.hardware(cores), "matmul_flops_per_second": rate, "data": name,
-        "clients_per_round": args.clients, "batch_size": args.batch_size, "repeats": args.repeats, "rows": rows,
+        "hardware": _measure.hardware(cores), "matmul_flops_per_second": rate, "bytes_per_second": bandwidth,
+        "mnist": "mnist_by_writer" if MNIST.exists() else "noise", "repeats": args.repeats,
+        "compile_budget_seconds": COMPILE_BUDGET_SECONDS, "rows": rows,
     }  # fmt: skip
 
 
-def show(result: dict) -> None:
+def show(result: dict[str, Any]) -> None:
     hardware = result["hardware"]
     print(
         f"\n{hardware['processor']}, {hardware['cores']} core(s), jax {hardware['jax']} on {hardware['backend']}; "
-        f"{result['data']}, {result['clients_per_round']} clients a round, batch {result['batch_size']}; "
-        f"matrix product {result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s\n"
+        f"matrix product {result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, memory "
+        f"{result['bytes_per_second'] / 1e9:.0f} GB/s; MNIST is {result['mnist']}\n"
     )
+    slow = [row for row in result["rows"] if row["compile_seconds"] > COMPILE_BUDGET_SECONDS]
     table = [
         (
-            r["model"], r["engine"], r["devices"], r["lanes"], 1e3 * r["seconds_per_round"]["median"],
+            r["workload"], r["engine"], r["devices"], r["lanes"], 1e3 * r["seconds_per_round"]["median"],
             r["examples_per_second"], f"{r['step_occupancy']:.1%}", r["flops_per_second"] / 1e9,
-            1e3 * r["floor_seconds"], f"{r['share_of_floor']:.0%}", f"{r['times_sequential']['median']:.2f}",
-            r["compile_seconds"],
+            1e3 * r["floor_seconds"], max(r["floors_seconds"], key=r["floors_seconds"].__getitem__),
+            f"{r['share_of_floor']:.0%}", f"{r['times_sequential']['median']:.2f}",
+            f"{'! ' if r in slow else ''}{r['compile_seconds']:.1f}",
         )
         for r in result["rows"]
     ]  # fmt: skip
     _measure.print_table(COLUMNS, table)
+    if slow:
+        print(f"\n! {len(slow)} row(s) took longer to compile than {COMPILE_BUDGET_SECONDS:.0f} s")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -141,12 +146,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--cores", default="both", help="a number, 'all', or 'both': one core, then all of them"
     )
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--clients", type=int, default=100, help="clients a round")
-    parser.add_argument("--batch-size", type=int, default=20)
+    real = [name for name in WORKLOADS if name != "toy"]
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=real)
+    parser.add_argument("--lanes", nargs="+", type=int, default=None, help="the workload says by default")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--seconds", type=float, default=120, help="for a workload's repetitions; two are made in any case"
+    )
     parser.add_argument("--accelerator", action="store_true", help="leave the CPU's device count alone")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/mnist_by_writer"))
     parser.add_argument("--out", type=Path, default=None, help="where the JSON goes")
     args = parser.parse_args(arguments)
     if args.cores != "both":
@@ -159,9 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for cores in ("1", "all"):
         part = Path(f"{args.out or 'rounds.json'}.{cores}.part")
         command = [
-            sys.executable, "-m", "fedjax_sim", "bench", "rounds", "--", "--cores", cores, "--models", *args.models, "--clients", str(args.clients),
-            "--batch-size", str(args.batch_size), "--repeats", str(args.repeats), "--data", str(args.data),
-            "--out", str(part),
+            sys.executable, "-m", "fedjax_sim", "bench", "rounds", "--", "--cores", cores, "--workloads",
+            *args.workloads, "--repeats", str(args.repeats), "--seconds", str(args.seconds), "--out", str(part),
+            *(["--lanes", *map(str, args.lanes)] if args.lanes else []),
+            *(["--accelerator"] if args.accelerator else []),
         ]  # fmt: skip
         subprocess.run(command, check=True)
         results.append(json.loads(part.read_text()))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedjax_sim.bench import _compare
+from fedjax_sim.bench import _compare, _rounds
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,6 +56,29 @@ def test_scaling_has_a_row_for_each_size(tmp_path):
     ]  # fmt: skip
     assert [row["devices"] for row in rows if row["what"] == "devices"] == list(
         range(1, len(os.sched_getaffinity(0)) + 1)
+    )
+
+
+def test_rounds_states_floors_and_marks_slow_compilation(tmp_path, capsys):
+    done = bench(
+        tmp_path, "rounds", "--", "--cores", "1", "--workloads", "toy", "--lanes", "1", "--repeats", "2", "--out", "r.json"
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert [(r["workload"], r["engine"], r["lanes"]) for r in result["rows"]] == [
+        ("toy", "sequential", 1), ("toy", "lanes", 1),
+    ]  # fmt: skip
+    for found in result["rows"]:
+        assert found["floor_seconds"] == max(found["floors_seconds"].values()) > 0
+        # Each of a round's steps moves every parameter twice.
+        assert found["bytes_per_round"] > found["steps_per_round"] * 2 * 4 * 100_000
+        assert found["seconds_per_round"]["repetitions"] == 2
+    result["rows"][0]["compile_seconds"] = result["compile_budget_seconds"] + 0.1
+    result["rows"][1]["compile_seconds"] = result["compile_budget_seconds"] - 0.1
+    _rounds.show(result)
+    shown = capsys.readouterr().out
+    assert (
+        "! 10.1" in shown and "! 9.9" not in shown and "! 1 row(s) took longer to compile than 10 s" in shown
     )
 
 
