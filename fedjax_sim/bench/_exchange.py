@@ -47,7 +47,7 @@ class Result:
 
     Attributes:
       seconds, cpu_seconds: of each observation: a round, or a chunk of rounds.
-      startup_seconds: from the first import to the end of the first round.
+      startup_seconds: from the first import to the end of the first round; of the warm-up, where it runs as one chunk.
       versions: of what it ran on.
       params: the trained weights by name.
     """

@@ -34,11 +34,11 @@ def main(path: str) -> None:
     job = json.loads(Path(path).read_text())
     os.sched_setaffinity(0, {job["core"]})  # before JAX counts the cores for its threads
     sim, variables = simulation(job)
-    state, _ = sim.run(sim.init(0, variables), max(job["warm"], 1))
+    state = sim.init(0, variables)
+    if job["warm"]:
+        state, _ = sim.run(state, job["warm"])
     jax.block_until_ready(state)
     startup = time.perf_counter() - STARTED
-    if job["warm"] == 0:
-        state = sim.init(0, variables)
     seconds, cpu_seconds, end = [], [], state
     for _ in range(job["chunks"]):
         before = time.perf_counter(), time.process_time()

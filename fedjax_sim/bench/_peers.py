@@ -42,7 +42,7 @@ COLUMNS = (
     "start s",
 )
 OURS = "fedjax_sim"
-_CHECK_ROUNDS = 2
+_CHECK_ROUNDS, _WARM_ROUNDS = 2, 3
 
 
 class Peer(NamedTuple):
@@ -112,13 +112,15 @@ def run(command: list[str], job: Path, timeout: float) -> Result:
         raise PeerFailed(f"left no result: {error}") from error
 
 
-def check(work: Work, commands: dict[str, list[str]], args) -> tuple[dict[str, float], dict[str, str]]:
+def check(
+    work: Work, commands: dict[str, list[str]], rounds: int, args
+) -> tuple[dict[str, float], dict[str, str]]:
     """How far each peer's update is from ours, and why some are not timed."""
     rate = work.workload.learning_rate * work.workload.check_factor
     ours, apart, failed = None, {}, {}
     for name, command in commands.items():
         job = _exchange.write_job(
-            work, f"check-{name}", core=args.core, learning_rate=rate, warm=0, rounds=_CHECK_ROUNDS, chunks=1
+            work, f"check-{name}", core=args.core, learning_rate=rate, warm=0, rounds=rounds, chunks=1
         )
         try:
             result = run(command, job, args.timeout)
@@ -149,18 +151,21 @@ def measure(workload: str, interpreters: dict[str, str], args) -> list[dict[str,
     """A row for this package and for each peer."""
     chosen = WORKLOADS[workload]
     rounds = args.rounds or chosen.rounds
+    # A workload of few rounds has long ones.
+    warm = min(_WARM_ROUNDS, chosen.rounds) if args.warm is None else args.warm
+    check_rounds = min(_CHECK_ROUNDS, chosen.rounds)
     commands = {OURS: [sys.executable, "-m", "fedjax_sim.bench._ours"]}
     commands |= {name: [python, str(PEERS[name].script)] for name, python in interpreters.items()}
     with tempfile.TemporaryDirectory(prefix="fedjax-sim-peers-") as folder:
-        work = _exchange.write_work(chosen, Path(folder), max(args.warm + rounds, _CHECK_ROUNDS))
-        examples = work.examples[args.warm : args.warm + rounds]
-        apart, failed = check(work, commands, args)
+        work = _exchange.write_work(chosen, Path(folder), max(warm + rounds, check_rounds))
+        examples = work.examples[warm : warm + rounds]
+        apart, failed = check(work, commands, check_rounds, args)
         results: dict[str, list[Result]] = {name: [] for name in commands if name not in failed}
         for repetition in range(0 if args.check_only else args.repeats):
             for name in [name for name in results if name not in failed]:
                 job = _exchange.write_job(
                     work, f"time-{name}-{repetition}", core=args.core, learning_rate=chosen.learning_rate,
-                    warm=args.warm, rounds=rounds, chunks=args.chunks,
+                    warm=warm, rounds=rounds, chunks=args.chunks,
                 )  # fmt: skip
                 try:
                     results[name].append(run(commands[name], job, args.timeout))
@@ -232,7 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workloads", nargs="+", choices=able, default=["emnist", "logistic", "cifar10"])
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--repeats", type=int, default=2, help="processes of each program, in turn")
-    parser.add_argument("--warm", type=int, default=3, help="rounds before the clock is read")
+    parser.add_argument(
+        "--warm", type=int, default=None, help="rounds before the clock is read; 3 by default"
+    )
     parser.add_argument("--rounds", type=int, default=None, help="timed rounds; the workload says by default")
     parser.add_argument(
         "--chunks", type=int, default=3, help="how often this package repeats the timed rounds"
@@ -264,7 +271,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show(rows)
     if args.out is not None:
         _measure.write_json(args.out, {
-            "hardware": hardware, "core": args.core, "repeats": args.repeats, "warm_rounds": args.warm,
-            "check_rounds": _CHECK_ROUNDS, "tolerance": args.tolerance,
+            "hardware": hardware, "core": args.core, "repeats": args.repeats, "tolerance": args.tolerance,
             "rows": rows,
         })  # fmt: skip
