@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fedjax_sim import experiment
-from fedjax_sim.data import holdout_clients
 from fedjax_sim.experiment import _settings
 from fedjax_sim.experiment._forms import Parameter
 from fedjax_sim.experiment._registry import BUILT_IN, entry_of
@@ -38,7 +37,8 @@ def blocks() -> dict[str, str]:
     found = {"top": table(entry_of("settings", "an experiment", _settings.Run).parameters)}
     for name, factory in _settings.PLAIN.items():
         found[name] = table(entry_of("settings", name, factory).parameters)
-    found["unseen"] = table(entry_of("unseen", "unseen", holdout_clients).parameters)
+    for name, function in _settings.OPTIONAL.items():
+        found[name] = table(entry_of(name, name, function).parameters)
     found["free"] = ", ".join(f"`{name}`" for name in _settings.FREE_ON_RESUME)
     found["components"] = "\n\n".join(section(kind) for kind in BUILT_IN)
     return found

@@ -6,6 +6,7 @@ import dataclasses
 import zlib
 from typing import Any
 
+import jax
 import numpy as np
 
 from fedjax_sim._runner import root_words
@@ -14,6 +15,8 @@ from fedjax_sim.data import ClientData
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.engines import SimState
+from fedjax_sim.engines._problem import Problem, example_batch
+from fedjax_sim.tasks.precision import precision_of
 
 
 def describe(
@@ -23,14 +26,16 @@ def describe(
     cohort: Cohort,
     local: LocalWork,
     state: SimState,
+    precision: str,
 ) -> dict[str, Any]:
-    """Seed, algorithm, chain, cohort, local work and data of a run, in JSON's types."""
+    """Seed, algorithm, chain, precision, cohort, local work and data of a run, in JSON's types."""
     population = data.num_clients
     work = {f.name: getattr(local, f.name) for f in dataclasses.fields(local) if f.name != "rows"}
     return {
         "seed": [list(words) for words in root_words(state)],
         "algorithm": algorithm.name,
         "chain": [[facts.name for facts in stage.aggregate.facts] for stage in algorithm.stages],
+        "precision": precision,
         "cohort": {
             "sampling": cohort.sampling,
             "expected": cohort.expected(population),
@@ -45,6 +50,12 @@ def describe(
             "columns": {name: _checksum(column) for name, column in data.columns.items()},
         },
     }
+
+
+def model_precision(algorithm: Algorithm, problem: Problem, state: SimState) -> str:
+    """What the global model computes with on one batch of a client; ``state``: arrays or specs, no replica axis."""
+    batch = example_batch(problem.columns, dataclasses.replace(problem.local, batches_per_step=1))
+    return precision_of(algorithm.task, jax.eval_shape(algorithm.params, state.server), batch)
 
 
 def _checksum(array: np.ndarray) -> str:

@@ -90,6 +90,7 @@ class Runner:
       every: rounds between evaluations; ``None`` for one at the end.
       callbacks: called after every chunk.
       store: checkpoints, ``None`` for none.
+      precision: what the model computes with, for the books.
     """
 
     rounds_fn: RoundFn
@@ -104,12 +105,13 @@ class Runner:
     every: int | None = None
     callbacks: Sequence[Callback] = ()
     store: Store | None = None
+    precision: str = ""
 
     def __post_init__(self):
         replicas = self.planner.replicas
         self._metrics = MetricRows()
         self._evaluations: list[dict[int, Mapping[str, Evaluation]]] = [{} for _ in range(replicas)]
-        self._costs = Costs(rows_per_step=self.planner.works[-1].rows_per_step)
+        self._costs = Costs(rows_per_step=self.planner.works[-1].rows_per_step, precision=self.precision)
         self._first, self._started, self._spent = 0, 0.0, self._costs
 
     def run(self, state: SimState, rounds: int | None) -> tuple[SimState, list[History]]:

@@ -28,6 +28,8 @@ class Costs:
       bytes_up: what clients sent, uncompressed encoded messages.
       bytes_down: what clients received.
       rows_per_step: rows that a step computes on, real or not.
+      precision: what the global model's program computes with: dtypes of its parameters and of the operands of its
+        products, and the precision that those ask for (what it means on a backend: ``tasks.with_precision``).
     """
 
     compile_seconds: float = 0.0
@@ -42,6 +44,7 @@ class Costs:
     bytes_up: int = 0
     bytes_down: int = 0
     rows_per_step: int = 1
+    precision: str = ""
 
     @property
     def step_occupancy(self) -> float:
@@ -64,12 +67,14 @@ class Costs:
 
     def __str__(self) -> str:
         lanes = f"{self.lanes} lane" if self.lanes == 1 else f"{self.lanes} lanes"
-        return (
-            f"{self.run_seconds:.2f} s and {self.compile_seconds:.2f} s to compile; "
-            f"{self.examples_per_second:,.0f} examples/s at {lanes}, {self.flops_per_second / 1e9:.1f} GFLOP/s; "
-            f"occupancy {self.step_occupancy:.1%} of steps, {self.example_occupancy:.1%} of rows; "
-            f"{self.bytes_up / 1e6:.1f} MB up, {self.bytes_down / 1e6:.1f} MB down"
+        said = (
+            f"{self.run_seconds:.2f} s and {self.compile_seconds:.2f} s to compile",
+            f"{self.examples_per_second:,.0f} examples/s at {lanes}, {self.flops_per_second / 1e9:.1f} GFLOP/s",
+            self.precision,
+            f"occupancy {self.step_occupancy:.1%} of steps, {self.example_occupancy:.1%} of rows",
+            f"{self.bytes_up / 1e6:.1f} MB up, {self.bytes_down / 1e6:.1f} MB down",
         )
+        return "; ".join(part for part in said if part)
 
 
 class Score(NamedTuple):

@@ -20,7 +20,7 @@ from fedjax_sim._arguments import (
     group_indices,
     replica_hyperparameters,
 )  # fmt: skip
-from fedjax_sim._description import describe
+from fedjax_sim._description import describe, model_precision
 from fedjax_sim._runner import Callback, NonFiniteModelError, Progress, Runner, root_words
 from fedjax_sim._src import checks, keys
 from fedjax_sim._src.types import Algorithm, Variables
@@ -318,6 +318,7 @@ class Simulation:
         return Runner(
             rounds_fn, self.planner(len(algorithms)), self._placed_columns(), self.data.ids, self.rounds_per_chunk,
             costs, hyper, single, evaluation if sets else None, every, callbacks,
+            precision=model_precision(self.algorithm, self._problem, self._template),
         )  # fmt: skip
 
     def evaluate(self, state: SimState, data: ClientData, *, batch_size: int = 512) -> Evaluation:
@@ -413,7 +414,8 @@ class Simulation:
         Hyper-parameters that an algorithm closes over cannot be seen: give them to ``Checkpoints(settings=...)``.
         The engine is not part of it, a run may go on with other devices or lanes.
         """
-        return describe(self.algorithm, self.data, self._group, self.cohort, self.local, state)
+        precision = model_precision(self.algorithm, self._problem, self._template)
+        return describe(self.algorithm, self.data, self._group, self.cohort, self.local, state, precision)
 
     def planner(self, replicas: int = 1) -> Planner:
         """The host's side of a round: who trains where, for how long."""

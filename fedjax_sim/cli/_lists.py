@@ -169,6 +169,10 @@ name = "classification"
 name = "mlp"                     # or "my_package.my_module:my_model"
 hidden = [200, 200]
 
+# [precision]                    # for accelerators; parameters and sums stay float32
+# compute = "bfloat16"
+# products = "highest"           # of float32 matrices: on an H100 the default is TF32
+
 [algorithm]
 name = "fedavg"
 client = { name = "sgd", learning_rate = 0.1 }

@@ -146,6 +146,9 @@ def table(outcome: Outcome) -> Table:
     table.add_row("", f"{costs.run_seconds:.1f} s", "to train")
     table.add_row("throughput", f"{costs.examples_per_second:,.0f}", "examples/s")
     table.add_row("", f"{costs.flops_per_second / 1e9:.1f}", "GFLOP/s")
+    for index, part in enumerate(costs.precision.split(", ")):
+        dtype, _, what = part.partition(" ")
+        table.add_row("" if index else "precision", dtype, what)
     lanes = f"of steps, at {costs.lanes} lane{'s' * (costs.lanes > 1)}"
     table.add_row("occupancy", f"{costs.step_occupancy:.1%}", lanes)
     table.add_row("", f"{costs.example_occupancy:.1%}", "of their rows")

@@ -150,6 +150,6 @@ BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
 
 GIVEN = {
     "algorithms": ("task",), "tasks": ("model",), "trackers": ("folder", "keep_rounds"), "partitions": ("data",),
-    "unseen": ("data",),
+    "unseen": ("data",), "precision": ("task",),
 }  # fmt: skip
 """Parameters that the program gives: an algorithm's task is made of the tables ``task`` and ``model``."""

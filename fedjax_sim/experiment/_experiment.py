@@ -21,6 +21,7 @@ from fedjax_sim.experiment._forms import ConfigError
 from fedjax_sim.experiment._registry import build_part, find, importable
 from fedjax_sim.experiment._settings import PLAIN, Clock, Evaluate, Keep, Settings
 from fedjax_sim.simulate import Simulation
+from fedjax_sim.tasks import with_precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,9 @@ class Experiment:
         with self._paths(), blame("model"):
             model = entry.build(settings)
         with self._paths(), blame("task"):
-            return build_part("tasks", self.settings["task"], model=model)
+            task = build_part("tasks", self.settings["task"], model=model)
+        with blame("precision"):
+            return with_precision(task, **self.settings.get("precision", {}))
 
     def algorithm(self, changes: Mapping[str, Any] | None = None) -> Algorithm:
         """The algorithm.

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from fedjax_sim.data import holdout_clients
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.experiment._forms import ConfigError, nearest, shown
 from fedjax_sim.experiment._registry import Entry, Part, entry_of, resolve_part
+from fedjax_sim.tasks import with_precision
 
 Settings = dict[str, Any]
 """Complete settings in TOML's types; what is ``None`` is left out."""
@@ -92,6 +93,9 @@ PARTS = {
 PLAIN: dict[str, type] = {"local": LocalWork, "evaluation": Evaluate, "checkpoints": Keep, "clock": Clock}
 """Tables whose keys are fixed, and the dataclass that they become."""
 
+OPTIONAL: dict[str, Callable] = {"unseen": holdout_clients, "precision": with_precision}
+"""Tables that may be missing, and the function that is called with what they hold."""
+
 DEFAULTS: dict[str, Any] = {
     "data": {"name": "digits"},
     "task": {"name": "classification"},
@@ -161,7 +165,7 @@ def resolve(tables: Mapping[str, Any], changes: Iterable[tuple[str, Any]] = ()) 
     """
     given = _changed(tables, list(changes))
     run = entry_of("settings", "an experiment", Run)
-    known = [*run.parameters, *PARTS, "partition", "unseen", *PLAIN, "trackers", "sweep"]
+    known = [*run.parameters, *PARTS, "partition", *OPTIONAL, *PLAIN, "trackers", "sweep"]
     for key in given:
         if key not in known:
             raise ConfigError(
@@ -170,26 +174,17 @@ def resolve(tables: Mapping[str, Any], changes: Iterable[tuple[str, Any]] = ()) 
     found: Settings = run.resolve("", {key: given[key] for key in run.parameters if key in given})
     for key, kind in PARTS.items():
         found[key] = resolve_part(kind, key, given[key], FROM_DATA.get(key, ()))
-        if key == "data":
-            found |= _data_options(given)
+        if key == "data" and "partition" in given:
+            found["partition"] = resolve_part("partitions", "partition", given["partition"])
+    for key, function in OPTIONAL.items():
+        if key in given:
+            found[key] = entry_of(key, key, function).resolve(key, _table(key, given[key]))
     for key, factory in PLAIN.items():
         found[key] = _plain(key, factory).resolve(key, _table(key, given.get(key, {})))
     found["trackers"] = Part("trackers", compose=tuple).resolve("trackers", given.get("trackers", []))
     if "sweep" in given:
         found["sweep"] = _sweep(given["sweep"], tables, changes)
     _check_run(found)
-    return found
-
-
-def _data_options(given: Mapping[str, Any]) -> Settings:
-    """What else is done to the data, where it is asked for."""
-    found: Settings = {}
-    if "partition" in given:
-        found["partition"] = resolve_part("partitions", "partition", given["partition"])
-    if "unseen" in given:
-        found["unseen"] = entry_of("unseen", "unseen", holdout_clients).resolve(
-            "unseen", _table("unseen", given["unseen"])
-        )
     return found
 
 

@@ -149,6 +149,8 @@ def _facts(run: RunData) -> Iterator[tuple[str, str]]:
     ]  # fmt: skip
     if cost:
         yield "cost", ", ".join(cost)
+    if costs.get("precision"):
+        yield "precision", str(costs["precision"])
 
 
 def _results(lines: Sequence[Group]) -> str:

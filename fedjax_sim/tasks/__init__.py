@@ -4,6 +4,7 @@ from fedjax_sim.tasks import losses
 from fedjax_sim.tasks.classification import classification
 from fedjax_sim.tasks.flax_modules import from_flax
 from fedjax_sim.tasks.freeze import trainable
+from fedjax_sim.tasks.precision import with_precision
 from fedjax_sim.tasks.regression import regression
 
-__all__ = ["classification", "from_flax", "losses", "regression", "trainable"]
+__all__ = ["classification", "from_flax", "losses", "regression", "trainable", "with_precision"]

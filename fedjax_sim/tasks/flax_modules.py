@@ -65,8 +65,8 @@ def from_flax(
       label: name of the column that a named loss reads.
       metrics: named metrics; ``None`` takes the usual one for a named loss (accuracy, squared error).
       classes: number of classes, to check labels; ``None`` takes ``module.classes`` if there is one.
-      scale: factor that makes float32 inputs of the column; ``"auto"`` is 1/255 for uint8 images, and leaves
-        every other dtype as it is.
+      scale: factor that makes inputs of the column, in the parameters' dtype; ``"auto"`` is 1/255 for uint8 images, and
+        leaves every other dtype as it is.
       batch_stats: what becomes of batch statistics: ``"refuse"`` is an error if the model has any, ``"averaged"``
         sends their change with the update, ``"local"`` keeps each client's own.
       row_mask: name of an argument of the module that takes the mask of valid rows, ``bool[batch]``, for its
@@ -110,14 +110,14 @@ def from_flax(
                 "the shapes of the model's parameters depend on its input, and none is known: build the task with "
                 "sample_input=jnp.zeros((1, ...)), or pass a sample batch, task.init(key, {'x': ...})."
             )
-        variables = model.init(key, None if x is None else _scaled(x, scale))
+        variables = model.init(key, None if x is None else _scaled(x, scale, ()))
         if batch_stats == "refuse" and jax.tree.leaves(variables.stats):
             raise ValueError(_BATCH_STATS)
         return variables
 
     def apply(variables: Variables, batch: Batch, key: Key | None, *, train: bool) -> tuple[Outputs, PyTree]:
         extra = {} if row_mask is None else {row_mask: batch["mask"]}
-        x = _scaled(batch[input], scale)
+        x = _scaled(batch[input], scale, variables.params)
         if augment is not None and train and key is not None:
             x = _augmented(augment, x, key)
         return model.call(variables, x, key, train=train, **extra)
@@ -191,9 +191,12 @@ def _zeros(sample: Any) -> jax.Array:
     return jnp.zeros((1, *spec.shape[1:]), spec.dtype)
 
 
-def _scaled(x: jax.Array, scale: float | Literal["auto"]) -> jax.Array:
+def _scaled(x: jax.Array, scale: float | Literal["auto"], params: PyTree) -> jax.Array:
+    """Scaled inputs in the parameters' dtype, which flax would widen to theirs; float32 where there are several."""
     if scale == "auto":
         if x.dtype != jnp.uint8:
             return x
         scale = 1 / 255
-    return x.astype(jnp.float32) * jnp.float32(scale)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(params)}
+    dtype = dtypes.pop() if len(dtypes) == 1 else jnp.float32
+    return (x.astype(jnp.float32) * jnp.float32(scale)).astype(dtype)

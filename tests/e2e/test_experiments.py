@@ -90,6 +90,7 @@ def test_what_a_run_leaves(tmp_path):
         "examples_per_second",
     ):
         assert summary["costs"][cost] > 0
+    assert summary["costs"]["precision"] == "float32 parameters, float32 products at default precision"
 
     with np.load(folder / "clients.npz", allow_pickle=False) as clients:
         assert clients["participation"].shape == (2, 6) and (clients["participation"].sum(axis=1) == 18).all()
@@ -221,10 +222,17 @@ def test_settings_that_change_the_model_are_refused_with_the_difference(tmp_path
     experiment.run(load(), tmp_path / "a", callbacks=[stop_after(2)])
     with pytest.raises(ConfigError) as error:
         experiment.resume(
-            tmp_path / "a", ["algorithm.client.learning_rate=1", "cohort.size=2", "evaluation.every=3"]
+            tmp_path / "a",
+            [
+                "algorithm.client.learning_rate=1",
+                "cohort.size=2",
+                "evaluation.every=3",
+                "precision.compute=bfloat16",
+            ],
         )
     assert "algorithm.client.learning_rate: 0.1 in the run folder, 1.0 now" in str(error.value)
     assert "cohort.size: 3 in the run folder, 2 now" in str(error.value)
+    assert 'precision.compute: not set in the run folder, "bfloat16" now' in str(error.value)
     assert "evaluation" not in str(error.value)
 
 

@@ -59,6 +59,10 @@ def test_every_component_can_be_listed(kind):
 
 WRONG = {
     "unknown key": (["rouns=3"], "rouns is no setting of an experiment; it has name, rounds.* Did you mean 'rounds'?"),
+    "unknown precision": (
+        ["precision.compute=bfloat61"],
+        'precision.compute is "bfloat61", expected one of "float32", "bfloat16". Did you mean \'bfloat16\'?',
+    ),
     "unknown key in a table": (["local.epoch=3"], "local.epoch is no setting of local; .* Did you mean 'epochs'?"),
     "unknown key deep": (
         ["algorithm.client.lr=3"],
