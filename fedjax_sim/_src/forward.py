@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import AbstractContextManager
+
+import jax
 from fedjax_sim_kernels import client_batched
 
 from fedjax_sim._src.types import Batch, Key, Outputs, PyTree, Task, Variables
@@ -14,4 +18,11 @@ def apply(
 
     Differentiation comes after it: the gradients are those of the faster forms.
     """
-    return client_batched(lambda v, b, k: task.apply(v, b, k, train=train))(variables, batch, key)
+    # The rules of custom derivatives (``jax.custom_jvp``) run in here, behind the tracing of task.apply.
+    with products_at(task.products):
+        return client_batched(lambda v, b, k: task.apply(v, b, k, train=train))(variables, batch, key)
+
+
+def products_at(precision: str | None) -> AbstractContextManager:
+    """Inside, matrix products are traced with a precision; with JAX's own setting for ``None``."""
+    return contextlib.nullcontext() if precision is None else jax.default_matmul_precision(precision)

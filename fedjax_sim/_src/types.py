@@ -109,6 +109,8 @@ class Task(NamedTuple):
         change travels with the update), ``"local"`` (each client keeps its own).
       check: called on the host with ``ClientData.columns`` before a simulation starts; raises on data that the
         task cannot train on.
+      products: the precision of matrix products under which the model is differentiated, by JAX's names; ``None`` for
+        JAX's own setting. ``apply`` sees to it for itself: see ``tasks.with_precision``.
     """
 
     init: InitVariables
@@ -117,6 +119,7 @@ class Task(NamedTuple):
     metrics: Mapping[str, Metric] = {}
     stats_policy: StatsPolicy = "none"
     check: Callable[[Mapping[str, Any]], None] | None = None
+    products: Literal["default", "high", "highest"] | None = None
 
 
 # --- contexts ----------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
-from fedjax_sim._src import checks
+from fedjax_sim._src import checks, forward
 from fedjax_sim._src.types import Batch, Key, Outputs, PyTree, Task, Variables
 
 __all__ = ["precision_of", "with_precision"]
@@ -63,7 +62,7 @@ def with_precision(task: Task, compute: Compute | None = None, products: Product
         checks.one_of("products", products, get_args(Products))
 
     def apply(variables: Variables, batch: Batch, key: Key | None, *, train: bool) -> tuple[Outputs, PyTree]:
-        with contextlib.nullcontext() if products is None else jax.default_matmul_precision(products):
+        with forward.products_at(products):
             if compute is None:
                 return task.apply(variables, batch, key, train=train)
             params, frozen, columns = _cast((variables.params, variables.frozen, dict(batch)), compute)
@@ -71,7 +70,9 @@ def with_precision(task: Task, compute: Compute | None = None, products: Product
         kept = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), stats, variables.stats)
         return _cast(outputs, "float32"), kept
 
-    return task if compute is None and products is None else task._replace(apply=apply)
+    if compute is None and products is None:
+        return task
+    return task._replace(apply=apply, products=task.products or products)
 
 
 def _cast(values: PyTree, dtype: Compute) -> PyTree:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +12,6 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
-from jax.extend.core import jaxprs_in_params
 
 import fedjax_sim as fs
 from fedjax_sim import experiment, models, tasks
@@ -59,17 +61,28 @@ def text() -> fs.Task:
     return tasks.classification(model, sample_input=jax.ShapeDtypeStruct((1, 6), jnp.int32))
 
 
-def products(function, *arguments) -> list:
-    """Every matrix product and convolution of a traced function, at any depth."""
+class Product(NamedTuple):
+    """A matrix product or a convolution of a lowered program."""
 
-    def found(program):
-        for equation in program.eqns:
-            if equation.primitive.name in ("dot_general", "conv_general_dilated"):
-                yield equation
-            for inner in jaxprs_in_params(equation.params):
-                yield from found(inner)
+    kind: str
+    precision: tuple[str, ...]
+    dtypes: tuple[str, ...]
 
-    return list(found(jax.make_jaxpr(function)(*arguments).jaxpr))
+
+def products(function, *arguments) -> list[Product]:
+    """All of a function, after every rewriting."""
+    text = jax.jit(function).lower(*arguments).as_text()
+    found = re.findall(
+        r"stablehlo\.(dot_general|convolution)(.*) : \(tensor<([^>]*)>, tensor<([^>]*)>\) ->", text
+    )
+    return [
+        Product(
+            kind,
+            tuple(re.findall(r"\b(DEFAULT|HIGH|HIGHEST)\b", settings)),
+            tuple(t.split("x")[-1] for t in types),
+        )
+        for kind, settings, *types in found
+    ]
 
 
 def drawn(task: fs.Task) -> fs.Variables:
@@ -90,8 +103,12 @@ def of_gradient(task: fs.Task, batch, clients: int | None = None) -> list:
     return products(jax.vmap(grads, in_axes=(0, None)), own, variables)
 
 
-def dtypes(equations) -> set[str]:
-    return {str(operand.aval.dtype) for equation in equations for operand in equation.invars}
+def dtypes(found: list[Product]) -> set[str]:
+    return {dtype for product in found for dtype in product.dtypes}
+
+
+def precisions(found: list[Product]) -> set[str]:
+    return {each for product in found for each in product.precision}
 
 
 def leaf_dtypes(tree) -> set[str]:
@@ -105,18 +122,16 @@ def leaf_dtypes(tree) -> set[str]:
 @pytest.mark.parametrize("model", [models.linear(10), models.cnn(classes=10)], ids=["linear", "cnn"])
 def test_every_product_of_value_and_gradient_is_bfloat16(model, clients):
     """Scaled uint8 images included, which would make float32 of all that they meet."""
-    equations = of_gradient(tasks.with_precision(images(model), compute="bfloat16"), IMAGES, clients)
-    assert len(equations) >= 2 and dtypes(equations) == {"bfloat16"}
-    assert {equation.primitive.name for equation in equations} == {"dot_general"}, (
-        "convolutions are rewritten"
-    )
-    assert dtypes(of_gradient(images(model), IMAGES, clients)) == {"float32"}
+    found = of_gradient(tasks.with_precision(images(model), compute="bfloat16"), IMAGES, clients)
+    assert len(found) >= 2 and dtypes(found) == {"bf16"}
+    assert {product.kind for product in found} == {"dot_general"}, "convolutions are rewritten"
+    assert dtypes(of_gradient(images(model), IMAGES, clients)) == {"f32"}
 
 
 def test_a_text_model_computes_in_bfloat16():
     """The recurrence has a derivative of its own, with products that no other program has."""
     task = tasks.with_precision(text(), compute="bfloat16")
-    assert dtypes(of_gradient(task, TEXT, 3)) == {"bfloat16"}
+    assert dtypes(of_gradient(task, TEXT, 3)) == {"bf16"}
     variables = task.init(KEY)
     narrow, wide = (
         jax.jit(lambda v, task=task: gradient(task, v, TEXT, KEY)[::2])(variables) for task in (task, text())
@@ -169,7 +184,7 @@ def test_batch_statistics_stay_float32(module):
     outputs, stats = narrow.apply(variables, batch, KEY, train=True)
     assert leaf_dtypes((outputs, stats)) == {"float32"}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.01), stats, expected)
-    assert dtypes(products(lambda v: narrow.apply(v, batch, KEY, train=True)[0], variables)) == {"bfloat16"}
+    assert dtypes(products(lambda v: narrow.apply(v, batch, KEY, train=True)[0], variables)) == {"bf16"}
 
 
 @pytest.mark.parametrize("outside", ["trainable", "with_precision"])
@@ -183,7 +198,7 @@ def test_a_part_is_trained(outside):
     )
     variables = drawn(task)
     assert set(variables.params) == {"Dense_1"} and leaf_dtypes(variables) == {"float32"}
-    assert dtypes(of_gradient(task, IMAGES)) == {"bfloat16"}
+    assert dtypes(of_gradient(task, IMAGES)) == {"bf16"}
     assert leaf_dtypes(jax.eval_shape(lambda v: gradient(task, v, IMAGES, KEY), variables)) == {"float32"}
 
 
@@ -191,7 +206,7 @@ def test_parameters_that_are_narrow_can_compute_in_float32():
     task = images(models.linear(10))
     narrow = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), drawn(task))
     wide = tasks.with_precision(task, compute="float32")
-    assert dtypes(products(lambda v: wide.apply(v, IMAGES, KEY, train=True)[0], narrow)) == {"float32"}
+    assert dtypes(products(lambda v: wide.apply(v, IMAGES, KEY, train=True)[0], narrow)) == {"f32"}
 
 
 @pytest.fixture(scope="module")
@@ -236,29 +251,33 @@ def test_state_stays_float32(trained):
 @pytest.mark.parametrize("task", [images(models.cnn(classes=10)), text()], ids=["cnn", "lstm"])
 def test_every_product_carries_the_precision(task, precision, clients):
     batch = TEXT if "Embed_0" in drawn(task).params else IMAGES
-    equations = of_gradient(tasks.with_precision(task, products=precision), batch, clients)
-    expected = jax.lax.Precision(precision)
-    assert len(equations) >= 6
-    assert {equation.params["precision"] for equation in equations} == {(expected, expected)}
+    found = of_gradient(tasks.with_precision(task, products=precision), batch, clients)
+    assert len(found) >= 6 and precisions(found) == {precision.upper()}
 
 
 def test_what_is_not_set_is_what_jax_is_set_to():
     task = images(models.linear(10))
     assert tasks.with_precision(task) is task
     only = tasks.with_precision(task, compute="bfloat16")
-    assert {equation.params["precision"] for equation in of_gradient(only, IMAGES)} == {None}
+    assert only.products is None
     with jax.default_matmul_precision("high"):
         assert "at high precision" in precision_of(only, drawn(only), IMAGES)
         highest = tasks.with_precision(only, products="highest")
         assert "at highest precision" in precision_of(highest, drawn(only), IMAGES)
 
 
+@pytest.mark.parametrize("outside", [{"products": "default"}, {"compute": "bfloat16"}])
+def test_the_innermost_precision_counts(outside):
+    task = tasks.with_precision(tasks.with_precision(text(), products="highest"), **outside)
+    assert precisions(of_gradient(task, TEXT)) == {"HIGHEST"}
+
+
 def test_evaluation_computes_as_training_does():
     task = tasks.with_precision(images(models.cnn(classes=10)), "bfloat16", "highest")
     for apply in (task.apply, lambda *given, train: forward.apply(task, *given, train=train)):
-        equations = products(lambda v, a=apply: a(v, IMAGES, None, train=False)[0], drawn(task))
-        assert dtypes(equations) == {"bfloat16"}
-        assert {e.params["precision"] for e in equations} == {(jax.lax.Precision.HIGHEST,) * 2}
+        found = products(lambda v, a=apply: a(v, IMAGES, None, train=False)[0], drawn(task))
+        assert dtypes(found) == {"bf16"}
+        assert precisions(found) == {"HIGHEST"}
 
 
 def a_step(rule: fs.ClientRule, broadcast):
@@ -285,9 +304,9 @@ def test_every_client_rule_computes_so(name):
     for stage in algorithm.stages:
         for rule in groups(stage):
             step, given = a_step(rule, jax.eval_shape(stage.broadcast, server))
-            equations = products(step, *given)
-            assert len(equations) >= 2 and dtypes(equations) == {"bfloat16"}
-            assert {e.params["precision"] for e in equations} == {(jax.lax.Precision.HIGHEST,) * 2}
+            found = products(step, *given)
+            assert len(found) >= 2 and dtypes(found) == {"bf16"}
+            assert precisions(found) == {"HIGHEST"}
             assert leaf_dtypes(jax.eval_shape(step, *given)) <= {"float32", "int32"}
 
 
