@@ -97,3 +97,27 @@ def num_bytes(tree) -> int:
 def spec(tree) -> Any:
     """Shapes and dtypes of a tree, as ``ShapeDtypeStruct`` leaves."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)
+
+
+def pack(tree) -> tuple[jax.Array, ...]:
+    """All leaves in one array ``[elements]`` per dtype: what is copied often and small is copied at once."""
+    leaves = jax.tree.leaves(tree)
+    return tuple(
+        jnp.concatenate([jnp.ravel(x) for x in leaves if x.dtype == dtype]) for dtype in _dtypes(leaves)
+    )
+
+
+def unpack(packed: tuple[jax.Array, ...], like) -> Any:
+    """The inverse of ``pack``; ``like`` has the shapes and dtypes of the tree."""
+    leaves, structure = jax.tree.flatten(like)
+    rest = dict(zip(_dtypes(leaves), packed, strict=True))
+    found = []
+    for x in leaves:
+        count = math.prod(x.shape)
+        found.append(rest[x.dtype][:count].reshape(x.shape))
+        rest[x.dtype] = rest[x.dtype][count:]
+    return jax.tree.unflatten(structure, found)
+
+
+def _dtypes(leaves) -> list:
+    return list(dict.fromkeys(x.dtype for x in leaves))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import jax.numpy as jnp
+from jax import lax
 
 from fedjax_sim._src.types import Array, Batch
 from fedjax_sim.data.local_work import LocalWork
@@ -69,8 +70,13 @@ def epoch_of(local: LocalWork, step: Array, size: Array) -> Array:
 
 def _epoch(local: LocalWork, step: Array, size: Array) -> tuple[Array, Array]:
     count = local.rows_per_step
-    per_epoch = jnp.maximum(size // count if local.drop_remainder else (size + count - 1) // count, 1)
-    return step // per_epoch, step % per_epoch
+    if local.epochs == 1:
+        return jnp.zeros_like(step), step
+    # Nothing here is negative: without the sign's corrections a division is one operation instead of five.
+    rows = jnp.asarray(size if local.drop_remainder else size + count - 1)
+    per_epoch = jnp.maximum(lax.div(rows, jnp.asarray(count, rows.dtype)), 1)
+    step = jnp.asarray(step, per_epoch.dtype)
+    return lax.div(step, per_epoch), lax.rem(step, per_epoch)
 
 
 def gather(columns: Mapping[str, Array], start: Array, rows: Array, valid: Array) -> Batch:

@@ -34,6 +34,40 @@ class TurnKeys(NamedTuple):
     order: Array
 
 
+class Ticket(NamedTuple):
+    """What a lane knows of its turn: the queue's entry and the turn's keys."""
+
+    entry: Entry
+    keys: TurnKeys
+
+    def words(self) -> Array:
+        """All of it as ``uint32[words]``, which a lane takes over in one copy."""
+        entry, (turn, step, order) = self
+        numbers = jnp.concatenate([jnp.ravel(x) for x in entry])
+        return jnp.concatenate(
+            [
+                jax.lax.bitcast_convert_type(numbers, jnp.uint32),
+                jax.random.key_data(turn),
+                jax.random.key_data(step),
+                order,
+            ]
+        )
+
+    @classmethod
+    def of(cls, words: Array) -> Ticket:
+        """The inverse of ``words``."""
+        numbers = jax.lax.bitcast_convert_type(words[:-_KEY_WORDS], jnp.int32)
+        turn, step, order = jnp.split(words[-_KEY_WORDS:], 3)
+        fields = len(Entry._fields) - 1
+        entry = Entry(*(numbers[index] for index in range(fields)), steps=numbers[fields:])
+        keys_ = TurnKeys(*(jax.random.wrap_key_data(x, impl="threefry2x32") for x in (turn, step)), order)
+        return cls(entry, keys_)
+
+
+_KEY_WORDS = 6
+"""Two of each of a turn's keys and of the words behind its order."""
+
+
 class Rows(NamedTuple):
     """Rows of one step: ``index: int32[rows]`` in the client's examples, ``valid: bool[rows]``."""
 
@@ -66,6 +100,8 @@ class Turn:
         self._stage = stage
         self._group = group
         self.local = problem.works(problem.algorithm())[stage]
+        self.step = jax.jit(self.one_step, inline=True)
+        """``one_step``, traced once for all the places of a program that need it or its shapes."""
 
     def rule(self, hyper) -> ClientRule:
         return groups(self._problem.build(hyper).stages[self._stage])[self._group]
@@ -105,7 +141,7 @@ class Turn:
         picked = explicit[jnp.minimum(step, explicit.shape[0] - 1)]
         return Rows(picked, picked >= 0)
 
-    def step(
+    def one_step(
         self,
         hyper,
         broadcast,

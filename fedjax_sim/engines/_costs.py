@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from fedjax_sim_kernels import as_written
 
 from fedjax_sim._src import keys, tree
 from fedjax_sim._src.types import RuleTraffic
@@ -21,7 +22,8 @@ class TurnCosts(NamedTuple):
     Attributes:
       bytes_up: encoded messages of all stages, without what the rule does not really send.
       bytes_down: broadcasts of all stages, likewise.
-      step_flops: operations of one local step in each stage, by XLA's count (a loop's body counts once).
+      step_flops: operations of one local step in each stage, by XLA's count of the model as it is written: a faster form
+        of a convolution does not change them (a loop's body counts once).
     """
 
     bytes_up: int
@@ -67,9 +69,10 @@ def _step_flops(problem: Problem, stage: int, group: int, broadcast, state: SimS
     work = jax.eval_shape(turn.begin, problem.example_hyper, broadcast, key, zero, entry, row)
     count = turn.local.rows_per_step
     rows = Rows(jax.ShapeDtypeStruct((count,), jnp.int32), jax.ShapeDtypeStruct((count,), jnp.bool_))
-    lowered = jax.jit(turn.step).lower(
-        problem.example_hyper, broadcast, dict(problem.columns), rows, key, entry, zero, work
-    )
+    with as_written():
+        lowered = jax.jit(turn.one_step).lower(
+            problem.example_hyper, broadcast, dict(problem.columns), rows, key, entry, zero, work
+        )
     return float((lowered.cost_analysis() or {}).get("flops", 0.0))
 
 

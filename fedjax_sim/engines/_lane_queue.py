@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from fedjax_sim._src import tree
 from fedjax_sim._src.types import Array, Message
 from fedjax_sim.data.plans import Entry
-from fedjax_sim.engines._client import Row, Rows, Sent, Turn, TurnKeys, strong
+from fedjax_sim.engines._client import Row, Rows, Sent, Ticket, Turn, strong
 from fedjax_sim.engines._state import ClientTable
 
 FinishForm = Literal["compact", "masked"]
@@ -29,12 +29,12 @@ class Lane(NamedTuple):
     ``position`` is the turn's place in the queue, at or beyond its end when the lane has run dry. ``broadcast`` is
     the lane's own copy when a program holds several replicas, else ``()``: all lanes share one. ``rows`` are those of
     the coming step, made one step ahead: in the step itself the compiler would fuse their computation into the gather
-    and repeat it for every element.
+    and repeat it for every element. ``words`` are those of the turn's ticket, ``metrics`` are packed: every array that a
+    lane has is one more to copy at an event.
     """
 
     position: Array
-    entry: Entry
-    keys: TurnKeys
+    words: Array
     step: Array
     rows: Rows
     work: Any
@@ -47,7 +47,7 @@ class Deposit(NamedTuple):
 
     Attributes:
       message: sums ``[replicas, ...]``, or rows ``[replicas, cap, ...]`` under a gather.
-      metrics: sums ``[replicas]``.
+      metrics: sums ``[replicas]``; packed while the lanes run.
       table: the client table, leaves ``[replicas, slots, ...]``.
       finite: ``bool[cap]``, whether each turn's update was finite.
       ticks: ``int32[]``, steps that the lanes took together.
@@ -79,8 +79,26 @@ def over_lanes(function: Callable, lanes: int) -> Callable:
     """
     if lanes > 1:
         return jax.vmap(function)
-    squeeze = lambda tree_: jax.tree.map(lambda x: x[0], tree_)  # noqa: E731
-    return lambda argument: jax.tree.map(lambda x: x[None], function(squeeze(argument)))
+    return lambda argument: _widened(function(_squeezed(argument)))
+
+
+def _squeezed(lanes):
+    return jax.tree.map(lambda x: x[0], lanes)
+
+
+def _widened(lane):
+    return jax.tree.map(lambda x: x[None], lane)
+
+
+def repeated(tick: Callable, steps: Array, lane: Any, lanes: int) -> Any:
+    """``tick`` so many times on all lanes.
+
+    One lane is squeezed outside the loop: where the axis came and went inside it, the compiler could not update parameters
+    in place and copied them in every step.
+    """
+    if lanes > 1:
+        return jax.lax.fori_loop(0, steps, lambda _, lane: jax.vmap(tick)(lane), lane)
+    return _widened(jax.lax.fori_loop(0, steps, lambda _, lane: tick(lane), _squeezed(lane)))
 
 
 class LaneQueue:
@@ -113,55 +131,68 @@ class LaneQueue:
         row = Row(table.states[self.group] if table.states else (), table.parts[self.stage], table.seen)
         return jax.tree.map(lambda x: x[entry.replica, entry.slot], row)
 
-    def _start(self, shared: Shared, table: ClientTable, entries: Entry, explicit, metrics, position) -> Lane:
+    def _tickets(self, shared: Shared, entries: Entry) -> Array:
+        """Words of every turn's ticket, ``uint32[cap, words]``.
+
+        The keys of all turns are made at once: at an event, one threefry after the other took longer than a small model's
+        steps.
+        """
+
+        def one(entry: Entry) -> Array:
+            own = self.turn.keys(self._of(shared.root, entry.replica), shared.round, entry)
+            return Ticket(entry, own).words()
+
+        return jax.vmap(one)(entries)
+
+    def _start(self, shared: Shared, table: ClientTable, tickets, explicit, metrics, position) -> Lane:
         """A lane at the beginning of a turn; beyond the queue's end, at the beginning of some turn."""
-        cap = entries.client.shape[0]
-        entry = jax.tree.map(lambda x: x[jnp.minimum(position, cap - 1)], entries)
+        words = tickets[jnp.minimum(position, tickets.shape[0] - 1)]
+        entry, own_keys = Ticket.of(words)
         broadcast, hyper = self._of(shared.broadcast, entry.replica), self._of(shared.hyper, entry.replica)
-        own_keys = self.turn.keys(self._of(shared.root, entry.replica), shared.round, entry)
         work = self.turn.begin(hyper, broadcast, own_keys, shared.round, entry, self._row(table, entry))
         own = () if self.replicas == 1 else broadcast
         first = jnp.zeros((), jnp.int32)
-        rows = self._rows(explicit, position, own_keys, entry, first)
-        return Lane(position, entry, own_keys, first, rows, work, tree.zeros_like(metrics), own)
+        rows = self._rows(explicit, position, Ticket(entry, own_keys), first)
+        return Lane(position, words, first, rows, work, tree.pack(tree.zeros_like(metrics)), own)
 
-    def _rows(self, explicit, position, own_keys: TurnKeys, entry: Entry, step) -> Rows:
+    def _rows(self, explicit, position, ticket: Ticket, step) -> Rows:
         mine = None if explicit is None else explicit[jnp.minimum(position, explicit.shape[0] - 1)]
-        return self.turn.rows(own_keys, entry, step, mine)
+        return self.turn.rows(ticket.keys, ticket.entry, step, mine)
 
     def _broadcast(self, shared: Shared, lane: Lane):
         return self._of(shared.broadcast, 0) if self.replicas == 1 else lane.broadcast
 
     def _tick(self, shared: Shared, explicit, lane: Lane) -> Lane:
-        hyper = self._of(shared.hyper, lane.entry.replica)
+        ticket = Ticket.of(lane.words)
         work, measured = self.turn.step(
-            hyper,
+            self._of(shared.hyper, ticket.entry.replica),
             self._broadcast(shared, lane),
             shared.columns,
             lane.rows,
-            lane.keys,
-            lane.entry,
+            ticket.keys,
+            ticket.entry,
             lane.step,
             lane.work,
         )
-        rows = self._rows(explicit, lane.position, lane.keys, lane.entry, lane.step + 1)
-        return lane._replace(
-            work=work, step=lane.step + 1, rows=rows, metrics=tree.add(lane.metrics, measured)
-        )
+        rows = self._rows(explicit, lane.position, ticket, lane.step + 1)
+        metrics = tree.add(lane.metrics, tree.pack(measured))
+        return lane._replace(work=work, step=lane.step + 1, rows=rows, metrics=metrics)
 
-    def _end(self, shared: Shared, table: ClientTable, lane: Lane) -> Sent:
-        replica = lane.entry.replica
+    def _end(self, shared: Shared, table: ClientTable, step_metrics, lane: Lane) -> Sent:
+        """What the lane's turn leaves, its metrics packed."""
+        entry, own_keys = Ticket.of(lane.words)
         sent = self.turn.finish(
-            self._of(shared.hyper, replica),
+            self._of(shared.hyper, entry.replica),
             self._broadcast(shared, lane),
-            self._of(shared.server_part, replica),
-            lane.keys,
+            self._of(shared.server_part, entry.replica),
+            own_keys,
             shared.round,
-            lane.entry,
+            entry,
             lane.work,
-            self._row(table, lane.entry),
+            self._row(table, entry),
         )
-        return sent._replace(metrics={**lane.metrics, **sent.metrics})
+        metrics = {**tree.unpack(lane.metrics, step_metrics), **sent.metrics}
+        return sent._replace(metrics=tree.pack(metrics))
 
     # --- the pass ---
 
@@ -177,7 +208,7 @@ class LaneQueue:
             own_keys = self.turn.keys(self._of(shared.root, entry.replica), shared.round, entry)
             row = self._row(table, entry)
             work = self.turn.begin(hyper, broadcast, own_keys, shared.round, entry, row)
-            rows = self._rows(explicit, entry.client, own_keys, entry, entry.client)
+            rows = self._rows(explicit, entry.client, Ticket(entry, own_keys), entry.client)
             _, measured = self.turn.step(
                 hyper, broadcast, shared.columns, rows, own_keys, entry, entry.client, work
             )
@@ -198,11 +229,13 @@ class LaneQueue:
           deposit: what was accumulated before.
           offset: first row of the gather that belongs to this queue.
         """
-        step_metrics = self.specs(shared, deposit.table, entries, rows)[2]
-        lanes = min(self.lanes, entries.client.shape[0])
-        start = lambda table, position: self._start(shared, table, entries, rows, step_metrics, position)  # noqa: E731
-        first = jax.vmap(start, in_axes=(None, 0))(deposit.table, jnp.arange(lanes, dtype=jnp.int32))
-        tick = over_lanes(lambda lane: self._tick(shared, rows, lane), lanes)
+        _, turn_metrics, step_metrics = self.specs(shared, deposit.table, entries, rows)
+        tickets = self._tickets(shared, entries)
+        lanes = min(self.lanes, tickets.shape[0])
+        begin = lambda table, position: self._start(shared, table, tickets, rows, step_metrics, position)  # noqa: E731
+        end = lambda table, lane: self._end(shared, table, step_metrics, lane)  # noqa: E731
+        first = jax.vmap(begin, in_axes=(None, 0))(deposit.table, jnp.arange(lanes, dtype=jnp.int32))
+        tick = lambda lane: self._tick(shared, rows, lane)  # noqa: E731
 
         def unfinished(carry):
             lane, _, _ = carry
@@ -211,16 +244,24 @@ class LaneQueue:
         def until_next_event(carry):
             lane, upcoming, deposit = carry
             live = lane.position < count
-            remaining = jnp.where(live, lane.entry.steps[:, self.stage] - lane.step, _FOREVER)
+            remaining = jnp.where(live, self._steps(lane) - lane.step, _FOREVER)
             steps = jnp.min(remaining)
-            lane = jax.lax.fori_loop(0, steps, lambda _, lane: tick(lane), lane)
+            lane = repeated(tick, steps, lane, lanes)
             deposit = deposit._replace(ticks=deposit.ticks + steps)
-            return self._event(shared, start, lane, upcoming, deposit, live & (remaining == steps), offset)
+            return self._event(begin, end, lane, upcoming, deposit, live & (remaining == steps), offset)
 
-        carry = (strong(first), jnp.int32(lanes), deposit)
-        return jax.lax.while_loop(unfinished, until_next_event, carry)[2]
+        packed = deposit._replace(metrics=jax.vmap(tree.pack, axis_size=self.replicas)(deposit.metrics))
+        carry = (strong(first), jnp.int32(lanes), packed)
+        deposit = jax.lax.while_loop(unfinished, until_next_event, carry)[2]
+        unpack = jax.vmap(lambda sums: tree.unpack(sums, turn_metrics), axis_size=self.replicas)
+        metrics = unpack(deposit.metrics)
+        return deposit._replace(metrics=metrics)
 
-    def _event(self, shared, start, lane: Lane, upcoming, deposit: Deposit, done, offset):
+    def _steps(self, lane: Lane) -> Array:
+        """Steps of each lane's turn."""
+        return jax.vmap(Ticket.of)(lane.words).entry.steps[:, self.stage]
+
+    def _event(self, begin, end, lane: Lane, upcoming, deposit: Deposit, done, offset):
         """Finishes lanes that are done and gives them the next turns: one lane at a time, or all at once, masked.
 
         With the compact form an event of several lanes takes several passes through the loop, with no step between.
@@ -232,11 +273,13 @@ class LaneQueue:
         else:
             chosen, mask = lane, done
         width = mask.shape[0]
-        sent = over_lanes(lambda one: self._end(shared, deposit.table, one), width)(chosen)
+        sent = over_lanes(lambda one: end(deposit.table, one), width)(chosen)
         deposit = self._collect(deposit, sent, chosen, mask, offset)
         order = upcoming + jnp.cumsum(mask, dtype=jnp.int32) - 1
-        begin = lambda position: start(deposit.table, position)  # noqa: E731
-        fresh = over_lanes(begin, width)(jnp.where(mask, order, chosen.position))
+        after = deposit.table
+        fresh = over_lanes(lambda position: begin(after, position), width)(
+            jnp.where(mask, order, chosen.position)
+        )
         fresh = strong(fresh)
         if self.compact:
             lane = jax.tree.map(
@@ -248,7 +291,8 @@ class LaneQueue:
 
     def _collect(self, deposit: Deposit, sent: Sent, lane: Lane, mask, offset) -> Deposit:
         """Adds what the masked lanes send; everything else is replaced by zero before it can touch a sum."""
-        replica = lane.entry.replica
+        entry = jax.vmap(Ticket.of)(lane.words).entry
+        replica = entry.replica
 
         def add(total, values):
             values = jnp.where(mask.reshape((-1,) + (1,) * (values.ndim - 1)), values, 0).astype(total.dtype)
@@ -263,9 +307,9 @@ class LaneQueue:
         def keep(table, values):
             if self.compact:
                 # int32 as the queue's integers are: in 64-bit mode a Python 0 would be another type.
-                at = (replica[0], lane.entry.slot[0], *[jnp.int32(0)] * (table.ndim - 2))
+                at = (replica[0], entry.slot[0], *[jnp.int32(0)] * (table.ndim - 2))
                 return jax.lax.dynamic_update_slice(table, values[None].astype(table.dtype), at)
-            index = jnp.where(mask, lane.entry.slot, table.shape[1])
+            index = jnp.where(mask, entry.slot, table.shape[1])
             return table.at[replica, index].set(values.astype(table.dtype), mode="drop")
 
         table = deposit.table

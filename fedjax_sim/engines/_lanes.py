@@ -166,11 +166,17 @@ class _LaneRounds(RoundFn):
 
     def _program(self, state, plan):
         if self._jitted is None:
-            # A thread pool inside each device would take the cores from the other devices: one thread each.
-            alone = self._platform == "cpu" and self._mesh is not None and self._mesh.size > 1
-            options = {"xla_cpu_multi_thread_eigen": False} if alone else None
+            options = self._compiler_options() if self._platform == "cpu" else None
             self._jitted = jax.jit(self._function(state, plan), donate_argnums=0, compiler_options=options)
         return self._jitted
+
+    def _compiler_options(self) -> dict[str, bool]:
+        """For CPU: parameters are updated in place, where the compiler's default copies them before every step."""
+        in_place = {"xla_cpu_copy_insertion_use_region_analysis": True}
+        if self._mesh is None or self._mesh.size == 1:
+            return in_place
+        # A thread pool inside each device would take the cores from the other devices: one thread each.
+        return in_place | {"xla_cpu_multi_thread_eigen": False}
 
     def _function(self, state, plan):
         chunk = Chunk(

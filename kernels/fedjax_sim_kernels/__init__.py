@@ -6,6 +6,6 @@ function, ``shapes`` is the list that tests and benchmarks share. The package's 
 
 from fedjax_sim_kernels import conv, order, pooling
 from fedjax_sim_kernels.lstm import lstm
-from fedjax_sim_kernels.rewrite import client_batched
+from fedjax_sim_kernels.rewrite import as_written, client_batched
 
-__all__ = ["client_batched", "conv", "lstm", "order", "pooling"]
+__all__ = ["as_written", "client_batched", "conv", "lstm", "order", "pooling"]

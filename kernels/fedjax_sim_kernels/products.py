@@ -1,32 +1,148 @@
-"""A matrix product whose weight gradient is taken in the order that the CPU is fast at."""
+"""Matrix products in the order that the CPU is fast at, derivatives included.
+
+The gradient of ``rows @ weights`` is two products of other layouts, ``cotangents @ weights^T`` and ``rows^T @ cotangents``.
+XLA hands each to its library as it stands, and the CPU's libraries are two to four times slower at a transposed left
+operand, and at the few and narrow rows of a client's batch. Here each layout has a form of its own. The three are closed
+under differentiation, so one primitive holds them all, in reverse and in forward mode and under ``vmap``. The measurements
+behind the limits are in ``docs/decisions/0015-products.md``.
+"""
 
 from __future__ import annotations
+
+import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+Layout = Literal["nn", "nt", "tn"]
+"""Which operand is given transposed: none, the right one, the left one."""
+
+_CONTRACTED: dict[Layout, tuple[int, int]] = {"nn": (1, 0), "nt": (1, 1), "tn": (0, 0)}
+
+NARROW = 16
+"""Up to so many features the result is computed transposed."""
+
+TALL_DEPTH = 512
+"""From so many terms on, transposing the left operand costs more than it saves."""
+
+LARGE = 2**17
+"""Transposing a larger operand costs more than it saves."""
 
 
-def product(rows: jax.Array, weights: jax.Array, *, precision=None, preferred_element_type=None) -> jax.Array:
-    """``rows @ weights``.
-
-    The weights' gradient is ``rows^T @ cotangents``, and XLA gives it to the CPU's product in that order, for which the
-    tall matrix of rows is read against its grain. ``cotangents^T @ rows`` takes a third less time; the barrier keeps the
-    compiler from turning it round again.
+def product(
+    rows: jax.Array, weights: jax.Array, *, precision: Any = None, preferred_element_type: Any = None
+) -> jax.Array:
+    """``rows @ weights``, with gradients that are fast on CPU.
 
     Args:
       rows: ``[rows, depth]``.
       weights: ``[depth, features]``.
-      precision: as in ``lax.dot_general``.
-      preferred_element_type: as in ``lax.dot_general``.
+      precision: as in ``lax.dot_general``; likewise ``preferred_element_type``.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from fedjax_sim_kernels.products import product
+    >>> gradient = jax.grad(lambda w: product(jnp.ones((2, 3)), w).sum())(jnp.zeros((3, 4)))
+    >>> gradient.shape, float(gradient[0, 0])
+    ((3, 4), 2.0)
     """
-    exact = {"precision": precision, "preferred_element_type": preferred_element_type}
-    if not _is_tall(rows.shape[0], *weights.shape):
-        return lax.dot_general(rows, weights, (((1,), (0,)), ((), ())), **exact)
-    turned = lax.optimization_barrier(jnp.transpose(weights))
-    return lax.dot_general(rows, turned, (((1,), (1,)), ((), ())), **exact)
+    if rows.dtype != weights.dtype or preferred_element_type not in (None, rows.dtype):
+        return lax.dot_general(rows, weights, _dimensions(2, "nn"), precision, preferred_element_type)
+    return contract_p.bind(rows, weights, layout="nn", precision=precision)
 
 
-def _is_tall(rows: int, depth: int, features: int) -> bool:
-    """Whether the barrier pays: on CPU, many rows, and weights that are not wider than deep."""
-    return jax.default_backend() == "cpu" and rows >= 256 and depth >= features
+contract_p = Primitive("contract")
+"""``a @ b`` over the last two axes, either given transposed; axes before them are a batch that both have."""
+
+
+def _dot(a: jax.Array, b: jax.Array, *, layout: Layout, precision: Any) -> jax.Array:
+    return lax.dot_general(a, b, _dimensions(a.ndim, layout), precision=precision)
+
+
+def _dimensions(rank: int, layout: Layout):
+    batch = tuple(range(rank - 2))
+    left, right = (rank - 2 + axis for axis in _CONTRACTED[layout])
+    return ((left,), (right,)), (batch, batch)
+
+
+def _abstract(a, b, *, layout: Layout, precision: Any):
+    return lax.dot_general_p.abstract_eval(
+        a,
+        b,
+        dimension_numbers=_dimensions(a.ndim, layout),
+        precision=precision,
+        preferred_element_type=None,
+        out_sharding=None,
+    )[0]
+
+
+# --- derivatives and vmap ------------------------------------------------------------------------------------
+
+# For C = A B, A B^T and A^T B: the cotangents of A and of B from that of C.
+
+
+def _to_left(cotangent, a, b, *, layout: Layout, precision: Any):
+    bind = functools.partial(contract_p.bind, precision=precision)
+    if layout == "tn":
+        return bind(b, cotangent, layout="nt")
+    return bind(cotangent, b, layout="nt" if layout == "nn" else "nn")
+
+
+def _to_right(cotangent, a, b, *, layout: Layout, precision: Any):
+    bind = functools.partial(contract_p.bind, precision=precision)
+    if layout == "nt":
+        return bind(cotangent, a, layout="tn")
+    return bind(a, cotangent, layout="tn" if layout == "nn" else "nn")
+
+
+def _batched(operands, axes, *, layout: Layout, precision: Any):
+    a, b = operands
+    of_a, of_b = axes
+    settings = {"layout": layout, "precision": precision}
+    if of_a is not None and of_b is not None:
+        return contract_p.bind(jnp.moveaxis(a, of_a, 0), jnp.moveaxis(b, of_b, 0), **settings), 0
+    if of_b is None and b.ndim == 2 and layout != "tn":
+        # Weights that all clients share: one product over everybody's rows.
+        a = jnp.moveaxis(a, of_a, 0)
+        joined = contract_p.bind(a.reshape(-1, a.shape[-1]), b, **settings)
+        return joined.reshape(*a.shape[:2], -1), 0
+    return jax.vmap(functools.partial(_dot, **settings), in_axes=(of_a, of_b))(a, b), 0
+
+
+# --- forms ---------------------------------------------------------------------------------------------------
+
+
+def _on_cpu(a: jax.Array, b: jax.Array, *, layout: Layout, precision: Any) -> jax.Array:
+    dot = functools.partial(_dot, precision=precision)
+    if a.dtype != jnp.float32:
+        return dot(a, b, layout=layout)
+    if layout == "tn":
+        (depth, height), width = a.shape[-2:], b.shape[-1]
+        if depth < TALL_DEPTH and width <= NARROW:
+            return _turned(dot(_turned(b), a, layout="nn"))
+        if depth < TALL_DEPTH and depth * height <= LARGE:
+            return dot(_turned(a), b, layout="nn")
+        if depth >= TALL_DEPTH and height >= width and a.ndim == 2:
+            return _turned(dot(b, a, layout="tn"))
+    return dot(a, b, layout=layout)
+
+
+def _turned(x: jax.Array) -> jax.Array:
+    """The transpose; the barrier keeps the compiler from turning the product round again."""
+    return lax.optimization_barrier(jnp.swapaxes(lax.optimization_barrier(x), -1, -2))
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "precision"))
+def _evaluate(a: jax.Array, b: jax.Array, *, layout: Layout, precision: Any) -> jax.Array:
+    return contract_p.bind(a, b, layout=layout, precision=precision)
+
+
+contract_p.def_impl(_evaluate)
+contract_p.def_abstract_eval(_abstract)
+ad.defbilinear(contract_p, _to_left, _to_right)
+batching.primitive_batchers[contract_p] = _batched
+mlir.register_lowering(contract_p, mlir.lower_fun(_dot, multiple_results=False))
+mlir.register_lowering(contract_p, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")

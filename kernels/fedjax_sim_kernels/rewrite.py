@@ -7,9 +7,12 @@ differentiation: the gradients are then those of the faster forms.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
+import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -17,6 +20,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from fedjax_sim_kernels import conv, pooling
+from fedjax_sim_kernels.products import product
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -46,13 +50,31 @@ def client_batched(function: Function) -> Function:
 
     @functools.wraps(function)
     def batched(*args, **kwargs):
+        if _UNTOUCHED.get():
+            return function(*args, **kwargs)
         traced, shape = jax.make_jaxpr(function, return_shape=True)(*args, **kwargs)
-        if not _concerns(traced.jaxpr):
+        if not _concerns(traced.jaxpr, REPLACED):
             return function(*args, **kwargs)
         results = _evaluate(traced, jax.tree.leaves((args, kwargs)))
         return jax.tree.unflatten(jax.tree.structure(shape), results)
 
     return batched  # type: ignore[return-value]
+
+
+_UNTOUCHED: contextvars.ContextVar[bool] = contextvars.ContextVar("untouched", default=False)
+
+
+@contextlib.contextmanager
+def as_written() -> Iterator[None]:
+    """Inside, ``client_batched`` leaves functions as they are: to count what a model asks for, not how it is done.
+
+    What was traced under ``jax.jit`` before stays as it was traced.
+    """
+    token = _UNTOUCHED.set(True)
+    try:
+        yield
+    finally:
+        _UNTOUCHED.reset(token)
 
 
 # --- what is replaced ----------------------------------------------------------------------------------------
@@ -96,13 +118,28 @@ def _pool(kind: pooling.Kind) -> Callable[..., jax.Array | None]:
     return replace
 
 
+def _dot(lhs: jax.Array, rhs: jax.Array, **settings: Any) -> jax.Array | None:
+    """A dense layer's product; others stay, for nothing is slow about them."""
+    (left, right), batch = settings["dimension_numbers"]
+    plain = lhs.ndim > 1 and rhs.ndim == 2 and (left, right) == ((lhs.ndim - 1,), (0,)) and batch == ((), ())
+    if not plain or jax.default_backend() != "cpu":
+        return None
+    rows = lax.reshape(lhs, (math.prod(lhs.shape[:-1]), lhs.shape[-1]))
+    exact = {name: settings[name] for name in ("precision", "preferred_element_type")}
+    return lax.reshape(product(rows, rhs, **exact), (*lhs.shape[:-1], rhs.shape[1]))
+
+
 REPLACED: Mapping[str, Callable[..., jax.Array | None]] = {
     "conv_general_dilated": _conv,
+    "dot_general": _dot,
     "reduce_window_max": _pool("max"),
     "reduce_window_min": _pool("min"),
     "reduce_window_sum": _pool("sum"),
 }
 """By name of the primitive: what takes its operands and settings, and returns ``None`` where it has no faster form."""
+
+SLOW = REPLACED.keys() - {"dot_general"}
+"""Those that are slow where they stay; a product that stays is only not faster."""
 
 
 @functools.cache
@@ -139,13 +176,13 @@ def _(value: Sequence) -> list[Jaxpr]:
     return [program for item in value for program in _inner(item)]
 
 
-def _concerns(program: Jaxpr) -> bool:
-    """Whether an operation in it, at any depth, may be replaced."""
-    return any(equation.primitive.name in REPLACED or _concerns_inside(equation) for equation in program.eqns)
+def _concerns(program: Jaxpr, names: Collection[str]) -> bool:
+    """Whether an operation of these names is in it, at any depth."""
+    return any(e.primitive.name in names or _concerns_inside(e, names) for e in program.eqns)
 
 
-def _concerns_inside(equation: Any) -> bool:
-    return any(_concerns(program) for value in equation.params.values() for program in _inner(value))
+def _concerns_inside(equation: Any, names: Collection[str]) -> bool:
+    return any(_concerns(program, names) for value in equation.params.values() for program in _inner(value))
 
 
 def _evaluate(program: ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
@@ -170,10 +207,11 @@ def _results(equation: Any, operands: list[Any]) -> Sequence[Any]:
         result = REPLACED[name](*operands, **equation.params)
         if result is not None:
             return [result]
-    elif _concerns_inside(equation):
+    elif _concerns_inside(equation, REPLACED):
         if name in ENTERED:
             return ENTERED[name](operands, **equation.params)
-        _stays(f"a convolution or pooling inside {name}")
+        if _concerns_inside(equation, SLOW):
+            _stays(f"a convolution or pooling inside {name}")
     bind = equation.primitive.get_bind_params(equation.params)
     # Up to jax 0.9 a pair of functions and settings, then the settings alone.
     functions, settings = bind if isinstance(bind, tuple) else ((), bind)

@@ -127,16 +127,17 @@ def epochs_of(local: fs.LocalWork, size: int, epochs: int) -> list[list[np.ndarr
 
 
 LOCALS = {
-    "shuffled": fs.LocalWork(batch_size=4),
-    "in_storage_order": fs.LocalWork(batch_size=4, shuffle=False),
-    "several_batches_a_step": fs.LocalWork(batch_size=2, batches_per_step=3),
+    "one_epoch": fs.LocalWork(batch_size=4),
+    "shuffled": fs.LocalWork(epochs=3, batch_size=4),
+    "in_storage_order": fs.LocalWork(epochs=3, batch_size=4, shuffle=False),
+    "several_batches_a_step": fs.LocalWork(epochs=3, batch_size=2, batches_per_step=3),
 }
 
 
 @pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 8, 23])
 @pytest.mark.parametrize("name", LOCALS)
 def test_an_epoch_covers_every_example_exactly_once(name, size):
-    for steps in epochs_of(LOCALS[name], size, epochs=3):
+    for steps in epochs_of(LOCALS[name], size, epochs=LOCALS[name].epochs):
         assert sorted(np.concatenate([*steps, []]).tolist()) == list(range(size))
         assert all(len(step) == LOCALS[name].rows_per_step for step in steps[:-1])
 
@@ -150,7 +151,7 @@ def test_storage_order_is_the_order_without_shuffle():
 @pytest.mark.parametrize("size", [4, 5, 11, 12])
 def test_drop_remainder_leaves_the_partial_step_out(size):
     """All steps are full, no example comes twice in an epoch, and later epochs leave out others."""
-    local = fs.LocalWork(batch_size=4, drop_remainder=True)
+    local = fs.LocalWork(epochs=8, batch_size=4, drop_remainder=True)
     epochs = epochs_of(local, size, epochs=8)
     for steps in epochs:
         assert [len(step) for step in steps] == [4] * (size // 4)
@@ -161,7 +162,7 @@ def test_drop_remainder_leaves_the_partial_step_out(size):
 
 @pytest.mark.parametrize(("drop", "expected"), [(False, [0, 0, 0, 1, 1, 1]), (True, [0, 0, 1, 1, 2, 2])])
 def test_epoch_of_counts_passes(drop, expected):
-    local = fs.LocalWork(batch_size=4, drop_remainder=drop)
+    local = fs.LocalWork(epochs=9, batch_size=4, drop_remainder=drop)
     assert batches.epoch_of(local, jnp.arange(6), jnp.int32(10)).tolist() == expected
 
 

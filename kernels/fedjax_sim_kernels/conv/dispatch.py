@@ -8,14 +8,17 @@ from typing import Literal
 
 import jax
 
-from fedjax_sim_kernels.conv import overlap, reference, shifted, slices
+from fedjax_sim_kernels.conv import overlap, reference, shifted, slices, winograd
 from fedjax_sim_kernels.conv.spec import ConvSpec
 
-Form = Literal["slices", "shifted", "overlap", "reference"]
-FORMS = {"slices": slices, "shifted": shifted, "overlap": overlap}
+Form = Literal["slices", "winograd", "shifted", "overlap", "reference"]
+FORMS = {"slices": slices, "winograd": winograd, "shifted": shifted, "overlap": overlap}
 
 MOST_OFFSETS = 256
 """A window with more offsets would be that many slices: a longer program than any gain is worth."""
+
+
+WINOGRAD_CHANNELS = 16
 
 
 def choose(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> tuple[Form, str]:
@@ -33,7 +36,20 @@ def choose(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> tuple[Form, str]:
     into = rhs.shape[spec.dimension_numbers.rhs_spec[1]]
     if into == 1 and spec.feature_group_count > 1:
         return "shifted", ""
+    if _winograd_pays(lhs, rhs, spec, window):
+        return "winograd", ""
     return "slices", ""
+
+
+def _winograd_pays(lhs, rhs, spec: ConvSpec, window) -> bool:
+    """On CPU, in float32, with enough channels on both sides for the transformations to cost less than they save."""
+    out, into, _ = _window(rhs, spec)
+    return (
+        jax.default_backend() == "cpu"
+        and lhs.dtype == rhs.dtype == jax.numpy.float32
+        and min(into, out) >= WINOGRAD_CHANNELS
+        and winograd.supports(spec, window)
+    )
 
 
 def conv(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, form: Form | None = None) -> jax.Array:

@@ -1,0 +1,106 @@
+"""Convolution with a 3 x 3 window as sixteen products of transformed tiles, with less than half of the multiplications.
+
+Winograd's minimal filtering F(2 x 2, 3 x 3): Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016,
+section 4.1. The image is cut into overlapping tiles of 4 x 4, each of which gives 2 x 2 positions of the output:
+
+    out = A^T [(G k G^T) * (B^T d B)] A,
+
+a product over channels for each of the sixteen elements of a tile. Its matrices hold 0, 1, -1 and 1/2, so that rounding
+stays that of a sum of nine products. The derivatives are left to JAX; what is split here is joined there, and the other way
+round, which is why everything is written with ``lax.split`` and ``stack`` and not with indices. The barriers keep the
+compiler from evaluating a transformation once for each product that reads it.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fedjax_sim_kernels.conv.spec import ConvSpec, plain, restored
+
+
+def supports(spec: ConvSpec, window: tuple[int, ...]) -> bool:
+    """Whether the convolution is one of 3 x 3 that steps by one, without dilation or groups."""
+    ones = (1, 1)
+    return (
+        tuple(window) == (3, 3)
+        and (tuple(spec.strides), tuple(spec.lhs_dilation), tuple(spec.rhs_dilation)) == (ones, ones, ones)
+        and spec.feature_group_count == spec.batch_group_count == 1
+    )
+
+
+def conv(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
+    """Equals ``reference.conv`` for what it supports.
+
+    >>> import jax.numpy as jnp
+    >>> from jax import lax
+    >>> from fedjax_sim_kernels.conv import ConvSpec, winograd
+    >>> x, kernel = jnp.ones((2, 26, 26, 32)), jnp.ones((3, 3, 32, 64))
+    >>> axes = lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
+    >>> winograd.conv(x, kernel, ConvSpec((1, 1), ((0, 0), (0, 0)), (1, 1), (1, 1), axes)).shape
+    (2, 24, 24, 64)
+    """
+    x, kernel = plain(lhs, rhs, spec)
+    batch, height, width, channels = x.shape
+    features = kernel.shape[-1]
+    # Tiles along each axis: half the positions of the output, rounded up.
+    down, across = (height - 1) // 2, (width - 1) // 2
+    tiles = lax.optimization_barrier(_tiles(x, down, across).reshape(16, batch * down * across, channels))
+    weights = lax.optimization_barrier(_weights(kernel).reshape(16, channels, features))
+    products = lax.dot_general(
+        tiles,
+        weights,
+        (((2,), (1,)), ((0,), (0,))),
+        precision=spec.precision,
+        preferred_element_type=spec.preferred_element_type,
+    )
+    products = lax.optimization_barrier(products).reshape(16, batch, down, across, features)
+    elements = _split(products, 0)
+    columns = [_out(elements[column::4]) for column in range(4)]
+    rows = [_out([column[row] for column in columns]) for row in range(2)]
+    out = jnp.stack([jnp.stack(row, axis=3) for row in rows], axis=2)  # [batch, down, 2, across, 2, features]
+    out = out.reshape(batch, 2 * down, 2 * across, features)
+    return restored(out[:, : height - 2, : width - 2], spec)
+
+
+def _tiles(x: jax.Array, down: int, across: int) -> jax.Array:
+    """``B^T d B`` of every tile, ``[4, 4, batch, down, across, channels]``."""
+    batch, height, width, channels = x.shape
+    bottom, right = 2 * down + 2 - height, 2 * across + 2 - width
+    x = jnp.pad(x, ((0, 0), (0, bottom), (0, right), (0, 0)))
+    x = x.reshape(batch, down + 1, 2, across + 1, 2, channels)
+    elements = []
+    for row in _in(*_split(x, 2), axis=1, tiles=down):
+        elements += _in(*_split(row, 3), axis=2, tiles=across)
+    return jnp.stack(elements)
+
+
+def _in(even: jax.Array, odd: jax.Array, *, axis: int, tiles: int) -> list[jax.Array]:
+    """``B^T d`` along an axis whose elements at even and odd places are given; a tile begins at each even one but the last."""
+    here, there = (
+        [lax.slice_in_dim(part, start, start + tiles, axis=axis) for part in (even, odd)] for start in (0, 1)
+    )
+    return [here[0] - there[0], here[1] + there[0], there[0] - here[1], here[1] - there[1]]
+
+
+def _weights(kernel: jax.Array) -> jax.Array:
+    """``G k G^T``, ``[4, 4, channels, features]``."""
+    rows = jnp.stack(_filter(_split(kernel, 0)), axis=1)  # [3, 4, channels, features]
+    return jnp.stack(_filter(_split(rows, 0)), axis=1)
+
+
+def _filter(parts: list[jax.Array]) -> list[jax.Array]:
+    """``G k`` of three elements."""
+    outer, middle = 0.5 * (parts[0] + parts[2]), 0.5 * parts[1]
+    return [parts[0], outer + middle, outer - middle, parts[2]]
+
+
+def _out(parts: list[jax.Array]) -> list[jax.Array]:
+    """``A^T m`` of four elements."""
+    return [parts[0] + parts[1] + parts[2], parts[1] - parts[2] - parts[3]]
+
+
+def _split(x: jax.Array, axis: int) -> list[jax.Array]:
+    """The elements along an axis, which disappears; the derivative joins theirs in one go."""
+    return [jnp.squeeze(part, axis) for part in lax.split(x, (1,) * x.shape[axis], axis)]
