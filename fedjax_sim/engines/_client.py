@@ -6,6 +6,7 @@ is why the schedule cannot change a result.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -60,8 +61,8 @@ class Ticket(NamedTuple):
         turn, step, order = jnp.split(words[-_KEY_WORDS:], 3)
         fields = len(Entry._fields) - 1
         entry = Entry(*(numbers[index] for index in range(fields)), steps=numbers[fields:])
-        keys_ = TurnKeys(*(jax.random.wrap_key_data(x, impl="threefry2x32") for x in (turn, step)), order)
-        return cls(entry, keys_)
+        wrap = functools.partial(jax.random.wrap_key_data, impl="threefry2x32")
+        return cls(entry, TurnKeys(wrap(turn), wrap(step), order))
 
 
 _KEY_WORDS = 6

@@ -104,7 +104,7 @@ def _batched(operands, axes, *, layout: Layout, precision: Any):
     settings = {"layout": layout, "precision": precision}
     if of_a is not None and of_b is not None:
         return contract_p.bind(jnp.moveaxis(a, of_a, 0), jnp.moveaxis(b, of_b, 0), **settings), 0
-    if of_b is None and b.ndim == 2 and layout != "tn":
+    if of_a is not None and b.ndim == 2 and layout != "tn":
         # Weights that all clients share: one product over everybody's rows.
         a = jnp.moveaxis(a, of_a, 0)
         joined = contract_p.bind(a.reshape(-1, a.shape[-1]), b, **settings)
@@ -131,8 +131,13 @@ def _on_cpu(a: jax.Array, b: jax.Array, *, layout: Layout, precision: Any) -> ja
 
 
 def _turned(x: jax.Array) -> jax.Array:
-    """The transpose; the barrier keeps the compiler from turning the product round again."""
-    return lax.optimization_barrier(jnp.swapaxes(lax.optimization_barrier(x), -1, -2))
+    """The transpose, written out.
+
+    The barrier keeps the compiler from turning the product round again. It holds the elements in one row, because a
+    transpose may also be read as another layout of the same elements, on which the CPU's small batched products abort.
+    """
+    turned = jnp.swapaxes(lax.optimization_barrier(x), -1, -2)
+    return lax.optimization_barrier(turned.reshape(-1)).reshape(turned.shape)
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "precision"))

@@ -15,7 +15,7 @@ from jax import lax
 from fedjax_sim_kernels.conv.spec import ConvSpec, plain, restored
 
 
-def supports(spec: ConvSpec) -> bool:
+def supports(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> bool:
     """Dilated images with a window that takes every step."""
     return spec.batch_group_count == 1 and spec.feature_group_count == 1 and set(spec.strides) == {1}
 

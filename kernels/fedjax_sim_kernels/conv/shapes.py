@@ -99,6 +99,9 @@ EDGE_CASES = (
     ConvShape("3d-depthwise", 1, (4, 4, 5), (2, 2, 2), 3, 3, groups=3),
     ConvShape("channels-first", 2, (6, 7), (3, 2), 3, 4, 1, "SAME", layout=("NCHW", "OIHW", "NCHW")),
     ConvShape("mixed-layout", 2, (6, 7), (3, 2), 3, 4, 2, layout=("HWNC", "IOWH", "CNHW")),
+    ConvShape("channels-first-3x3", 2, (6, 7), (3, 3), 3, 4, 1, "SAME", layout=("NCHW", "OIHW", "NCHW")),
+    ConvShape("3x3-window-is-image", 2, (3, 3), (3, 3), 3, 4),
+    ConvShape("3x3-above-image", 2, (2, 5), (3, 3), 3, 4),
     ConvShape("empty-batch", 0, (6, 6), (3, 3), 2, 3),
 )
 

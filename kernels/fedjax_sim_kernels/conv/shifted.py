@@ -16,7 +16,7 @@ from fedjax_sim_kernels.conv.spec import ConvSpec, plain, restored
 from fedjax_sim_kernels.windows import window_slices
 
 
-def supports(spec: ConvSpec) -> bool:
+def supports(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> bool:
     """Every convolution but those over groups of rows."""
     return spec.batch_group_count == 1
 

@@ -21,7 +21,7 @@ from fedjax_sim_kernels.products import product
 from fedjax_sim_kernels.windows import patches
 
 
-def supports(spec: ConvSpec) -> bool:
+def supports(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> bool:
     """Every convolution but those over groups of rows."""
     return spec.batch_group_count == 1
 

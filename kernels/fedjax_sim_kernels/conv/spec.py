@@ -49,6 +49,11 @@ class Plain(NamedTuple):
     kernel: jax.Array
 
 
+def window_of(kernel: jax.Array, spec: ConvSpec) -> Ints:
+    """Extents of the window."""
+    return tuple(kernel.shape[axis] for axis in spec.dimension_numbers.rhs_spec[2:])
+
+
 def plain(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, pad: bool = True) -> Plain:
     """Channels last, and the image dilated and padded."""
     (batch, channels, *space), (out, into, *window) = spec.dimension_numbers[:2]

@@ -17,16 +17,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_sim_kernels.conv.spec import ConvSpec, plain, restored
+from fedjax_sim_kernels.conv.spec import ConvSpec, plain, restored, window_of
 
 
-def supports(spec: ConvSpec, window: tuple[int, ...]) -> bool:
-    """Whether the convolution is one of 3 x 3 that steps by one, without dilation or groups."""
+def supports(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> bool:
+    """Convolutions of 3 x 3 that step by one, without dilation or groups, in types whose sums need no wider one."""
     ones = (1, 1)
     return (
-        tuple(window) == (3, 3)
+        window_of(rhs, spec) == (3, 3)
         and (tuple(spec.strides), tuple(spec.lhs_dilation), tuple(spec.rhs_dilation)) == (ones, ones, ones)
         and spec.feature_group_count == spec.batch_group_count == 1
+        and lhs.dtype == rhs.dtype
+        and lhs.dtype in (jnp.float32, jnp.float64)
     )
 
 

@@ -68,9 +68,7 @@ def _lstm_jvp(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, j
         d_known, slopes = at
         d_gates = d_known + lax.dot_general(d_hidden, turned, (((1,), (1,)), ((), ())))
         d_input, d_forget, d_new, d_output = jnp.split(d_gates, 4, axis=-1)
-        d_cell = (
-            slopes.kept * d_cell + slopes.input * d_input + slopes.forget * d_forget + slopes.new * d_new
-        )
+        d_cell = slopes.kept * d_cell + slopes.input * d_input + slopes.forget * d_forget + slopes.new * d_new
         d_hidden = slopes.output * d_output + slopes.cell * d_cell
         return (d_hidden, d_cell), d_hidden
 

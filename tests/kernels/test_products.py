@@ -1,0 +1,128 @@
+"""Products in other orders: values and derivatives are those of ``@``, under ``vmap`` and in forward mode."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fedjax_sim_kernels import client_batched
+from fedjax_sim_kernels.products import LARGE, NARROW, TALL_DEPTH, contract_p, product
+
+# Rows, depth, features: on both sides of every limit of a form.
+SHAPES = {
+    "small": (3, 4, 5),
+    "one": (1, 1, 1),
+    "narrow": (20, 70, NARROW),
+    "wide": (20, 30, NARROW + 1),
+    "large": (LARGE // 4096 + 1, 4096, 20),
+    "tall": (TALL_DEPTH, 24, 20),
+    "tall-and-wide": (TALL_DEPTH, 20, 24),
+    "empty": (0, 3, 4),
+}
+CASES = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+
+
+def arguments(shape, *clients, dtype="float32"):
+    rows, depth, features = shape
+    keys = jax.random.split(jax.random.key(0), 3)
+    sizes = ((rows, depth), (depth, features), (rows, features))
+    return [
+        jax.random.normal(k, (*clients, *size)).astype(dtype) for k, size in zip(keys, sizes, strict=True)
+    ]
+
+
+def value_and_gradients(function, x, w, weights):
+    total = lambda x, w: jnp.sum(weights * jnp.sin(function(x, w)))  # noqa: E731
+    return function(x, w), *jax.grad(total, argnums=(0, 1))(x, w)
+
+
+def assert_close(actual, expected):
+    for a, b in zip(actual, expected, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        scale = np.max(np.abs(b), initial=1e-6)
+        np.testing.assert_allclose(a / scale, b / scale, atol=2e-5)
+
+
+@CASES
+def test_value_and_gradients(shape):
+    given = arguments(shape)
+    assert_close(
+        jax.jit(lambda *a: value_and_gradients(product, *a))(*given),
+        jax.jit(lambda *a: value_and_gradients(jnp.matmul, *a))(*given),
+    )
+
+
+@CASES
+def test_under_vmap_over_weights(shape):
+    given = arguments(shape, 3)
+    assert_close(
+        jax.jit(jax.vmap(lambda *a: value_and_gradients(product, *a)))(*given),
+        jax.jit(jax.vmap(lambda *a: value_and_gradients(jnp.matmul, *a)))(*given),
+    )
+
+
+@pytest.mark.parametrize("axes", [(0, None, 0), (None, 0, 0), (1, 2, 0)], ids=str)
+def test_under_vmap_over_some_operands(axes):
+    """Weights that all clients share, inputs that they share, and axes elsewhere."""
+    given = [
+        x[0] if axis is None else jnp.moveaxis(x, 0, axis)
+        for x, axis in zip(arguments((4, 5, 6), 3), axes, strict=True)
+    ]
+    batched = lambda f: jax.vmap(lambda *a: value_and_gradients(f, *a), in_axes=axes)(*given)  # noqa: E731
+    assert_close(batched(product), batched(jnp.matmul))
+
+
+def test_shared_weights_are_one_product():
+    x, w, _ = arguments((4, 5, 6), 3)
+    program = jax.make_jaxpr(jax.vmap(product, in_axes=(0, None)))(x, w[0])
+    (equation,) = [e for e in program.eqns if e.primitive is contract_p]
+    assert equation.invars[0].aval.shape == (12, 5) and equation.invars[1].aval.shape == (5, 6)
+
+
+@pytest.mark.parametrize("name", ["small", "narrow", "wide"])
+def test_forward_mode_and_second_derivatives(name):
+    x, w, weights = arguments(SHAPES[name])
+
+    def curvature(function):
+        total = lambda w: jnp.sum(weights * jnp.sin(function(x, w)))  # noqa: E731
+        direction = jnp.cos(jnp.arange(w.size, dtype=jnp.float32)).reshape(w.shape)
+        return jax.jvp(total, (w,), (direction,))[1], jax.jvp(jax.grad(total), (w,), (direction,))[1]
+
+    assert_close(curvature(product), curvature(jnp.matmul))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_types(dtype):
+    x, w, _ = arguments((4, 5, 6), dtype=dtype)
+    np.testing.assert_array_equal(product(x, w), x @ w)
+    wide = product(x, w, preferred_element_type=jnp.float32)
+    assert wide.dtype == jnp.float32
+
+
+def test_precision_is_carried_into_the_gradients():
+    x, w, _ = arguments((4, 5, 6))
+    gradient = jax.grad(lambda w: product(x, w, precision=jax.lax.Precision.HIGHEST).sum())
+    equations = [e for e in jax.make_jaxpr(gradient)(w).eqns if e.primitive is contract_p]
+    assert equations and all(e.params["precision"] == jax.lax.Precision.HIGHEST for e in equations)
+
+
+def test_dense_layers_of_a_model_are_replaced():
+    """Of any number of leading axes; a product of other axes stays what it is."""
+    x, w = jnp.ones((2, 3, 5)), jnp.ones((5, 4))
+
+    def model(x, w):
+        return jnp.einsum("bti,bui->btu", x, x) @ (x @ w)
+
+    names = [e.primitive.name for e in jax.make_jaxpr(client_batched(model))(x, w).eqns]
+    assert names.count("contract") == 1 and names.count("dot_general") == 2
+    np.testing.assert_allclose(client_batched(model)(x, w), model(x, w), rtol=1e-6)
+
+
+def test_every_layout_has_the_shape_of_its_product():
+    for layout, leading in itertools.product(("nn", "nt", "tn"), ((), (2,))):
+        a, b = (4, 5) if layout != "tn" else (5, 4), (5, 6) if layout != "nt" else (6, 5)
+        out = contract_p.bind(
+            jnp.ones((*leading, *a)), jnp.ones((*leading, *b)), layout=layout, precision=None
+        )
+        assert out.shape == (*leading, 4, 6) and float(out.max()) == 5
