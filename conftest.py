@@ -9,5 +9,8 @@ _CACHE = Path(__file__).parent / ".pytest_cache" / "jax" / os.environ.get("PYTES
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+# A layout that somebody measured on this machine is not for tests.
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parent / ".pytest_cache" / "user")
+
 # Before pytest collects doctests: a module that importlib mode met first would load twice.
 import fedjax_sim  # noqa: E402, F401

@@ -143,7 +143,7 @@ class Runner:
             self._save(state, after, rounds, stop)
             done, plan = after, None if stop else upcoming
         self._clock()
-        self._spend(lanes=self.rounds_fn.lanes or 1)
+        self._spend(lanes=self.rounds_fn.layout.lanes if self.rounds_fn.layout else 1)
         return state, self._histories()
 
     def _length(self, done: int, rounds: int) -> int:

@@ -24,12 +24,13 @@ from fedjax_sim._description import describe, model_precision
 from fedjax_sim._runner import Callback, NonFiniteModelError, Progress, Runner, root_words
 from fedjax_sim._src import checks, keys
 from fedjax_sim._src.types import Algorithm, Variables
+from fedjax_sim._tuning import Timing, Tuning, tune
 from fedjax_sim.checkpoint import Checkpoints, Store
 from fedjax_sim.data import ClientData
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.data.plans import Plan, Planner
-from fedjax_sim.engines import Engine, SimState
+from fedjax_sim.engines import Engine, Layout, SimState
 from fedjax_sim.engines._costs import TurnCosts, turn_costs
 from fedjax_sim.engines._problem import Problem, group_names, initial_state, keeps_client_state
 from fedjax_sim.engines._state import check_is_state, check_state
@@ -37,7 +38,7 @@ from fedjax_sim.evaluation import Evaluation, evaluate, named_sets
 from fedjax_sim.history import Histories, History
 from fedjax_sim.personalisation import Personalised, Personaliser, check_clients
 
-__all__ = ["Callback", "NonFiniteModelError", "Progress", "Simulation"]
+__all__ = ["Callback", "NonFiniteModelError", "Progress", "Simulation", "Timing", "Tuning"]
 
 
 class Simulation:
@@ -405,6 +406,55 @@ class Simulation:
         if self.engine.devices > 1:
             state, columns = jax.device_put((state, columns), jax.devices()[0])
         return self._personalisers[program](state, columns, self.planner(), test, chosen)
+
+    # --- speed ---
+
+    def tune(
+        self,
+        state: SimState,
+        *,
+        layouts: Sequence[Layout] | None = None,
+        rounds: int | None = None,
+        repeats: int = 5,
+        keep: bool = True,
+    ) -> Tuning:
+        """Measures which layout is the fastest on this machine, and goes on with it.
+
+        Every layout is a program of its own and has to be compiled. What was measured is kept in the user's cache folder,
+        by hardware and shapes, and ``lanes="auto"`` takes it from there in later programs. Lanes and form that the engine
+        was given by name are left alone by later simulations.
+
+        Args:
+          state: from ``init`` or ``run``; it stays as it is.
+          layouts: what to measure; by default lanes are doubled, in both forms, until they are a quarter slower than the
+            best.
+          rounds: of one repetition; a chunk by default.
+          repeats: repetitions, interleaved, of those that come close to the best.
+          keep: whether later programs may use it.
+
+        Raises:
+          ValueError: the engine has no lanes, or a count below 1.
+
+        Example:
+          >>> import fedjax_sim as fs, optax
+          >>> data = fs.data.load("digits", clients=20, alpha=0.3, seed=0)
+          >>> algorithm = fs.algorithms.fedavg(fs.tasks.classification(fs.models.linear(classes=10)), optax.sgd(0.1))
+          >>> sim = fs.Simulation(algorithm, data.train, cohort=fs.cohorts.uniform(5))
+          >>> few = [fs.engines.Layout(1, "compact"), fs.engines.Layout(2, "compact")]
+          >>> tuning = sim.tune(sim.init(seed=0), layouts=few, repeats=2, keep=False)
+          >>> sorted(timing.layout.lanes for timing in tuning.timings)
+          [1, 2]
+        """
+        check_state(state, self._template, self.algorithm.name, self.data.num_clients)
+        checks.positive_int("repeats", repeats)
+        rounds = self.rounds_per_chunk if rounds is None else rounds
+        checks.positive_int("rounds", rounds)
+        plan = self.planner().plan(root_words(state), int(state.round), rounds, rounds)
+        tuning = tune(self.engine, self._problem, state, self._placed_columns(), plan, layouts, repeats, keep)
+        assert self.engine.at is not None  # tune would have raised
+        self.engine = self.engine.at(tuning.best)
+        self._rounds = self.engine.compile(self._problem)
+        return tuning
 
     # --- for a look inside ---
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from fedjax_sim._src import machine
 
 _STAMP = "installed.json"
 
@@ -18,8 +19,7 @@ class EnvironmentFailed(Exception):
 
 def default_folder() -> Path:
     """Where environments are kept: ``fedjax-sim/peers`` in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "fedjax-sim" / "peers"
+    return machine.cache_folder() / "peers"
 
 
 def python_of(name: str, steps: Sequence[Sequence[str]], folder: Path) -> Path:

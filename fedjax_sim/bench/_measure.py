@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedjax_sim._src import machine
+
 
 def use_cores(count: int | None) -> int:
     """Pins this process to its first ``count`` cores (``None``: all); to be called before JAX is imported."""
@@ -28,10 +30,8 @@ def hardware(cores: int) -> dict[str, Any]:
     import numpy
     import optax
 
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "processor": machine.processor(),
         "cores": cores,
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedjax_sim.cli._bench import bench
+from fedjax_sim.cli._bench import bench, tune
 from fedjax_sim.cli._lists import data, list_, new
 from fedjax_sim.cli._results import evaluate, plot, write_report
 from fedjax_sim.cli._run import resume, run, sweep
@@ -28,7 +28,7 @@ _PANELS = {
     "Train": {"run": run, "resume": resume, "sweep": sweep},
     "Look at results": {"evaluate": evaluate, "plot": plot, "report": write_report},
     "Begin": {"new": new, "list": list_},
-    "Measure": {"bench": bench},
+    "Measure": {"bench": bench, "tune": tune},
 }
 for _panel, _commands in _PANELS.items():
     for _name, _command in _commands.items():

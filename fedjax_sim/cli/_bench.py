@@ -1,4 +1,4 @@
-"""``bench``: how fast it is on this machine."""
+"""``bench`` and ``tune``: how fast it is on this machine, and how it is the fastest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from fedjax_sim.bench import BENCHMARKS
 from fedjax_sim.cli import _screen
-from fedjax_sim.cli._setup import BAD_USAGE, ERRORS
+from fedjax_sim.cli._setup import BAD_USAGE, ERRORS, Config, Set, load, prepare_jax
 
 _NAMES = ", ".join(BENCHMARKS)
 
@@ -27,3 +27,25 @@ def bench(
         BENCHMARKS[name](arguments or [])
     except ERRORS as error:
         _screen.fail(f"error: {error}", BAD_USAGE)
+
+
+def tune(
+    config: Config = None,
+    changes: Set = None,
+    repeats: Annotated[int, typer.Option(help="Repetitions of layouts close to the best.", min=1)] = 5,
+) -> None:
+    """Measure which number of lanes is the fastest for an experiment, and keep it for later runs.
+
+    Runs with engine.lanes = "auto", which is the default, take it from the cache folder: it is kept by hardware and shapes.
+    Every layout is a program that has to be compiled first.
+    """
+    found = load(config, list(changes or []))
+    prepare_jax(found.devices)
+    try:
+        simulation = found.simulation()
+        state = simulation.init(found.seeds[0])
+        tuning = simulation.tune(state, repeats=repeats)
+    except ERRORS as error:
+        _screen.fail(f"error: {error}", BAD_USAGE)
+    typer.echo(tuning)
+    typer.echo(f"\nkept in {tuning.file}; later runs with these shapes train with {tuning.best}")

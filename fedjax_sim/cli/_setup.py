@@ -11,6 +11,7 @@ import jax
 import typer
 
 from fedjax_sim import experiment
+from fedjax_sim._src import machine
 from fedjax_sim.cli import _screen
 
 FAILED, BAD_USAGE = 1, 2
@@ -53,7 +54,7 @@ def prepare_jax(devices: int) -> None:
         return
     # Compiling takes longer than a short run; the second run of a configuration need not wait for it.
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedjax-sim" / "jax"
+        cache = machine.cache_folder() / "jax"
         cache.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):
         return  # no home, or one that cannot be written to: that costs time, not the run

@@ -4,6 +4,7 @@
 three give the same results to float tolerance.
 """
 
+from fedjax_sim.engines._auto import Layout
 from fedjax_sim.engines._chunk import RoundReport
 from fedjax_sim.engines._engine import Engine, RoundFn
 from fedjax_sim.engines._lanes import client_mesh, lanes, sharded
@@ -14,6 +15,7 @@ from fedjax_sim.engines._state import ClientTable, SimState
 __all__ = [
     "ClientTable",
     "Engine",
+    "Layout",
     "Problem",
     "RoundFn",
     "RoundReport",

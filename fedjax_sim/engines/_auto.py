@@ -1,11 +1,25 @@
-"""The lane count when nobody gives one."""
+"""The layout when nobody gives one: what was measured on this machine for these shapes, else a rule."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+
+from fedjax_sim._src import machine
 from fedjax_sim.data.plans import Plan
 from fedjax_sim.engines._costs import turn_costs
 from fedjax_sim.engines._problem import Problem
 from fedjax_sim.engines._state import SimState
+
+FinishForm = Literal["compact", "masked"]
 
 _TURNS_PER_LANE = 12
 """With at least so many turns for each lane, longest first, the lanes that run dry early cost less than 5 %."""
@@ -17,12 +31,115 @@ _CPU_LANES = 4
 _ACCELERATOR_LANES = 64
 
 
-def auto_lanes(problem: Problem, state: SimState, plan: Plan, platform: str) -> int:
-    """Lanes by backend, size of a step and length of the queue; ``docs/decisions/0004-auto-lanes.md`` has the figures."""
-    turns = max(queue.entries.client.shape[-1] for queue in plan.queues)
-    if platform == "cpu":
-        flops = max(1.0, *(flops for costs in turn_costs(problem, state) for flops in costs.step_flops))
-        wanted = min(_CPU_LANES, _CPU_FLOPS / flops)
-    else:
-        wanted = _ACCELERATOR_LANES
-    return max(1, min(int(wanted), turns // _TURNS_PER_LANE if platform == "cpu" else turns))
+class Layout(NamedTuple):
+    """How clients share a device. It changes speed and memory, and results only by rounding.
+
+    Attributes:
+      lanes: clients that train at a time on a device.
+      finish: how lanes whose client is done are finished, one at a time or all at once.
+    """
+
+    lanes: int
+    finish: FinishForm
+
+    def __str__(self) -> str:
+        return f"{self.lanes} lane{'s' * (self.lanes > 1)}, {self.finish}"
+
+
+def choose(problem: Problem, state: SimState, plan: Plan, platform: str, devices: int) -> Layout:
+    """What ``remember`` was told of this machine and these shapes; else the rule of ``docs/decisions/0004-auto-lanes.md``."""
+    return recall(fingerprint(problem, state, plan, devices)) or _rule(problem, state, plan, platform)
+
+
+def default_finish(platform: str) -> FinishForm:
+    return "compact" if platform == "cpu" else "masked"
+
+
+def turns_of(plan: Plan) -> int:
+    """Turns of the longest queue of a device, at most."""
+    return max(queue.entries.client.shape[-1] for queue in plan.queues)
+
+
+def _rule(problem: Problem, state: SimState, plan: Plan, platform: str) -> Layout:
+    turns, finish = turns_of(plan), default_finish(platform)
+    if platform != "cpu":
+        return Layout(max(1, min(_ACCELERATOR_LANES, turns)), finish)
+    flops = max(1.0, *(flops for costs in turn_costs(problem, state) for flops in costs.step_flops))
+    return Layout(max(1, min(int(min(_CPU_LANES, _CPU_FLOPS / flops)), turns // _TURNS_PER_LANE)), finish)
+
+
+# --- what was measured before --------------------------------------------------------------------------------
+
+
+def fingerprint(problem: Problem, state: SimState, plan: Plan, devices: int) -> str:
+    """Names the machine and everything that a layout's speed depends on, but for the clients' sizes."""
+    local = problem.local
+    device = jax.devices()[0]
+    facts = {
+        "machine": [device.platform, device.device_kind, machine.processor(), os.cpu_count()],
+        "jax": jax.__version__,
+        "algorithm": problem.algorithm().name,
+        "state": [[list(x.shape), str(x.dtype)] for x in jax.tree.leaves(state.server)],
+        "columns": {name: [list(x.shape[1:]), str(x.dtype)] for name, x in problem.columns.items()},
+        "local": [local.batch_size, local.batches_per_step, local.epochs, local.max_steps, local.shuffle],
+        "flops": [costs.step_flops for costs in turn_costs(problem, state)],
+        "turns": turns_of(plan),
+        "replicas": problem.replicas,
+        "devices": devices,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def file() -> Path:
+    """Where layouts are kept: ``layouts.json`` in the user's cache folder. It may be deleted at any time.
+
+    Raises:
+      RuntimeError: the user has no home.
+    """
+    return machine.cache_folder() / "layouts.json"
+
+
+def recall(name: str) -> Layout | None:
+    """The layout that was remembered under a fingerprint, if there is one."""
+    try:
+        found = _read(file()).get(name)
+    except (OSError, RuntimeError):
+        return None  # no home, or none that can be read: then nothing was measured
+    if not isinstance(found, Mapping):
+        return None
+    lanes = found.get("lanes")
+    for finish in get_args(FinishForm):
+        if isinstance(lanes, int) and lanes > 0 and found.get("finish") == finish:
+            return Layout(lanes, finish)
+    warnings.warn(f"{file()} has an entry that is no layout: {dict(found)}. Delete the file.", stacklevel=2)
+    return None
+
+
+def remember(name: str, layout: Layout, about: Mapping[str, Any]) -> Path:
+    """Keeps a layout under a fingerprint, with what a reader may want to know about it; returns the file.
+
+    Raises:
+      OSError: the file cannot be written.
+      RuntimeError: the user has no home.
+    """
+    path = file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {**_read(path), name: {**layout._asdict(), **about}}
+    # At once: a reader in another process sees the file before or after.
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as part:
+        json.dump(content, part, indent=1)
+    os.replace(part.name, path)
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        content = None
+    if isinstance(content, dict):
+        return content
+    warnings.warn(f"{path} is no file of layouts and is not used. Delete it.", stacklevel=3)
+    return {}

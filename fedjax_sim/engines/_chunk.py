@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from fedjax_sim._src import keys, tree
 from fedjax_sim.aggregation._reduce import accumulator, gathers
 from fedjax_sim.data.plans import Plan, Queue
+from fedjax_sim.engines._auto import Layout
 from fedjax_sim.engines._client import Turn, strong
-from fedjax_sim.engines._lane_queue import Deposit, FinishForm, LaneQueue, Shared
+from fedjax_sim.engines._lane_queue import Deposit, LaneQueue, Shared
 from fedjax_sim.engines._problem import Problem, SentSpec, aggregate, groups, sent_spec, server_step
 from fedjax_sim.engines._state import SimState
 
@@ -48,9 +49,8 @@ class Chunk:
     summed over that mesh axis, once per stage; the server's part is computed by every device alike.
     """
 
-    def __init__(self, problem: Problem, lanes: int, finish: FinishForm, axis: str | None):
-        self.problem, self.lanes, self.axis = problem, lanes, axis
-        self.finish: FinishForm = finish
+    def __init__(self, problem: Problem, layout: Layout, axis: str | None):
+        self.problem, self.layout, self.axis = problem, layout, axis
         self.replicas = problem.replicas or 1
 
     def __call__(self, state: SimState, columns, plan: Plan, hyper):
@@ -112,8 +112,7 @@ class Chunk:
                 Turn(self.problem, stage, g),
                 stage,
                 g,
-                lanes=self.lanes,
-                finish=self.finish,
+                layout=self.layout,
                 replicas=self.replicas,
                 gathers=rows_kept,
             )
@@ -133,7 +132,7 @@ class Chunk:
             message, metrics, table = deposit.message, deposit.metrics, deposit.table
             finite.append(deposit.finite[None])
             masks.append(self._valid_rows(queue))
-            steps += deposit.ticks * min(self.lanes, cap)
+            steps += deposit.ticks * min(self.layout.lanes, cap)
             offset += cap
         mask = jnp.concatenate(masks, axis=1) if rows_kept else None
         if self.axis is not None:

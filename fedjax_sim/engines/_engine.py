@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_sim.data.plans import Plan
+from fedjax_sim.engines._auto import Layout
 from fedjax_sim.engines._chunk import RoundReport
 from fedjax_sim.engines._problem import Problem
 from fedjax_sim.engines._state import SimState
@@ -18,10 +19,10 @@ class RoundFn(abc.ABC):
     """``(state, columns, plan, hyper) -> (state, reports)`` for a chunk of rounds.
 
     Attributes:
-      lanes: clients that train at a time on a device, once it is known.
+      layout: how clients share a device, once it is known; ``None`` where they do not.
     """
 
-    lanes: int | None
+    layout: Layout | None
 
     @abc.abstractmethod
     def place_columns(self, columns: Mapping[str, np.ndarray]) -> Any:
@@ -64,8 +65,10 @@ class Engine(NamedTuple):
       name: for reports.
       devices: how many devices share a cohort.
       compile: a problem to its round function; compilation itself happens at the first call.
+      at: the same engine with a given layout; ``None`` where there is nothing to lay out.
     """
 
     name: str
     devices: int
     compile: Callable[[Problem], RoundFn]
+    at: Callable[[Layout], Engine] | None = None

@@ -8,7 +8,7 @@ batches, not the longest client times the cohort; a lane that runs out of turns 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from fedjax_sim._src import tree
 from fedjax_sim._src.types import Array, Message
 from fedjax_sim.data.plans import Entry
+from fedjax_sim.engines._auto import Layout
 from fedjax_sim.engines._client import Row, Rows, Sent, Ticket, Turn, strong
 from fedjax_sim.engines._state import ClientTable
 
-FinishForm = Literal["compact", "masked"]
 _FOREVER = jnp.iinfo(jnp.int32).max
 
 
@@ -110,14 +110,13 @@ class LaneQueue:
         stage: int,
         group: int,
         *,
-        lanes: int,
-        finish: FinishForm,
+        layout: Layout,
         replicas: int,
         gathers: bool,
     ):
         self.turn, self.stage, self.group = turn, stage, group
-        self.lanes, self.replicas, self.gathers = lanes, replicas, gathers
-        self.compact = finish == "compact" or lanes == 1
+        self.lanes, self.replicas, self.gathers = layout.lanes, replicas, gathers
+        self.compact = layout.finish == "compact" or layout.lanes == 1
 
     # --- what a turn reads and writes ---
 

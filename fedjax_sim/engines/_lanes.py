@@ -13,10 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sim._src import checks
 from fedjax_sim.data.plans import Plan
-from fedjax_sim.engines._auto import auto_lanes
+from fedjax_sim.engines._auto import FinishForm, Layout, choose, default_finish
 from fedjax_sim.engines._chunk import Chunk, RoundReport
 from fedjax_sim.engines._engine import Engine, RoundFn, programs
-from fedjax_sim.engines._lane_queue import FinishForm
 from fedjax_sim.engines._problem import Problem
 from fedjax_sim.engines._state import SimState
 
@@ -47,10 +46,11 @@ def lanes(lanes: int | Literal["auto"] = "auto", *, finish: FinishForm | Literal
     """Continuous batching of clients on one device: a chunk of rounds is one compiled program.
 
     Args:
-      lanes: clients that train at a time. Results do not depend on it, speed and memory do. ``"auto"`` goes by the
-        size of a step on this backend.
+      lanes: clients that train at a time. Results do not depend on it, speed and memory do. ``"auto"`` takes what
+        ``Simulation.tune`` or ``fedjax-sim tune`` measured on this machine for these shapes, and goes by the size of a step
+        on this backend where nothing was.
       finish: how lanes whose client is done are finished: ``"compact"`` one at a time, ``"masked"`` all lanes at
-        once with a mask; ``"auto"`` is compact on CPU and masked elsewhere.
+        once with a mask; ``"auto"`` is compact on CPU and masked elsewhere, unless another was measured.
 
     Raises:
       ValueError: a lane count below 1 or an unknown form.
@@ -92,7 +92,10 @@ def _engine(name: str, mesh: Mesh | None, lanes, finish) -> Engine:
     def compile_(problem: Problem) -> RoundFn:
         return _LaneRounds(problem, mesh, lanes, finish)
 
-    return Engine(name, 1 if mesh is None else mesh.size, compile_)
+    def at(layout: Layout) -> Engine:
+        return _engine(name, mesh, *layout)
+
+    return Engine(name, 1 if mesh is None else mesh.size, compile_, at)
 
 
 def _with_rows(table: jax.Array, rows: int, axis: int) -> jax.Array:
@@ -108,19 +111,24 @@ class _LaneRounds(RoundFn):
 
     def __init__(self, problem: Problem, mesh: Mesh | None, lanes, finish):
         self._problem, self._mesh = problem, mesh
-        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-        self._finish: FinishForm = (
-            ("compact" if platform == "cpu" else "masked") if finish == "auto" else finish
-        )
-        self._platform = platform
-        self.lanes: int | None = None if lanes == "auto" else lanes
+        self._platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        self._asked = lanes, finish
+        self.layout = None if lanes == "auto" else self._with(Layout(lanes, default_finish(self._platform)))
         self._jitted: Any = None
 
-    def _resolve(self, state: SimState, plan: Plan) -> int:
-        """The lane count, chosen at first use when it is ``"auto"``."""
-        if self.lanes is None:
-            self.lanes = auto_lanes(self._problem, state, plan, self._platform)
-        return self.lanes
+    def _with(self, layout: Layout) -> Layout:
+        """A layout with what was asked for by name."""
+        lanes, finish = self._asked
+        return Layout(
+            layout.lanes if lanes == "auto" else lanes, layout.finish if finish == "auto" else finish
+        )
+
+    def _resolve(self, state: SimState, plan: Plan) -> Layout:
+        """The layout, chosen at first use where the lanes are ``"auto"``."""
+        if self.layout is None:
+            devices = 1 if self._mesh is None else self._mesh.size
+            self.layout = self._with(choose(self._problem, state, plan, self._platform, devices))
+        return self.layout
 
     def place_columns(self, columns: Mapping[str, np.ndarray]):
         sharding = None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec())
@@ -179,9 +187,8 @@ class _LaneRounds(RoundFn):
         return in_place | {"xla_cpu_multi_thread_eigen": False}
 
     def _function(self, state, plan):
-        chunk = Chunk(
-            self._problem, self._resolve(state, plan), self._finish, None if self._mesh is None else AXIS
-        )
+        axis = None if self._mesh is None else AXIS
+        chunk = Chunk(self._problem, self._resolve(state, plan), axis)
         single = self._problem.replicas is None
 
         def run(state, columns, plan, hyper):

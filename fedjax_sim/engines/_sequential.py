@@ -29,7 +29,7 @@ def sequential() -> Engine:
 
 
 class _SequentialRounds(RoundFn):
-    lanes = 1
+    layout = None
 
     def __init__(self, problem: Problem):
         self._problem = problem
