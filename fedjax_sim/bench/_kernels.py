@@ -22,11 +22,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from fedjax_sim_kernels import clipping, conv, modular, order, packing, pooling
+from fedjax_sim_kernels import clipping, conv, lstm, modular, order, packing, pooling, products
 from fedjax_sim_kernels.clipping import reference as clipping_reference
 from fedjax_sim_kernels.clipping import shapes as clipping_shapes
 from fedjax_sim_kernels.conv import dispatch as conv_dispatch
 from fedjax_sim_kernels.conv import shapes as conv_shapes
+from fedjax_sim_kernels.conv import winograd
+from fedjax_sim_kernels.lstm import reference as lstm_reference
+from fedjax_sim_kernels.lstm import shapes as lstm_shapes
 from fedjax_sim_kernels.modular import reference as modular_reference
 from fedjax_sim_kernels.modular import shapes as modular_shapes
 from fedjax_sim_kernels.order import network, reference
@@ -34,6 +37,7 @@ from fedjax_sim_kernels.order import shapes as order_shapes
 from fedjax_sim_kernels.packing import shapes as packing_shapes
 from fedjax_sim_kernels.pooling import dispatch as pooling_dispatch
 from fedjax_sim_kernels.pooling import shapes as pooling_shapes
+from fedjax_sim_kernels.products import shapes as products_shapes
 
 from fedjax_sim.bench import _measure
 
@@ -82,6 +86,8 @@ def conv_cases(clients: int) -> Iterator[Case]:
         names: list[conv_dispatch.Form] = ["reference", "slices", "shifted"]
         if max(spec.lhs_dilation) > 1:
             names.append("overlap")
+        if winograd.supports(x, kernel[0], spec):
+            names.append("winograd")
         forms = {name: _clients_train(functools.partial(conv.conv, spec=spec, form=name)) for name in names}
         used = conv.choose(x[0], kernel[0], spec)[0]
         out = jax.eval_shape(lambda x, k, spec=spec: conv.conv(x[0], k[0], spec, "reference"), x, kernel)
@@ -94,6 +100,28 @@ def conv_cases(clients: int) -> Iterator[Case]:
 def shape_bytes(*arrays: Any) -> int:
     """Elements of arrays, or of their specs."""
     return sum(math.prod(array.shape) for array in arrays)
+
+
+def product_cases(clients: int) -> Iterator[Case]:
+    """Dense layers and recurrences."""
+    for shape in products_shapes.MODELS:
+        forms = {"reference": products.reference, "contract": products.product}
+        arguments = shape.arguments(jax.random.key(0), clients)
+        x, w = (value.size for value in arguments)
+        flops = 6 * x * shape.features
+        moved = 4 * 3 * (x + w + clients * shape.rows * shape.features)
+        trained = {name: _clients_train(form) for name, form in forms.items()}
+        yield Case("products", shape.name, trained, "contract", arguments, 2 * flops, 2 * moved)
+    for shape in lstm_shapes.MODELS:
+        forms = {"reference": _clients_train(lstm_reference.lstm), "hoisted": _clients_train(lstm)}
+        arguments = tuple(
+            0.05 * jax.random.normal(jax.random.key(0), (clients, *size))
+            for size in (shape.inputs, shape.recurrent)
+        )
+        flops = 6 * clients * shape.time * shape.batch * 4 * shape.size**2
+        # The matrix is read at every time, forth and back: it is larger than a core's own cache.
+        moved = 2 * shape.time * arguments[1].nbytes
+        yield Case("lstm", shape.name, forms, "hoisted", arguments, 2 * flops, 2 * moved)
 
 
 def pooling_cases(clients: int) -> Iterator[Case]:
@@ -153,7 +181,7 @@ def _on_accelerators(kernel: str, function: str, **settings: int) -> dict[str, C
     return {"pallas": functools.partial(getattr(module, function), **settings)}
 
 
-GROUPS = {"conv": conv_cases, "pooling": pooling_cases, "sums": sum_cases}
+GROUPS = {"conv": conv_cases, "pooling": pooling_cases, "products": product_cases, "sums": sum_cases}
 
 
 def measure(case: Case, repeats: int, rate: float, bandwidth: float) -> list[dict]:

@@ -60,7 +60,7 @@ def measure(workload: Workload, cores: int, args, rate: float, bandwidth: float)
     calls, last, step_bytes, expected = {}, {}, 0, 0.0
     for name, engine in layouts(args.lanes or workload.lanes, cores).items():
         sim = Simulation(
-            workload.algorithm(), data, cohort=workload.cohort, local=workload.local, engine=engine, rounds_per_chunk=rounds
+            workload.algorithm(compute=args.compute, products=args.products), data, cohort=workload.cohort, local=workload.local, engine=engine, rounds_per_chunk=rounds
         )  # fmt: skip
         state, history = sim.run(sim.init(0), rounds)
         compile_seconds = history.costs.compile_seconds
@@ -90,7 +90,7 @@ def measure(workload: Workload, cores: int, args, rate: float, bandwidth: float)
             "workload": workload.name, "engine": name[0], "devices": name[1], "lanes": name[2], "cores": cores,
             "seconds_per_round": {**seconds, "repetitions": repeats, "rounds": rounds},
             "examples_per_second": costs.examples / rounds / seconds["median"],
-            "step_occupancy": costs.step_occupancy, "example_occupancy": costs.example_occupancy,
+            "precision": costs.precision, "step_occupancy": costs.step_occupancy, "example_occupancy": costs.example_occupancy,
             "flops_per_second": flops / seconds["median"], "bytes_per_round": float(moved),
             "floors_seconds": floors, "floor_seconds": max(floors.values()),
             "share_of_floor": max(floors.values()) / seconds["median"], "times_sequential": _measure.spread(ratios),
@@ -132,6 +132,7 @@ def show(result: dict[str, Any]) -> None:
         for r in result["rows"]
     ]  # fmt: skip
     _measure.print_table(COLUMNS, table)
+    print(f"\nprecision: {'; '.join(dict.fromkeys(row['precision'] for row in result['rows']))}")
     if slow:
         print(f"\n! {len(slow)} row(s) took longer to compile than {COMPILE_BUDGET_SECONDS:.0f} s")
 
@@ -149,6 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     real = [name for name in WORKLOADS if name != "toy"]
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=real)
     parser.add_argument("--lanes", nargs="+", type=int, default=None, help="the workload says by default")
+    parser.add_argument("--compute", default=None, help="what models compute in: float32 or bfloat16")
+    parser.add_argument("--products", default=None, help="precision of products: default, high or highest")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
         "--seconds", type=float, default=120, help="for a workload's repetitions; two are made in any case"
@@ -169,6 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.executable, "-m", "fedjax_sim", "bench", "rounds", "--", "--cores", cores, "--workloads",
             *args.workloads, "--repeats", str(args.repeats), "--seconds", str(args.seconds), "--out", str(part),
             *(["--lanes", *map(str, args.lanes)] if args.lanes else []),
+            *(["--compute", args.compute] if args.compute else []),
+            *(["--products", args.products] if args.products else []),
             *(["--accelerator"] if args.accelerator else []),
         ]  # fmt: skip
         subprocess.run(command, check=True)

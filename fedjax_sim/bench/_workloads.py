@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import optax
@@ -70,11 +70,14 @@ class Workload:
             apply=lambda variables, batch, key, *, train: task.apply(variables, batch, key, train=False)
         )
 
-    def algorithm(self, dropout: bool = True, learning_rate: float | None = None) -> Algorithm:
-        """FedAvg with this workload's optimizers and weights."""
+    def algorithm(
+        self, dropout: bool = True, learning_rate: float | None = None, **precision: Any
+    ) -> Algorithm:
+        """FedAvg with this workload's optimizers and weights; ``precision`` as ``fs.tasks.with_precision`` has it."""
         rate = self.learning_rate if learning_rate is None else learning_rate
         mean = aggregation.mean(over=self.weights)
-        return algorithms.fedavg(self.task(dropout), optax.sgd(rate), optax.sgd(1.0), mean)
+        task = tasks.with_precision(self.task(dropout), **precision)
+        return algorithms.fedavg(task, optax.sgd(rate), optax.sgd(1.0), mean)
 
 
 class LeNet(nn.Module):

@@ -12,6 +12,7 @@ from fedjax_sim._src import keys, tree
 from fedjax_sim._src.types import RuleTraffic
 from fedjax_sim.data.plans import Entry
 from fedjax_sim.engines._client import Row, Rows, Turn
+from fedjax_sim.engines._flops import flops
 from fedjax_sim.engines._problem import Problem, groups, message_spec
 from fedjax_sim.engines._state import SimState
 
@@ -23,7 +24,7 @@ class TurnCosts(NamedTuple):
       bytes_up: encoded messages of all stages, without what the rule does not really send.
       bytes_down: broadcasts of all stages, likewise.
       step_flops: operations of one local step in each stage, by XLA's count of the model as it is written: a faster form
-        of a convolution does not change them (a loop's body counts once).
+        of a convolution does not change them.
     """
 
     bytes_up: int
@@ -42,15 +43,15 @@ def turn_costs(problem: Problem, state: SimState) -> tuple[TurnCosts, ...]:
 def _group_costs(problem: Problem, state: SimState, group: int) -> TurnCosts:
     algorithm = problem.algorithm()
     up = down = 0
-    flops = []
+    per_step = []
     for index, stage in enumerate(algorithm.stages):
         rule = groups(stage)[group]
         broadcast = jax.eval_shape(stage.broadcast, state.server)
         message = message_spec(problem, algorithm, index, broadcast, state, group)
         down += _traffic(rule.receives, broadcast)
         up += _traffic(rule.sends, message)
-        flops.append(_step_flops(problem, index, group, broadcast, state))
-    return TurnCosts(up, down, tuple(flops))
+        per_step.append(_step_flops(problem, index, group, broadcast, state))
+    return TurnCosts(up, down, tuple(per_step))
 
 
 def _traffic(part: RuleTraffic | None, whole) -> int:
@@ -70,10 +71,17 @@ def _step_flops(problem: Problem, stage: int, group: int, broadcast, state: SimS
     count = turn.local.rows_per_step
     rows = Rows(jax.ShapeDtypeStruct((count,), jnp.int32), jax.ShapeDtypeStruct((count,), jnp.bool_))
     with as_written():
-        lowered = jax.jit(turn.one_step).lower(
-            problem.example_hyper, broadcast, dict(problem.columns), rows, key, entry, zero, work
+        return flops(
+            turn.one_step,
+            problem.example_hyper,
+            broadcast,
+            dict(problem.columns),
+            rows,
+            key,
+            entry,
+            zero,
+            work,
         )
-    return float((lowered.cost_analysis() or {}).get("flops", 0.0))
 
 
 def row_spec(state: SimState, stage: int, group: int):

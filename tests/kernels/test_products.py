@@ -7,29 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fedjax_sim_kernels import client_batched
-from fedjax_sim_kernels.products import LARGE, NARROW, TALL_DEPTH, contract_p, product
+from fedjax_sim_kernels.products import contract_p, product, reference
+from fedjax_sim_kernels.products.shapes import EDGE_CASES
 
-# Rows, depth, features: on both sides of every limit of a form.
-SHAPES = {
-    "small": (3, 4, 5),
-    "one": (1, 1, 1),
-    "narrow": (20, 70, NARROW),
-    "wide": (20, 30, NARROW + 1),
-    "large": (LARGE // 4096 + 1, 4096, 20),
-    "tall": (TALL_DEPTH, 24, 20),
-    "tall-and-wide": (TALL_DEPTH, 20, 24),
-    "empty": (0, 3, 4),
-}
-CASES = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+SHAPES = {case.name: case for case in EDGE_CASES}
+SMALL = SHAPES["small"]._replace(rows=4, depth=5, features=6)
+CASES = pytest.mark.parametrize("shape", EDGE_CASES, ids=lambda case: case.name)
 
 
 def arguments(shape, *clients, dtype="float32"):
-    rows, depth, features = shape
-    keys = jax.random.split(jax.random.key(0), 3)
-    sizes = ((rows, depth), (depth, features), (rows, features))
-    return [
-        jax.random.normal(k, (*clients, *size)).astype(dtype) for k, size in zip(keys, sizes, strict=True)
-    ]
+    """Rows, weights, and weights of the outputs."""
+    x, w = shape.arguments(jax.random.key(0), *clients)
+    weights = jax.random.normal(jax.random.key(1), (*clients, shape.rows, shape.features))
+    return [value.astype(dtype) for value in (x, w, weights)]
 
 
 def value_and_gradients(function, x, w, weights):
@@ -49,7 +39,7 @@ def test_value_and_gradients(shape):
     given = arguments(shape)
     assert_close(
         jax.jit(lambda *a: value_and_gradients(product, *a))(*given),
-        jax.jit(lambda *a: value_and_gradients(jnp.matmul, *a))(*given),
+        jax.jit(lambda *a: value_and_gradients(reference, *a))(*given),
     )
 
 
@@ -58,7 +48,7 @@ def test_under_vmap_over_weights(shape):
     given = arguments(shape, 3)
     assert_close(
         jax.jit(jax.vmap(lambda *a: value_and_gradients(product, *a)))(*given),
-        jax.jit(jax.vmap(lambda *a: value_and_gradients(jnp.matmul, *a)))(*given),
+        jax.jit(jax.vmap(lambda *a: value_and_gradients(reference, *a)))(*given),
     )
 
 
@@ -67,14 +57,14 @@ def test_under_vmap_over_some_operands(axes):
     """Weights that all clients share, inputs that they share, and axes elsewhere."""
     given = [
         x[0] if axis is None else jnp.moveaxis(x, 0, axis)
-        for x, axis in zip(arguments((4, 5, 6), 3), axes, strict=True)
+        for x, axis in zip(arguments(SMALL, 3), axes, strict=True)
     ]
     batched = lambda f: jax.vmap(lambda *a: value_and_gradients(f, *a), in_axes=axes)(*given)  # noqa: E731
-    assert_close(batched(product), batched(jnp.matmul))
+    assert_close(batched(product), batched(reference))
 
 
 def test_shared_weights_are_one_product():
-    x, w, _ = arguments((4, 5, 6), 3)
+    x, w, _ = arguments(SMALL, 3)
     program = jax.make_jaxpr(jax.vmap(product, in_axes=(0, None)))(x, w[0])
     (equation,) = [e for e in program.eqns if e.primitive is contract_p]
     assert equation.invars[0].aval.shape == (12, 5) and equation.invars[1].aval.shape == (5, 6)
@@ -89,19 +79,19 @@ def test_forward_mode_and_second_derivatives(name):
         direction = jnp.cos(jnp.arange(w.size, dtype=jnp.float32)).reshape(w.shape)
         return jax.jvp(total, (w,), (direction,))[1], jax.jvp(jax.grad(total), (w,), (direction,))[1]
 
-    assert_close(curvature(product), curvature(jnp.matmul))
+    assert_close(curvature(product), curvature(reference))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_narrow_types(dtype):
-    x, w, _ = arguments((4, 5, 6), dtype=dtype)
+    x, w, _ = arguments(SMALL, dtype=dtype)
     np.testing.assert_array_equal(product(x, w), x @ w)
     wide = product(x, w, preferred_element_type=jnp.float32)
     assert wide.dtype == jnp.float32
 
 
 def test_precision_is_carried_into_the_gradients():
-    x, w, _ = arguments((4, 5, 6))
+    x, w, _ = arguments(SMALL)
     gradient = jax.grad(lambda w: product(x, w, precision=jax.lax.Precision.HIGHEST).sum())
     equations = [e for e in jax.make_jaxpr(gradient)(w).eqns if e.primitive is contract_p]
     assert equations and all(e.params["precision"] == jax.lax.Precision.HIGHEST for e in equations)

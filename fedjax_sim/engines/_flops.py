@@ -1,0 +1,60 @@
+"""Floating-point operations of a traced function, loops counted as often as they run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+
+def flops(function: Callable[..., Any], *arguments: Any) -> float:
+    """XLA's count of a function of specs, and for every ``scan`` the products of the steps beyond the first.
+
+    XLA counts a loop's body once. Loops of traced length are counted once here, too.
+    """
+    traced = jax.jit(function).trace(*arguments)
+    counted = (traced.lower().cost_analysis() or {}).get("flops", 0.0)
+    return float(counted) + _beyond_once(traced.jaxpr.jaxpr, 1)
+
+
+def _beyond_once(program: Jaxpr, times: int) -> float:
+    """Operations of products in a program that runs ``times`` times, less those of one run."""
+    total = 0.0
+    for equation in program.eqns:
+        if (operations := _PRODUCTS.get(equation.primitive.name)) is not None:
+            total += (times - 1) * operations(equation)
+        repeated = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += sum(_beyond_once(inner, times * repeated) for inner in _programs(equation))
+    return total
+
+
+def _programs(equation: Any) -> Iterator[Jaxpr]:
+    """Programs among an operation's settings."""
+    for value in equation.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, Jaxpr):
+                yield item
+
+
+def _of_dot(equation: Any) -> float:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    shape = equation.invars[0].aval.shape
+    return 2.0 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+
+
+def _of_contract(equation: Any) -> float:
+    depth = equation.invars[0].aval.shape[-2 if equation.params["layout"] == "tn" else -1]
+    return 2.0 * equation.outvars[0].aval.size * depth
+
+
+def _of_conv(equation: Any) -> float:
+    kernel, axes = equation.invars[1].aval, equation.params["dimension_numbers"].rhs_spec
+    return 2.0 * equation.outvars[0].aval.size * kernel.size / kernel.shape[axes[0]]
+
+
+_PRODUCTS = {"dot_general": _of_dot, "contract": _of_contract, "conv_general_dilated": _of_conv}

@@ -1,0 +1,6 @@
+"""Matrix products whose gradients come in the order that the CPU is fast at."""
+
+from fedjax_sim_kernels.products.contract import contract_p, product
+from fedjax_sim_kernels.products.reference import product as reference
+
+__all__ = ["contract_p", "product", "reference"]

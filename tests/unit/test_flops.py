@@ -1,0 +1,58 @@
+"""Operations of a step: those of the model as it is written, loops included."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+import fedjax_sim as fs
+from fedjax_sim.engines._flops import flops
+
+X, W = jax.ShapeDtypeStruct((8, 32), jnp.float32), jax.ShapeDtypeStruct((32, 32), jnp.float32)
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+    def chain(x, w):
+        return jax.lax.scan(lambda x, _: (x @ w, None), x, length=7)[0]
+
+    assert flops(lambda x, w: x @ w, X, W) == 2 * 8 * 32 * 32
+    assert flops(chain, X, W) == pytest.approx(7 * 2 * 8 * 32 * 32, rel=1e-3)
+    # Forth once and back twice, in loops of their own.
+    gradient = jax.grad(lambda x, w: chain(x, w).sum(), argnums=(0, 1))
+    assert flops(gradient, X, W) == pytest.approx(3 * 7 * 2 * 8 * 32 * 32, rel=0.05)
+
+
+def test_loops_in_loops_and_in_branches():
+    def inner(x, w):
+        return jax.lax.scan(lambda x, _: (jax.nn.relu(x) @ w, None), x, length=3)[0]
+
+    def outer(x, w):
+        return jax.lax.scan(lambda x, _: (jax.checkpoint(inner)(x, w), None), x, length=5)[0]
+
+    assert flops(outer, X, W) == pytest.approx(15 * 2 * 8 * 32 * 32, rel=0.02)
+
+
+class Conv(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.relu(nn.Conv(16, (1, 1))(x))
+        x = nn.relu(nn.Conv(16, (3, 3), padding="VALID")(x))
+        return nn.Dense(2)(x.mean(axis=(1, 2)))
+
+
+def test_a_faster_form_does_not_change_what_a_step_costs():
+    """Winograd's form multiplies less than half as often; a step's costs are those of the convolution."""
+    columns = {"x": np.zeros((8, 18, 18, 3), np.float32), "y": np.zeros(8, np.int32)}
+    data = fs.data.ClientData.from_arrays(columns, np.arange(8) % 2)
+    sim = fs.Simulation(
+        fs.algorithms.fedavg(fs.tasks.classification(Conv()), optax.sgd(0.1)),
+        data,
+        cohort=fs.cohorts.all_clients(),
+        local=fs.LocalWork(batch_size=4),
+    )
+    _, history = sim.run(sim.init(0), rounds=1)
+    forth = 2 * 4 * 16 * 16 * 9 * 16 * 16  # 3 x 3, 16 to 16 channels, and back twice
+    of_step = history.costs.flops / history.costs.steps
+    assert of_step == pytest.approx(3 * forth, rel=0.2) and of_step > 3 * forth
