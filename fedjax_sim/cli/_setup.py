@@ -50,9 +50,16 @@ def prepare_jax(devices: int) -> None:
             jax.config.update("jax_num_cpu_devices", devices)
         except RuntimeError as error:  # JAX runs already, in a program that calls the command
             _screen.fail(f"error: {error}", BAD_USAGE)
+    keep_programs()
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs in the user's cache folder, unless JAX was told of another one.
+
+    Compiling takes longer than a short run; the second run of a configuration need not wait for it.
+    """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    # Compiling takes longer than a short run; the second run of a configuration need not wait for it.
     try:
         cache = machine.cache_folder() / "jax"
         cache.mkdir(parents=True, exist_ok=True)

