@@ -51,6 +51,9 @@ def product(
     """
     if rows.dtype != weights.dtype or preferred_element_type not in (None, rows.dtype):
         return lax.dot_general(rows, weights, _dimensions(2, "nn"), precision, preferred_element_type)
+    if precision is None:
+        # As lax.dot_general does: what is in force when the product is written, not when it is compiled.
+        precision = jax.config.jax_default_matmul_precision or lax.Precision.DEFAULT
     return contract_p.bind(rows, weights, layout="nn", precision=precision)
 
 
