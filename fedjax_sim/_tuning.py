@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class Tuning:
 
     Attributes:
       timings: one per layout, the fastest first.
-      file: where the best is kept for ``lanes="auto"``; ``None`` when it was not to be kept.
+      file: where the best is kept for ``lanes="auto"``; ``None`` when it was not, or could not be.
     """
 
     timings: tuple[Timing, ...]
@@ -107,6 +108,8 @@ def tune(
             found = [measure(Layout(lanes, form)) for form in forms]  # type: ignore[arg-type]
             if min(found) > _WORSE * best():
                 break
+    elif not layouts:
+        raise ValueError("layouts is empty, expected layouts to measure, or None for the usual ones.")
     else:
         for layout in dict.fromkeys(layouts):
             measure(layout)
@@ -115,7 +118,8 @@ def tune(
         for layout in close:
             measured[layout].append(calls[layout]())
     timings = [Timing(layout, tuple(times), compiling[layout]) for layout, times in measured.items()]
-    timings.sort(key=lambda timing: timing.median)
+    # Those that were not close have one value, of another moment.
+    timings.sort(key=lambda timing: (timing.layout not in close, timing.median))
     file = None
     if keep:
         about = {
@@ -123,7 +127,10 @@ def tune(
             "milliseconds_per_round": round(1e3 * timings[0].median, 4),
             "measured": datetime.date.today().isoformat(),
         }
-        file = remember(name, timings[0].layout, about)
+        try:
+            file = remember(name, timings[0].layout, about)
+        except (OSError, RuntimeError) as error:
+            warnings.warn(f"the fastest layout is not kept: {error}", stacklevel=3)
     return Tuning(tuple(timings), file)
 
 

@@ -50,4 +50,6 @@ def tune(
     except ERRORS as error:
         _screen.fail(f"error: {error}", BAD_USAGE)
     typer.echo(tuning)
-    typer.echo(f"\nkept in {tuning.file}; later runs with these shapes train with {tuning.best}")
+    if tuning.file is not None:
+        kept = f'later runs of one seed with these shapes and engine.lanes = "auto" train with {tuning.best}'
+        typer.echo(f"\nkept in {tuning.file}: {kept}")

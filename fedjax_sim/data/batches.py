@@ -70,7 +70,7 @@ def epoch_of(local: LocalWork, step: Array, size: Array) -> Array:
 
 def _epoch(local: LocalWork, step: Array, size: Array) -> tuple[Array, Array]:
     count = local.rows_per_step
-    if local.epochs == 1:
+    if local.epochs == 1 and local.rows is None:
         return jnp.zeros_like(step), step
     # Nothing here is negative: without the sign's corrections a division is one operation instead of five.
     rows = jnp.asarray(size if local.drop_remainder else size + count - 1)

@@ -72,14 +72,19 @@ def _rule(problem: Problem, state: SimState, plan: Plan, platform: str) -> Layou
 
 
 def fingerprint(problem: Problem, state: SimState, plan: Plan, devices: int) -> str:
-    """Names the machine and everything that a layout's speed depends on, but for the clients' sizes."""
+    """Names the machine, its cores that this process may use, and the shapes that a layout's speed depends on.
+
+    Not in it: the clients' sizes, and the precision of products.
+    """
     local = problem.local
     device = jax.devices()[0]
     facts = {
-        "machine": [device.platform, device.device_kind, machine.processor(), os.cpu_count()],
+        "machine": [device.platform, device.device_kind, machine.processor(), machine.cores()],
         "jax": jax.__version__,
         "algorithm": problem.algorithm().name,
-        "state": [[list(x.shape), str(x.dtype)] for x in jax.tree.leaves(state.server)],
+        "chain": [[layer.name for layer in stage.aggregate.facts] for stage in problem.algorithm().stages],
+        "state": [[list(x.shape), str(x.dtype)] for x in jax.tree.leaves((state.server, state.aggregate))],
+        "client": [[list(x.shape[1:]), str(x.dtype)] for x in jax.tree.leaves(state.clients)],
         "columns": {name: [list(x.shape[1:]), str(x.dtype)] for name, x in problem.columns.items()},
         "local": [local.batch_size, local.batches_per_step, local.epochs, local.max_steps, local.shuffle],
         "flops": [costs.step_flops for costs in turn_costs(problem, state)],

@@ -122,6 +122,12 @@ class Chunk:
         specs = [
             p.specs(shared, table, q.entries, q.rows[stage]) for p, q in zip(passes, queues, strict=True)
         ]
+        for group, spec in enumerate(specs):
+            if spec[1] != specs[0][1]:
+                raise TypeError(
+                    f"stage {stage}: the rule of group {group} measures {spec[1]}, that of group 0 {specs[0][1]}: "
+                    "all groups of a stage need metrics of the same names, shapes and dtypes."
+                )
         shape = (self.replicas, sum(caps)) if rows_kept else (self.replicas,)
         message = accumulator(specs[0][0], shape)
         metrics = jax.tree.map(lambda x: jnp.zeros((self.replicas, *x.shape), x.dtype), specs[0][1])

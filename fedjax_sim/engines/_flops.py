@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import Jaxpr, jaxprs_in_params
 
 
 def flops(function: Callable[..., Any], *arguments: Any) -> float:
@@ -17,28 +17,27 @@ def flops(function: Callable[..., Any], *arguments: Any) -> float:
     """
     traced = jax.jit(function).trace(*arguments)
     counted = (traced.lower().cost_analysis() or {}).get("flops", 0.0)
-    return float(counted) + _beyond_once(traced.jaxpr.jaxpr, 1)
+    return float(counted) + _beyond_once(traced.jaxpr.jaxpr, 1, 1)
 
 
-def _beyond_once(program: Jaxpr, times: int) -> float:
-    """Operations of products in a program that runs ``times`` times, less those of one run."""
+def _beyond_once(program: Jaxpr, times: int, counted: int) -> float:
+    """Operations of products in a program that runs ``times`` times and that XLA counts ``counted`` times, beyond its count."""
     total = 0.0
     for equation in program.eqns:
         if (operations := _PRODUCTS.get(equation.primitive.name)) is not None:
-            total += (times - 1) * operations(equation)
-        repeated = equation.params["length"] if equation.primitive.name == "scan" else 1
-        total += sum(_beyond_once(inner, times * repeated) for inner in _programs(equation))
+            total += (times - counted) * operations(equation)
+        length, seen = _steps(equation) if equation.primitive.name == "scan" else (1, 1)
+        total += sum(
+            _beyond_once(inner, times * length, counted * seen) for inner in jaxprs_in_params(equation.params)
+        )
     return total
 
 
-def _programs(equation: Any) -> Iterator[Jaxpr]:
-    """Programs among an operation's settings."""
-    for value in equation.params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, ClosedJaxpr):
-                yield item.jaxpr
-            elif isinstance(item, Jaxpr):
-                yield item
+def _steps(scan: Any) -> tuple[int, int]:
+    """Steps of a loop, and how often its body stands in the program: an unrolled one several times, and once for each step
+    that is left over."""
+    length, unroll = scan.params["length"], scan.params["unroll"]
+    return length, length if unroll >= length else unroll + length % unroll
 
 
 def _of_dot(equation: Any) -> float:

@@ -50,7 +50,8 @@ def lanes(lanes: int | Literal["auto"] = "auto", *, finish: FinishForm | Literal
         ``Simulation.tune`` or ``fedjax-sim tune`` measured on this machine for these shapes, and goes by the size of a step
         on this backend where nothing was.
       finish: how lanes whose client is done are finished: ``"compact"`` one at a time, ``"masked"`` all lanes at
-        once with a mask; ``"auto"`` is compact on CPU and masked elsewhere, unless another was measured.
+        once with a mask; ``"auto"`` is compact on CPU and masked elsewhere, or, where
+        the lanes are ``"auto"``, too, what was measured.
 
     Raises:
       ValueError: a lane count below 1 or an unknown form.
@@ -115,7 +116,6 @@ class _LaneRounds(RoundFn):
         self._asked = lanes, finish
         self.layout = None if lanes == "auto" else self._with(Layout(lanes, default_finish(self._platform)))
         self._jitted: Any = None
-        self._traced = 0
 
     def _with(self, layout: Layout) -> Layout:
         """A layout with what was asked for by name."""
@@ -170,12 +170,8 @@ class _LaneRounds(RoundFn):
         return self._program(state, plan)(state, columns, plan, hyper)
 
     def compilations(self) -> int:
-        """How many programs were compiled so far.
-
-        JAX's own count may be one more where equal arguments arrive placed in another way: that is another way to the same
-        program, which was traced once. And a program that was only lowered was traced and not compiled.
-        """
-        return 0 if self._jitted is None else min(programs(self._jitted), self._traced)
+        """How many programs were compiled so far."""
+        return 0 if self._jitted is None else programs(self._jitted)
 
     def _program(self, state, plan):
         if self._jitted is None:
@@ -197,7 +193,6 @@ class _LaneRounds(RoundFn):
         single = self._problem.replicas is None
 
         def run(state, columns, plan, hyper):
-            self._traced += 1
             if single:
                 state, hyper = jax.tree.map(lambda x: x[None], (state, hyper))
             body = chunk if self._mesh is None else self._shard(chunk, state, plan)

@@ -126,7 +126,9 @@ def _dot(lhs: jax.Array, rhs: jax.Array, **settings: Any) -> jax.Array | None:
         return None
     rows = lax.reshape(lhs, (math.prod(lhs.shape[:-1]), lhs.shape[-1]))
     precision = settings["precision"] or lax.Precision.DEFAULT  # None was settled when the model was traced
-    result = product(rows, rhs, precision=precision, preferred_element_type=settings["preferred_element_type"])
+    result = product(
+        rows, rhs, precision=precision, preferred_element_type=settings["preferred_element_type"]
+    )
     return lax.reshape(result, (*lhs.shape[:-1], rhs.shape[1]))
 
 

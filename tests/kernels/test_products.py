@@ -116,3 +116,18 @@ def test_every_layout_has_the_shape_of_its_product():
             jnp.ones((*leading, *a)), jnp.ones((*leading, *b)), layout=layout, precision=None
         )
         assert out.shape == (*leading, 4, 6) and float(out.max()) == 5
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 3), (2, 5, 0)])
+def test_shared_weights_and_nothing_to_multiply(shape):
+    x, w = jnp.zeros(shape), jnp.zeros((shape[-1], 4))
+    assert jax.vmap(product, in_axes=(0, None))(x, w).shape == (*shape[:2], 4)
+    assert jax.vmap(jax.grad(lambda x, w: product(x, w).sum()), in_axes=(0, None))(x, w).shape == shape
+
+
+def test_sums_in_64_bits():
+    """``numpy`` takes None for float64: a wider sum that was asked for must not be lost to it."""
+    with jax.enable_x64(True):
+        x, w = jnp.ones((2, 3), jnp.float32), jnp.ones((3, 4), jnp.float32)
+        assert product(x, w, preferred_element_type=np.dtype("float64")).dtype == jnp.float64
+        assert product(x, w).dtype == jnp.float32

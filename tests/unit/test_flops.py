@@ -24,6 +24,14 @@ def test_a_loop_counts_as_often_as_it_runs():
     assert flops(gradient, X, W) == pytest.approx(3 * 7 * 2 * 8 * 32 * 32, rel=0.05)
 
 
+@pytest.mark.parametrize("unroll", [2, 3, 4, 8, True])
+def test_an_unrolled_loop_is_not_counted_twice(unroll):
+    def chain(x, w):
+        return jax.lax.scan(lambda x, _: (x @ w, None), x, length=8, unroll=unroll)[0]
+
+    assert flops(chain, X, W) == pytest.approx(8 * 2 * 8 * 32 * 32, rel=1e-3)
+
+
 def test_loops_in_loops_and_in_branches():
     def inner(x, w):
         return jax.lax.scan(lambda x, _: (jax.nn.relu(x) @ w, None), x, length=3)[0]

@@ -459,3 +459,10 @@ def test_trainable_needs_nested_dicts():
     listed = task._replace(init=lambda key, sample=None: task.init(key)._replace(params=[jnp.zeros(3)]))
     with pytest.raises(TypeError, match="parameters are list, expected nested dicts"):
         tasks.trainable(listed, "x").init(KEY)
+
+
+def test_a_label_beyond_the_classes_is_not_a_number():
+    """As a lookup has it: a model whose classes nobody knows beforehand stops with a message."""
+    loss = losses.softmax_cross_entropy()
+    values = loss(jnp.array([[1.0, 2.0, 3.0]] * 2), {"y": jnp.array([2, 7])})
+    assert jnp.isfinite(values[0]) and jnp.isnan(values[1])

@@ -1,4 +1,4 @@
-"""Which form a convolution takes, by backend and settings; measured in ``benchmarks/results/kernels-*.json``."""
+"""Which form a convolution takes, by backend and settings; ``docs/decisions/0015-products.md`` has measurements."""
 
 from __future__ import annotations
 

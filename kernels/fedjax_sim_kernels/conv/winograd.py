@@ -6,7 +6,7 @@ section 4.1. The image is cut into overlapping tiles of 4 x 4, each of which giv
     out = A^T [(G k G^T) * (B^T d B)] A,
 
 a product over channels for each of the sixteen elements of a tile. Its matrices hold 0, 1, -1 and 1/2, so that rounding
-stays that of a sum of nine products. The derivatives are left to JAX; what is split here is joined there, and the other way
+stays that of a sum of nine products; an infinite element makes the whole 2 x 2 of its tiles NaN. The derivatives are left to JAX; what is split here is joined there, and the other way
 round, which is why everything is written with ``lax.split`` and ``stack`` and not with indices. The barriers keep the
 compiler from evaluating a transformation once for each product that reads it.
 """

@@ -49,11 +49,13 @@ def product(
     >>> gradient.shape, float(gradient[0, 0])
     ((3, 4), 2.0)
     """
-    if rows.dtype != weights.dtype or preferred_element_type not in (None, rows.dtype):
+    # Not "in (None, dtype)": numpy takes None for float64.
+    wider = preferred_element_type is not None and preferred_element_type != rows.dtype
+    if wider or rows.dtype != weights.dtype:
         return lax.dot_general(rows, weights, _dimensions(2, "nn"), precision, preferred_element_type)
     if precision is None:
         # As lax.dot_general does: what is in force when the product is written, not when it is compiled.
-        precision = jax.config.jax_default_matmul_precision or lax.Precision.DEFAULT
+        precision = jax.config.jax_default_matmul_precision or lax.Precision.DEFAULT  # type: ignore
     return contract_p.bind(rows, weights, layout="nn", precision=precision)
 
 
@@ -110,8 +112,9 @@ def _batched(operands, axes, *, layout: Layout, precision: Any):
     if of_a is not None and b.ndim == 2 and layout != "tn":
         # Weights that all clients share: one product over everybody's rows.
         a = jnp.moveaxis(a, of_a, 0)
-        joined = contract_p.bind(a.reshape(-1, a.shape[-1]), b, **settings)
-        return joined.reshape(*a.shape[:2], -1), 0
+        clients, rows, depth = a.shape
+        joined = contract_p.bind(a.reshape(clients * rows, depth), b, **settings)
+        return joined.reshape(clients, rows, joined.shape[-1]), 0
     return jax.vmap(functools.partial(_dot, **settings), in_axes=(of_a, of_b))(a, b), 0
 
 
