@@ -44,7 +44,7 @@ def client_batched(function: Function) -> Function:
     >>> x = jnp.ones((2, 8, 8, 3))
     >>> variables = model.init(jax.random.key(0), x)
     >>> text = str(jax.make_jaxpr(client_batched(model.apply))(variables, x))
-    >>> "conv_general_dilated" in text, "dot_general" in text
+    >>> "conv_general_dilated" in text, "contract" in text
     (False, True)
     """
 
