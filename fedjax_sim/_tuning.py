@@ -86,7 +86,9 @@ def tune(
         raise ValueError(
             f"the engine {engine.name} trains one client at a time: it has no lanes to measure. Use fs.engines.lanes()."
         )
-    name = fingerprint(problem, state, plan, engine.devices)
+    # Where the data lies is where the engine trains.
+    device = next(iter(jax.tree.leaves(columns)[0].sharding.device_set))
+    name = fingerprint(problem, state, plan, device, engine.devices)
     measured: dict[Layout, list[float]] = {}
     calls: dict[Layout, Callable[[], float]] = {}
     compiling: dict[Layout, float] = {}
@@ -100,11 +102,9 @@ def tune(
         return measured[layout][0]
 
     if layouts is None:
-        platform, turns = jax.default_backend(), turns_of(plan)
-        for lanes in _doubling(turns):
-            forms = (
-                dict.fromkeys([default_finish(platform), "compact", "masked"]) if lanes > 1 else ["compact"]
-            )
+        usual = default_finish(device.platform)
+        for lanes in _doubling(turns_of(plan)):
+            forms = dict.fromkeys([usual, "compact", "masked"]) if lanes > 1 else ["compact"]
             found = [measure(Layout(lanes, form)) for form in forms]  # type: ignore[arg-type]
             if min(found) > _WORSE * best():
                 break
@@ -146,12 +146,12 @@ def _compiled(
 ) -> tuple[Callable[[], float], float]:
     """A call that runs the plan and returns seconds per round, and the seconds of its first call beyond a later one."""
     rounds = engine.compile(problem)
-    held = [rounds.place_state(state)]
 
     def call() -> float:
+        # Placed anew, so that between its calls a layout holds no state on the device.
+        placed = jax.block_until_ready(rounds.place_state(state))
         start = time.perf_counter()
-        held[0], report = rounds(held[0], columns, plan)
-        jax.block_until_ready((held[0], report))
+        jax.block_until_ready(rounds(placed, columns, plan))
         return (time.perf_counter() - start) / int(plan.rounds)
 
     first = call()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -46,9 +47,10 @@ class Layout(NamedTuple):
         return f"{self.lanes} lane{'s' * (self.lanes > 1)}, {self.finish}"
 
 
-def choose(problem: Problem, state: SimState, plan: Plan, platform: str, devices: int) -> Layout:
+def choose(problem: Problem, state: SimState, plan: Plan, device: jax.Device, devices: int) -> Layout:
     """What ``remember`` was told of this machine and these shapes; else the rule of ``docs/decisions/0004-auto-lanes.md``."""
-    return recall(fingerprint(problem, state, plan, devices)) or _rule(problem, state, plan, platform)
+    known = recall(fingerprint(problem, state, plan, device, devices))
+    return known or _rule(problem, state, plan, device.platform)
 
 
 def default_finish(platform: str) -> FinishForm:
@@ -71,23 +73,22 @@ def _rule(problem: Problem, state: SimState, plan: Plan, platform: str) -> Layou
 # --- what was measured before --------------------------------------------------------------------------------
 
 
-def fingerprint(problem: Problem, state: SimState, plan: Plan, devices: int) -> str:
+def fingerprint(problem: Problem, state: SimState, plan: Plan, device: jax.Device, devices: int) -> str:
     """Names the machine, its cores that this process may use, and the shapes that a layout's speed depends on.
 
-    Not in it: the clients' sizes, and the precision of products.
+    Not in it: the clients' sizes.
     """
-    local = problem.local
-    device = jax.devices()[0]
+    local, costs = problem.local, turn_costs(problem, state)
     facts = {
         "machine": [device.platform, device.device_kind, machine.processor(), machine.cores()],
-        "jax": jax.__version__,
+        "versions": [sys.modules["fedjax_sim"].__version__, jax.__version__],
         "algorithm": problem.algorithm().name,
         "chain": [[layer.name for layer in stage.aggregate.facts] for stage in problem.algorithm().stages],
         "state": [[list(x.shape), str(x.dtype)] for x in jax.tree.leaves((state.server, state.aggregate))],
         "client": [[list(x.shape[1:]), str(x.dtype)] for x in jax.tree.leaves(state.clients)],
         "columns": {name: [list(x.shape[1:]), str(x.dtype)] for name, x in problem.columns.items()},
         "local": [local.batch_size, local.batches_per_step, local.epochs, local.max_steps, local.shuffle],
-        "flops": [costs.step_flops for costs in turn_costs(problem, state)],
+        "steps": [[group.step_flops, group.step_products] for group in costs],
         "turns": turns_of(plan),
         "replicas": problem.replicas,
         "devices": devices,

@@ -15,6 +15,7 @@ from fedjax_sim.engines._client import Row, Rows, Turn
 from fedjax_sim.engines._flops import flops
 from fedjax_sim.engines._problem import Problem, groups, message_spec
 from fedjax_sim.engines._state import SimState
+from fedjax_sim.tasks.precision import products_of
 
 
 class TurnCosts(NamedTuple):
@@ -25,19 +26,27 @@ class TurnCosts(NamedTuple):
       bytes_down: broadcasts of all stages, likewise.
       step_flops: operations of one local step in each stage, by XLA's count of the model as it is written: a faster form
         of a convolution does not change them.
+      step_products: dtypes and precisions of the products in a step, for each stage.
     """
 
     bytes_up: int
     bytes_down: int
     step_flops: tuple[float, ...]
+    step_products: tuple[tuple[str, ...], ...]
 
 
 def turn_costs(problem: Problem, state: SimState) -> tuple[TurnCosts, ...]:
-    """Costs of a turn, one for each group; ``state`` has a replica axis if the problem has one."""
-    algorithm = problem.algorithm()
-    if problem.replicas is not None:
-        state = jax.tree.map(lambda x: jax.eval_shape(lambda y: y[0], x), state)
-    return tuple(_group_costs(problem, state, group) for group in range(len(groups(algorithm.stages[0]))))
+    """Costs of a turn, one for each group; ``state`` has a replica axis if the problem has one.
+
+    They are traced once for a problem, whose states all have the same shapes but for the rows of the client table.
+    """
+    if "turn_costs" not in problem.known:
+        algorithm = problem.algorithm()
+        if problem.replicas is not None:
+            state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
+        every = range(len(groups(algorithm.stages[0])))
+        problem.known["turn_costs"] = tuple(_group_costs(problem, state, group) for group in every)
+    return problem.known["turn_costs"]
 
 
 def _group_costs(problem: Problem, state: SimState, group: int) -> TurnCosts:
@@ -50,15 +59,21 @@ def _group_costs(problem: Problem, state: SimState, group: int) -> TurnCosts:
         message = message_spec(problem, algorithm, index, broadcast, state, group)
         down += _traffic(rule.receives, broadcast)
         up += _traffic(rule.sends, message)
-        per_step.append(_step_flops(problem, index, group, broadcast, state))
-    return TurnCosts(up, down, tuple(per_step))
+        per_step.append(_step(problem, index, group, broadcast, state))
+    return TurnCosts(
+        up,
+        down,
+        tuple(flops(step) for step in per_step),
+        tuple(products_of(step.jaxpr.jaxpr) for step in per_step),
+    )
 
 
 def _traffic(part: RuleTraffic | None, whole) -> int:
     return tree.num_bytes(whole if part is None else jax.eval_shape(part, whole))
 
 
-def _step_flops(problem: Problem, stage: int, group: int, broadcast, state: SimState) -> float:
+def _step(problem: Problem, stage: int, group: int, broadcast, state: SimState) -> jax.stages.Traced:
+    """A local step, traced with the model as it is written."""
     algorithm = problem.algorithm()
     zero = jax.ShapeDtypeStruct((), jnp.int32)
     entry = Entry(
@@ -71,8 +86,7 @@ def _step_flops(problem: Problem, stage: int, group: int, broadcast, state: SimS
     count = turn.local.rows_per_step
     rows = Rows(jax.ShapeDtypeStruct((count,), jnp.int32), jax.ShapeDtypeStruct((count,), jnp.bool_))
     with as_written():
-        return flops(
-            turn.one_step,
+        return jax.jit(turn.one_step).trace(
             problem.example_hyper,
             broadcast,
             dict(problem.columns),

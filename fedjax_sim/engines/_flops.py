@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
 
-def flops(function: Callable[..., Any], *arguments: Any) -> float:
-    """XLA's count of a function of specs, and for every ``scan`` the products of the steps beyond the first.
+def flops(traced: jax.stages.Traced) -> float:
+    """XLA's count of a traced function, and for every ``scan`` the products of the steps beyond the first.
 
     XLA counts a loop's body once. Loops of traced length are counted once here, too.
     """
-    traced = jax.jit(function).trace(*arguments)
     counted = (traced.lower().cost_analysis() or {}).get("flops", 0.0)
     return float(counted) + _beyond_once(traced.jaxpr.jaxpr, 1, 1)
 

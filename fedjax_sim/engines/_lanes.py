@@ -112,9 +112,9 @@ class _LaneRounds(RoundFn):
 
     def __init__(self, problem: Problem, mesh: Mesh | None, lanes, finish):
         self._problem, self._mesh = problem, mesh
-        self._platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        self._device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
         self._asked = lanes, finish
-        self.layout = None if lanes == "auto" else self._with(Layout(lanes, default_finish(self._platform)))
+        self.layout = None if lanes == "auto" else self._with(Layout(lanes, default_finish(self._device.platform)))
         self._jitted: Any = None
 
     def _with(self, layout: Layout) -> Layout:
@@ -128,7 +128,7 @@ class _LaneRounds(RoundFn):
         """The layout, chosen at first use where the lanes are ``"auto"``."""
         if self.layout is None:
             devices = 1 if self._mesh is None else self._mesh.size
-            self.layout = self._with(choose(self._problem, state, plan, self._platform, devices))
+            self.layout = self._with(choose(self._problem, state, plan, self._device, devices))
         return self.layout
 
     def place_columns(self, columns: Mapping[str, np.ndarray]):
@@ -175,7 +175,7 @@ class _LaneRounds(RoundFn):
 
     def _program(self, state, plan):
         if self._jitted is None:
-            options = self._compiler_options() if self._platform == "cpu" else None
+            options = self._compiler_options() if self._device.platform == "cpu" else None
             self._jitted = jax.jit(self._function(state, plan), donate_argnums=0, compiler_options=options)
         return self._jitted
 

@@ -39,6 +39,7 @@ class Problem:
       example_hyper: hyper-parameters of one run, for the facts that do not depend on them.
       replicas: runs in one program; ``None`` for a single run whose state has no replica axis.
       public: public data for the server.
+      known: what was found out about this problem at some expense.
     """
 
     build: Callable[[Any], Algorithm]
@@ -49,6 +50,7 @@ class Problem:
     example_hyper: Any = ()
     replicas: int | None = None
     public: Any = None
+    known: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def algorithm(self) -> Algorithm:
         return self.build(self.example_hyper)

@@ -105,9 +105,14 @@ def precision_of(task: Task, variables: Variables, batch: Mapping[str, Any]) -> 
     key = jax.eval_shape(lambda: jax.random.key(0))
     traced = jax.jit(task.apply, static_argnames="train").trace(variables, batch, key, train=True)
     parameters = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(variables.params)})
-    products = sorted(set(_products(traced.jaxpr.jaxpr)))
-    said = [f"{dtype} products at {precision} precision" for dtype, precision in products]
+    said = products_of(traced.jaxpr.jaxpr)
     return f"{' and '.join(parameters)} parameters, {', '.join(said) or 'no products'}"
+
+
+def products_of(program: Jaxpr) -> tuple[str, ...]:
+    """Dtypes and precisions of the products in a program, each once."""
+    found = sorted(set(_products(program)))
+    return tuple(f"{dtype} products at {precision} precision" for dtype, precision in found)
 
 
 def _products(program: Jaxpr) -> Iterator[tuple[str, str]]:

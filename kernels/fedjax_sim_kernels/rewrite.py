@@ -7,17 +7,16 @@ differentiation: the gradients are then those of the faster forms.
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import jax
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
 
 from fedjax_sim_kernels import conv, pooling
 from fedjax_sim_kernels.products import product
@@ -50,7 +49,7 @@ def client_batched(function: Function) -> Function:
 
     @functools.wraps(function)
     def batched(*args, **kwargs):
-        if _UNTOUCHED.get():
+        if _UNTOUCHED.value:
             return function(*args, **kwargs)
         traced, shape = jax.make_jaxpr(function, return_shape=True)(*args, **kwargs)
         if not _concerns(traced.jaxpr, REPLACED):
@@ -61,20 +60,13 @@ def client_batched(function: Function) -> Function:
     return batched  # type: ignore[return-value]
 
 
-_UNTOUCHED: contextvars.ContextVar[bool] = contextvars.ContextVar("untouched", default=False)
+_UNTOUCHED = jax.make_user_context(False)
+"""Part of the key under which JAX keeps traces: a jitted function is traced once inside ``as_written`` and once outside."""
 
 
-@contextlib.contextmanager
-def as_written() -> Iterator[None]:
-    """Inside, ``client_batched`` leaves functions as they are: to count what a model asks for, not how it is done.
-
-    What was traced under ``jax.jit`` before stays as it was traced.
-    """
-    token = _UNTOUCHED.set(True)
-    try:
-        yield
-    finally:
-        _UNTOUCHED.reset(token)
+def as_written() -> AbstractContextManager[Any]:
+    """Inside, ``client_batched`` leaves functions as they are: to count what a model asks for, not how it is done."""
+    return _UNTOUCHED(True)
 
 
 # --- what is replaced ----------------------------------------------------------------------------------------
@@ -157,35 +149,13 @@ def _stays(what: str) -> None:
 # --- walking through the program -----------------------------------------------------------------------------
 
 
-@functools.singledispatch
-def _inner(value: Any) -> list[Jaxpr]:
-    """Programs among an operation's settings."""
-    return []
-
-
-@_inner.register
-def _(value: Jaxpr) -> list[Jaxpr]:
-    return [value]
-
-
-@_inner.register
-def _(value: ClosedJaxpr) -> list[Jaxpr]:
-    return [value.jaxpr]
-
-
-@_inner.register(tuple)
-@_inner.register(list)
-def _(value: Sequence) -> list[Jaxpr]:
-    return [program for item in value for program in _inner(item)]
-
-
 def _concerns(program: Jaxpr, names: Collection[str]) -> bool:
     """Whether an operation of these names is in it, at any depth."""
     return any(e.primitive.name in names or _concerns_inside(e, names) for e in program.eqns)
 
 
 def _concerns_inside(equation: Any, names: Collection[str]) -> bool:
-    return any(_concerns(program, names) for value in equation.params.values() for program in _inner(value))
+    return any(_concerns(program, names) for program in jaxprs_in_params(equation.params))
 
 
 def _evaluate(program: ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:

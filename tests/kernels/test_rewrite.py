@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fedjax_sim_kernels import client_batched, rewrite
+from fedjax_sim_kernels import as_written, client_batched, rewrite
 from flax import linen as nn
 from flax import nnx
 from jax import lax
@@ -161,3 +161,14 @@ def test_closing_over_traced_values():
     np.testing.assert_allclose(jax.jit(outer)(KERNEL), conv(X, KERNEL), atol=1e-5)
     stacked = jnp.stack([KERNEL, -KERNEL])
     np.testing.assert_allclose(jax.vmap(outer)(stacked)[1], -conv(X, KERNEL), atol=1e-5)
+
+
+def test_what_was_jitted_is_traced_once_as_written_and_once_rewritten():
+    """A user's rule may jit the loss itself: costs are counted first, and the program that runs is still rewritten."""
+    loss = jax.jit(client_batched(lambda x, kernel: jnp.sum(conv(x, kernel))))
+    text = lambda: str(jax.make_jaxpr(loss)(X, KERNEL))  # noqa: E731
+    with as_written():
+        assert "conv_general_dilated" in text()
+    assert "conv_general_dilated" not in text()
+    with as_written():
+        assert "conv_general_dilated" in text()

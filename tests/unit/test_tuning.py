@@ -9,7 +9,7 @@ import pytest
 
 import fedjax_sim as fs
 from fedjax_sim import _tuning
-from fedjax_sim.engines import Layout, _auto
+from fedjax_sim.engines import Layout, _auto, _costs
 
 FEW = [Layout(1, "compact"), Layout(2, "masked")]
 
@@ -20,11 +20,12 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "fedjax-sim" / "layouts.json"
 
 
-def simulation(engine=None, batch_size=5, clients=6):
+def simulation(engine=None, batch_size=5, clients=6, products=None):
     rng = np.random.default_rng(0)
     columns = {"x": rng.standard_normal((60, 3), np.float32), "y": rng.integers(0, 2, 60, dtype=np.int32)}
     data = fs.data.ClientData.from_arrays(columns, np.arange(60) % clients)
-    algorithm = fs.algorithms.fedavg(fs.tasks.classification(fs.models.linear(classes=2)), optax.sgd(0.1))
+    task = fs.tasks.with_precision(fs.tasks.classification(fs.models.linear(classes=2)), products=products)
+    algorithm = fs.algorithms.fedavg(task, optax.sgd(0.1))
     return fs.Simulation(
         algorithm,
         data,
@@ -68,9 +69,22 @@ def test_auto_takes_what_was_measured_for_these_shapes_and_no_others(clock):
     lanes = lambda sim: sim.run(sim.init(0), 1)[1].costs.lanes  # noqa: E731
     assert lanes(simulation()) == 3
     assert lanes(simulation(batch_size=4)) != 3
+    assert lanes(simulation(products="highest")) != 3
     assert lanes(simulation(fs.engines.lanes(2))) == 2, "a count that is given stands"
     rounds = simulation(fs.engines.lanes(finish="compact"))
     assert lanes(rounds) == 3 and rounds._rounds.layout == Layout(3, "compact")
+
+
+def test_a_step_is_traced_once_for_its_costs(monkeypatch):
+    """Choosing a layout and the run's own books ask for the same costs."""
+    traced = []
+    monkeypatch.setattr(_costs, "_step", lambda *a, step=_costs._step: traced.append(a) or step(*a))
+    sim = simulation()
+    state, _ = sim.run(sim.init(0), 1)
+    sim.run(state, 1)
+    assert len(traced) == 1
+    sim.sweep([0, 1], 1)
+    assert len(traced) == 2, "a problem of its own"
 
 
 def test_measuring_changes_nothing_but_the_layout(cache):
