@@ -1,5 +1,6 @@
 """What must happen before pytest imports anything else."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -13,4 +14,19 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parent / ".pytest_cache" / "user")
 
 # Before pytest collects doctests: a module that importlib mode met first would load twice.
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
 import fedjax_sim  # noqa: E402, F401
+
+_FEW_MAPPINGS = 20_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_let_go():
+    """Every compiled program maps memory, and Linux gives a process 65,530 mappings: beyond them compiling crashes."""
+    yield
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or len(maps.read_bytes().splitlines()) > _FEW_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()

@@ -41,10 +41,10 @@ def python_of(name: str, steps: Sequence[Sequence[str]], folder: Path) -> Path:
     print(f"making the environment of {name} in {environment}", flush=True)
     try:
         environment.parent.mkdir(parents=True, exist_ok=True)
-        stamp.unlink(missing_ok=True)
     except OSError as error:
         raise EnvironmentFailed(f"{environment} cannot be made: {error}") from error
-    _run([sys.executable, "-m", "venv", str(environment)])
+    # From nothing: what other requirements brought would stay, and be part of what is measured.
+    _run([sys.executable, "-m", "venv", "--clear", str(environment)])
     for step in steps:
         _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *step])
     stamp.write_text(wanted)

@@ -50,6 +50,7 @@ class Result:
       startup_seconds: from the first import to the end of the first round; of the warm-up, where it runs as one chunk.
       versions: of what it ran on.
       params: the trained weights by name.
+      layout: how clients shared the device, where they did.
     """
 
     seconds: list[float]
@@ -57,6 +58,7 @@ class Result:
     startup_seconds: float
     versions: dict[str, str]
     params: dict[str, np.ndarray]
+    layout: str | None = None
 
 
 def write_work(workload: Workload, folder: Path, rounds: int, seed: int = 0) -> Work:

@@ -51,7 +51,7 @@ def main(path: str) -> None:
     np.savez(result.with_suffix(".npz"), **weights)
     packages = ("fedjax-sim", "jax", "numpy")
     result.write_text(json.dumps({
-        "seconds": seconds, "cpu_seconds": cpu_seconds, "startup_seconds": startup,
+        "seconds": seconds, "cpu_seconds": cpu_seconds, "startup_seconds": startup, "layout": str(sim._rounds.layout),
         "versions": {"python": sys.version.split()[0], **{name: metadata.version(name) for name in packages}},
     }))  # fmt: skip
 

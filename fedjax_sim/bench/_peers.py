@@ -13,7 +13,9 @@ turn: rounds after the warm-up for a peer, chunks of the same rounds for this pa
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -87,29 +89,49 @@ def interpreters(names: Sequence[str], folder: Path) -> tuple[dict[str, str], di
     return found, failed
 
 
-def run(command: list[str], job: Path, timeout: float) -> Result:
+def run(command: list[str], job: Path, laps: int, timeout: float) -> Result:
     """One process from start to end, with one thread for whatever starts threads.
 
+    Args:
+      command: what to run; the job's file is its last argument.
+      job: from ``write_job``.
+      laps: times that it has to leave.
+      timeout: seconds; afterwards it ends, with all processes that it started.
+
     Raises:
-      PeerFailed: it ended with an error, left no result, or took too long.
+      PeerFailed: it ended with an error, left no result or another number of times, or took too long.
     """
     alone = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     # Quiet peers: none of them may report its use to its makers.
     quiet = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
-    try:
-        done = subprocess.run(
-            [*command, str(job)], env={**os.environ, **alone, **quiet, "JAX_PLATFORMS": "cpu"}, capture_output=True,
-            text=True, timeout=timeout, cwd=job.parent,
+    # What somebody measured on this machine before is not part of the comparison.
+    settings = alone | quiet | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(job.parent / "cache")}
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            [*command, str(job)], env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=said, cwd=job.parent,
+            start_new_session=True,
         )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise PeerFailed(f"did not end within {timeout:.0f} s") from None
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise PeerFailed(f"ended with {done.returncode}: {lines[-1].strip() if lines else 'no message'}")
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise PeerFailed(f"did not end within {timeout:.0f} s") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if process.returncode:
+            said.seek(0)
+            lines = [line for line in said.read().splitlines() if line.strip()]
+            raise PeerFailed(
+                f"ended with {process.returncode}: {lines[-1].strip() if lines else 'no message'}"
+            )
     try:
-        return _exchange.read_result(job)
+        result = _exchange.read_result(job)
     except (OSError, ValueError, TypeError) as error:
         raise PeerFailed(f"left no result: {error}") from error
+    if not laps == len(result.seconds) == len(result.cpu_seconds):
+        raise PeerFailed(f"left {len(result.seconds)} times, expected {laps}")
+    return result
 
 
 def check(
@@ -123,7 +145,7 @@ def check(
             work, f"check-{name}", core=args.core, learning_rate=rate, warm=0, rounds=rounds, chunks=1
         )
         try:
-            result = run(command, job, args.timeout)
+            result = run(command, job, 1 if name == OURS else rounds, args.timeout)
         except PeerFailed as error:
             if name == OURS:
                 raise
@@ -168,7 +190,8 @@ def measure(workload: str, interpreters: dict[str, str], args) -> list[dict[str,
                     warm=warm, rounds=rounds, chunks=args.chunks,
                 )  # fmt: skip
                 try:
-                    results[name].append(run(commands[name], job, args.timeout))
+                    laps = args.chunks if name == OURS else rounds
+                    results[name].append(run(commands[name], job, laps, args.timeout))
                 except PeerFailed as error:
                     if name == OURS:
                         raise
@@ -199,7 +222,7 @@ def row(
         of_wall, of_cpu = rates(name, result, examples)
         wall, cpu = wall + of_wall, cpu + of_cpu
     return {
-        "workload": workload, "program": name, "versions": found[0].versions, "apart": apart,
+        "workload": workload, "program": name, "versions": found[0].versions, "layout": found[0].layout, "apart": apart,
         "examples_per_second": _measure.spread(wall), "examples_per_core_second": _measure.spread(cpu or wall),
         # Rounds differ in size, so a time is that of a round of mean size at the rate.
         "seconds_per_round": _measure.spread([float(examples.mean()) / rate for rate in wall]),

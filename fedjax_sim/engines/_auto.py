@@ -47,7 +47,7 @@ class Layout(NamedTuple):
         return f"{self.lanes} lane{'s' * (self.lanes > 1)}, {self.finish}"
 
 
-def choose(problem: Problem, state: SimState, plan: Plan, device: jax.Device, devices: int) -> Layout:
+def choose(problem: Problem, state: SimState, plan: Plan, device: Any, devices: int) -> Layout:
     """What ``remember`` was told of this machine and these shapes; else the rule of ``docs/decisions/0004-auto-lanes.md``."""
     known = recall(fingerprint(problem, state, plan, device, devices))
     return known or _rule(problem, state, plan, device.platform)
@@ -73,7 +73,7 @@ def _rule(problem: Problem, state: SimState, plan: Plan, platform: str) -> Layou
 # --- what was measured before --------------------------------------------------------------------------------
 
 
-def fingerprint(problem: Problem, state: SimState, plan: Plan, device: jax.Device, devices: int) -> str:
+def fingerprint(problem: Problem, state: SimState, plan: Plan, device: Any, devices: int) -> str:
     """Names the machine, its cores that this process may use, and the shapes that a layout's speed depends on.
 
     Not in it: the clients' sizes.

@@ -114,7 +114,9 @@ class _LaneRounds(RoundFn):
         self._problem, self._mesh = problem, mesh
         self._device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
         self._asked = lanes, finish
-        self.layout = None if lanes == "auto" else self._with(Layout(lanes, default_finish(self._device.platform)))
+        self.layout = (
+            None if lanes == "auto" else self._with(Layout(lanes, default_finish(self._device.platform)))
+        )
         self._jitted: Any = None
 
     def _with(self, layout: Layout) -> Layout:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -38,6 +40,7 @@ def test_who_agrees_is_timed_and_who_does_not_is_named(tmp_path, capsys, wrong):
     rows = {row["program"]: row for row in content["rows"]}
     assert set(rows) == {"fedjax_sim", "jitted", "twice", "stops", "torch"}
     assert rows["fedjax_sim"]["ours_times_as_fast"] == 1 and rows["fedjax_sim"]["apart"] is None
+    assert "lane" in rows["fedjax_sim"]["layout"] and rows["jitted"]["layout"] is None
     assert 0 < rows["jitted"]["apart"] < 1e-3 and rows["jitted"]["observations"] == 2
     assert rows["jitted"]["versions"]["jax"] == content["hardware"]["jax"]
     for name in ("fedjax_sim", "jitted"):
@@ -60,6 +63,30 @@ def test_who_agrees_is_timed_and_who_does_not_is_named(tmp_path, capsys, wrong):
     assert [line.split()[1] for line in shown.splitlines() if line.startswith("toy ") and ": not" not in line] == [
         "fedjax_sim", "jitted",
     ]  # fmt: skip
+
+
+def test_a_process_that_does_not_end_takes_its_children_along(tmp_path):
+    """Flower's and Ray's workers are processes of their own."""
+    left = tmp_path / "left"
+    (tmp_path / "child.py").write_text("import time\n\ntime.sleep(5)\nopen('left', 'w').close()\n")
+    hangs = "import subprocess, sys, time\n\nsubprocess.Popen([sys.executable, 'child.py'])\ntime.sleep(60)\n"
+    (tmp_path / "hangs.py").write_text(hangs)
+    with pytest.raises(_peers.PeerFailed, match="did not end within 2 s"):
+        _peers.run([sys.executable, str(tmp_path / "hangs.py")], tmp_path / "a.job.json", 1, 2)
+    time.sleep(5)
+    assert not left.exists()
+
+
+def test_another_number_of_times_is_told(tmp_path):
+    job = tmp_path / "a.job.json"
+    job.write_text(json.dumps({"result": str(tmp_path / "a.result.json")}))
+    np.savez(tmp_path / "a.result.npz")
+    times = {"seconds": [1.0, 1.0], "cpu_seconds": [1.0, 1.0], "startup_seconds": 1.0, "versions": {}}
+    (tmp_path / "a.result.json").write_text(json.dumps(times))
+    command = [sys.executable, "-c", ""]
+    assert _peers.run(command, job, 2, 60).seconds == [1.0, 1.0]
+    with pytest.raises(_peers.PeerFailed, match="left 2 times, expected 3"):
+        _peers.run(command, job, 3, 60)
 
 
 def test_an_environment_is_made_once(tmp_path):
