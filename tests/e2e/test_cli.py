@@ -456,3 +456,22 @@ def test_importing_the_library_leaves_the_command_line_out():
         [sys.executable, "-c", code], env=environment(Path()), capture_output=True, text=True, timeout=120
     )
     assert shown.stdout.strip() == "[]", shown.stderr
+
+
+# --- tune ----------------------------------------------------------------------------------------------------
+
+
+def test_tune_says_which_number_of_devices_and_lanes_is_the_fastest(cache, tmp_path):
+    """In a process of its own, which gives itself two devices; a later run takes the lanes from where they are kept."""
+    own = environment(cache) | {
+        "XDG_CACHE_HOME": str(tmp_path / "own"),
+        "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
+    }
+    tune = command("tune", *SMALL[1:], "--set", "cohort.size=2", "--devices", "2", "--repeats", "1")
+    done = subprocess.run(tune, env=own, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.splitlines()
+    assert shown[0] == "1 device" and "2 devices" in shown
+    assert "2 devices are worth " in done.stdout and "kept in " in done.stdout
+    kept = json.loads((tmp_path / "own" / "fedjax-sim" / "layouts.json").read_text())
+    assert len(kept) == 2, "one for each number of devices"
