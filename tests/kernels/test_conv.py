@@ -10,6 +10,8 @@ from fedjax_sim_kernels import conv
 from fedjax_sim_kernels.conv import dispatch, overlap, reference, shifted, slices, winograd
 from fedjax_sim_kernels.conv.shapes import EDGE_CASES, MODELS
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 KEY = jax.random.key(0)
 FORMS = {"slices": slices, "winograd": winograd, "shifted": shifted, "overlap": overlap}
 SUPPORTED = [
