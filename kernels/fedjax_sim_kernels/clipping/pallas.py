@@ -1,4 +1,7 @@
-"""The two passes as Pallas kernels over blocks of coordinates. Never measured on a device: nothing dispatches to it."""
+"""The two passes as Pallas kernels for GPUs, over blocks of coordinates.
+
+Never measured on a device: nothing dispatches to it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
 
 from fedjax_sim_kernels.clipping.streamed import scales
 
@@ -18,24 +22,28 @@ def clip_and_sum(
 ) -> tuple[jax.Array, jax.Array]:
     """Equals ``reference.clip_and_sum``; ``interpret`` runs it where there is no accelerator."""
     clients, coordinates = updates.shape
+    # Triton has arrays whose sizes are powers of two: clients that are not there have the weight 0.
+    rows = pl.next_power_of_2(clients)
     blocks = max(1, -(-coordinates // BLOCK))
-    padded = jnp.pad(updates, ((0, 0), (0, blocks * BLOCK - coordinates)))
-    call = functools.partial(pl.pallas_call, grid=(blocks,), interpret=interpret)
-    tile = pl.BlockSpec((clients, BLOCK), lambda block: (0, block))
+    padded = jnp.pad(updates, ((0, rows - clients), (0, blocks * BLOCK - coordinates)))
+    call = functools.partial(
+        pl.pallas_call, grid=(blocks,), interpret=interpret, compiler_params=triton.CompilerParams()
+    )
+    tile = pl.BlockSpec((rows, BLOCK), lambda block: (0, block))
     # Partial sums per block: blocks may run side by side, so none may add to another's.
     squares = call(
         _squares,
-        out_shape=jax.ShapeDtypeStruct((blocks, clients), jnp.float32),
+        out_shape=jax.ShapeDtypeStruct((blocks, rows), jnp.float32),
         in_specs=[tile],
-        out_specs=pl.BlockSpec((1, clients), lambda block: (block, 0)),
+        out_specs=pl.BlockSpec((1, rows), lambda block: (block, 0)),
     )(padded)
-    norms = jnp.sqrt(jnp.sum(squares, axis=0))
+    norms = jnp.sqrt(jnp.sum(squares, axis=0))[:clients]
     total = call(
         _scaled_sum,
         out_shape=jax.ShapeDtypeStruct((blocks, BLOCK), jnp.float32),
-        in_specs=[pl.BlockSpec((clients,), lambda block: (0,)), tile],
+        in_specs=[pl.BlockSpec((rows,), lambda block: (0,)), tile],
         out_specs=pl.BlockSpec((1, BLOCK), lambda block: (block, 0)),
-    )(scales(norms, weights, bound), padded)
+    )(jnp.pad(scales(norms, weights, bound), (0, rows - clients)), padded)
     return total.reshape(-1)[:coordinates], norms
 
 

@@ -1,4 +1,7 @@
-"""The masked modular sum as a Pallas kernel. Never measured on a device: nothing dispatches to it."""
+"""The masked modular sum as a Pallas kernel for GPUs.
+
+Never measured on a device: nothing dispatches to it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
 
 from fedjax_sim_kernels.modular.reference import check_modulus
 
@@ -31,6 +35,7 @@ def masked_sum(rows: jax.Array, valid: jax.Array, modulus: int, *, interpret: bo
         ],
         out_specs=pl.BlockSpec((1, BLOCK), lambda block: (block, 0)),
         interpret=interpret,
+        compiler_params=triton.CompilerParams(),
     )(valid, padded)
     return total.reshape(-1)[:coordinates].reshape(shape)
 

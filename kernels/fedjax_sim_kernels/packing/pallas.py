@@ -1,4 +1,7 @@
-"""Quantising and packing in one pass, as a Pallas kernel. Never measured on a device: nothing dispatches to it."""
+"""Quantising and packing in one pass, as a Pallas kernel for GPUs.
+
+Never measured on a device: nothing dispatches to it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
 
 from fedjax_sim_kernels.packing.reference import Packed, levels, quantise
 
@@ -34,6 +38,7 @@ def quantise_and_pack(x: jax.Array, uniform: jax.Array, bits: int, *, interpret:
         in_specs=[scalar, scalar, tile, tile],
         out_specs=pl.BlockSpec((WORDS,), lambda block: (block,)),
         interpret=interpret,
+        compiler_params=triton.CompilerParams(),
     )(low[None], step[None], lay(x, low), lay(uniform, 0))  # what is padded has level 0
     return Packed(packed[:words], low, step)
 

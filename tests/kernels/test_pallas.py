@@ -1,0 +1,117 @@
+"""Pallas forms: the convolution equals its reference, and every form lowers for an NVIDIA GPU, where none is needed."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fedjax_sim_kernels.clipping import pallas as clipping
+from fedjax_sim_kernels.conv import pallas as conv
+from fedjax_sim_kernels.conv import reference
+from fedjax_sim_kernels.conv.shapes import EDGE_CASES, MODELS
+from fedjax_sim_kernels.modular import pallas as modular
+from fedjax_sim_kernels.order import pallas as order
+from fedjax_sim_kernels.packing import pallas as packing
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
+KEY = jax.random.key(0)
+NAMED = {case.name: case for case in (*EDGE_CASES, *MODELS)}
+SUPPORTED = [case for case in EDGE_CASES if conv.supports(*jax.eval_shape(case.arguments, KEY), case.spec)]
+interpreted = functools.partial(conv.conv, interpret=True)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def value_and_gradients(function, spec, x, kernel):
+    # The cotangent depends on the value and on where it stands.
+    def total(x, kernel):
+        y = function(x, kernel, spec)
+        return jnp.sum(jnp.sin(y + (jnp.arange(y.size) % 7).astype(y.dtype).reshape(y.shape))), y
+
+    gradients, y = jax.grad(total, argnums=(0, 1), has_aux=True)(x, kernel)
+    return y, *gradients
+
+
+def assert_equal(actual, expected, atol=2e-5):
+    for name, a, b in zip(("value", "input", "kernel"), actual, expected, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype, name
+        scale = np.max(np.abs(b))
+        np.testing.assert_allclose(a / scale, b / scale, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("case", SUPPORTED, ids=lambda case: case.name)
+def test_the_convolution_equals_the_reference(case):
+    x, kernel = case.arguments(KEY)
+    assert_equal(
+        value_and_gradients(interpreted, case.spec, x, kernel),
+        value_and_gradients(reference.conv, case.spec, x, kernel),
+    )
+
+
+@pytest.mark.parametrize("name", ["same-strided", "transposed-dilated", "mixed-layout"])
+def test_the_convolution_equals_the_reference_under_vmap_over_kernels(name):
+    case = NAMED[name]
+    x, kernel = case.arguments(KEY, 3)
+    batched = jax.vmap(lambda x, k: value_and_gradients(interpreted, case.spec, x, k))(x, kernel)
+    for client in range(3):
+        expected = value_and_gradients(reference.conv, case.spec, x[client], kernel[client])
+        assert_equal([leaf[client] for leaf in batched], expected)
+
+
+def test_channels_and_rows_of_several_blocks():
+    case = NAMED["resnet-3x3"]._replace(batch=2, in_channels=40, out_channels=70)
+    assert case.in_channels % conv.CHANNELS and case.out_channels % conv.CHANNELS
+    x, kernel = case.arguments(KEY)
+    assert_equal(
+        value_and_gradients(interpreted, case.spec, x, kernel),
+        value_and_gradients(reference.conv, case.spec, x, kernel),
+    )
+
+
+def test_bfloat16_adds_up_in_float32():
+    case = NAMED["resnet-3x3"]._replace(batch=1, in_channels=96)
+    x, kernel = (a.astype(jnp.bfloat16) for a in case.arguments(KEY))
+    actual = interpreted(x, kernel, case.spec)
+    expected = reference.conv(x.astype(jnp.float32), kernel.astype(jnp.float32), case.spec)
+    assert actual.dtype == jnp.bfloat16
+    np.testing.assert_allclose(actual.astype(jnp.float32), expected, rtol=2**-8, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["groups", "depthwise", "empty-batch", "3x3-above-image"])
+def test_what_the_convolution_does_not_support(name):
+    assert not conv.supports(*jax.eval_shape(NAMED[name].arguments, KEY), NAMED[name].spec)
+
+
+def floats(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+ROWS = jax.ShapeDtypeStruct((10,), jnp.bool_)
+EMNIST = NAMED["emnist-2"]
+LOWERED = {
+    "convolution": (
+        lambda x, kernel: value_and_gradients(conv.conv, EMNIST.spec, x, kernel),
+        jax.eval_shape(EMNIST.arguments, KEY),
+    ),
+    "clipping": (clipping.clip_and_sum, (floats(10, 5000), floats(10), floats())),
+    "packing": (lambda x, uniform: packing.quantise_and_pack(x, uniform, 4), (floats(5000), floats(5000))),
+    "modular sum": (
+        lambda rows, valid: modular.masked_sum(rows, valid, 1_000_003),
+        (jax.ShapeDtypeStruct((10, 5000), jnp.uint32), ROWS),
+    ),
+    "median": (order.median, (floats(10, 5000), ROWS)),
+    "trimmed mean": (lambda rows, valid: order.trimmed_mean(rows, valid, 2), (floats(10, 5000), ROWS)),
+}
+
+
+@pytest.mark.parametrize("clients", [None, 3])
+@pytest.mark.parametrize("name", LOWERED)
+def test_every_form_lowers_for_a_gpu(name, clients):
+    """To Triton's program, which a GPU's compiler takes from there; also with an axis of clients in front."""
+    function, arguments = LOWERED[name]
+    if clients is not None:
+        function = jax.vmap(function)
+        arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct((clients, *x.shape), x.dtype), arguments)
+    text = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("__gpu$xla.gpu.triton") == {"convolution": 3, "clipping": 2}.get(name, 1)
