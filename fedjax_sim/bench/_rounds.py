@@ -31,7 +31,7 @@ import jax
 from fedjax_sim import engines
 from fedjax_sim._src import tree
 from fedjax_sim.bench import _measure
-from fedjax_sim.bench._workloads import MNIST, WORKLOADS, Workload
+from fedjax_sim.bench._workloads import WORKLOADS, Workload
 from fedjax_sim.engines import Engine
 from fedjax_sim.simulate import Simulation
 
@@ -108,7 +108,7 @@ def one_process(args) -> dict[str, Any]:
     rows = [row for name in args.workloads for row in measure(WORKLOADS[name], cores, args, rate, bandwidth)]
     return {
         "hardware": _measure.hardware(cores), "matmul_flops_per_second": rate, "bytes_per_second": bandwidth,
-        "mnist": "mnist_by_writer" if MNIST.exists() else "noise", "repeats": args.repeats,
+        "repeats": args.repeats,
         "compile_budget_seconds": COMPILE_BUDGET_SECONDS, "rows": rows,
     }  # fmt: skip
 
@@ -118,7 +118,7 @@ def show(result: dict[str, Any]) -> None:
     print(
         f"\n{hardware['processor']}, {hardware['cores']} core(s), jax {hardware['jax']} on {hardware['backend']}; "
         f"matrix product {result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, memory "
-        f"{result['bytes_per_second'] / 1e9:.0f} GB/s; MNIST is {result['mnist']}\n"
+        f"{result['bytes_per_second'] / 1e9:.0f} GB/s\n"
     )
     slow = [row for row in result["rows"] if row["compile_seconds"] > COMPILE_BUDGET_SECONDS]
     table = [

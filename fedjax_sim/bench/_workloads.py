@@ -1,14 +1,13 @@
 """What is trained in the benchmarks of rounds and of peers: data, model and local work, each under a name.
 
 Arrays are noise of the true shape, drawn from a fixed seed: time does not depend on what the pixels show, and nothing
-has to be downloaded. Only MNIST by writer is read, where its folder is present. Images are uint8.
+has to be downloaded. Images are uint8.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,11 +16,8 @@ from flax import linen as nn
 
 from fedjax_sim import aggregation, algorithms, models, tasks
 from fedjax_sim._src.types import Algorithm, Task
-from fedjax_sim.data import ClientData, cohorts, mnist_by_writer
+from fedjax_sim.data import ClientData, cohorts
 from fedjax_sim.data.local_work import LocalWork
-
-MNIST = Path("../shared/data/mnist_by_writer")
-"""Where the prepared images are looked for; see ``data.mnist_by_writer``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,9 +139,7 @@ def skewed(clients: int, median: float, spread: float, least: int, most: int) ->
 
 
 def mnist() -> ClientData:
-    """MNIST by writer where it is present, else noise in clients of like sizes."""
-    if MNIST.exists():
-        return mnist_by_writer(MNIST).train
+    """Clients in number and sizes like the writers of MNIST."""
     sizes = np.clip(np.random.default_rng(0).normal(111, 22, 539), 19, 131).astype(np.int64)
     return images_of(sizes, (28, 28, 1), 10)
 

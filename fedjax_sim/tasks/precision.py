@@ -26,7 +26,7 @@ def with_precision(task: Task, compute: Compute | None = None, products: Product
     frozen, too) and the batch's floating columns, and casts the outputs to float32: so the gradient is float32 again.
     Whole numbers, masks, and batch statistics pass as they are. A layer that was told a dtype or a precision of its own
     keeps it, and a float32 array inside a model (a constant, or the statistics of an ``nnx.BatchNorm`` without a dtype)
-    makes float32 of what it meets. ``History.costs.precision`` and checkpoints say what the program really computes
+    makes float32 of what it meets. Of two calls the inner one decides. ``History.costs.precision`` and checkpoints say what the program really computes
     with.
 
     In bfloat16, products add up in float32 and are rounded once, but other sums inside the model (the gradient of a
