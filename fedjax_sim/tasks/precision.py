@@ -24,10 +24,10 @@ def with_precision(task: Task, compute: Compute | None = None, products: Product
     Parameters, gradients, optimizer state, updates, sums over clients, losses, metrics and batch statistics stay as
     they are, float32 as a rule. With ``compute``, ``apply`` casts what it is given, the parameters (those that are
     frozen, too) and the batch's floating columns, and casts the outputs to float32: so the gradient is float32 again.
-    Whole numbers, masks, and batch statistics pass as they are. A layer that was told a dtype or a precision of its own
-    keeps it, and a float32 array inside a model (a constant, or the statistics of an ``nnx.BatchNorm`` without a dtype)
-    makes float32 of what it meets. Of two calls the inner one decides. ``History.costs.precision`` and checkpoints say what the program really computes
-    with.
+    Whole numbers, masks, and batch statistics pass as they are. A layer that was told a dtype or a precision of its
+    own keeps it, and a float32 array inside a model (a constant, or the statistics of an ``nnx.BatchNorm`` without a
+    dtype) makes float32 of what it meets. Of two calls the inner one decides. ``History.costs.precision`` and
+    checkpoints say what the program really computes with.
 
     In bfloat16, products add up in float32 and are rounded once, but other sums inside the model (the gradient of a
     bias, over the rows and positions that it was added to) are taken as the backend takes sums of bfloat16.
