@@ -1,7 +1,5 @@
 """Every form of a convolution equals the reference, value and gradients, over one list of shapes."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +7,7 @@ import pytest
 from fedjax_sim_kernels import conv
 from fedjax_sim_kernels.conv import dispatch, overlap, reference, shifted, slices, winograd
 from fedjax_sim_kernels.conv.shapes import EDGE_CASES, MODELS
+from gradients import assert_equal, value_and_gradients
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -21,24 +20,6 @@ SUPPORTED = [
     if form.supports(*jax.eval_shape(case.arguments, KEY), case.spec)
 ]
 CASES = pytest.mark.parametrize(("form", "case"), SUPPORTED, ids=[f"{n}-{c.name}" for n, c in SUPPORTED])
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def value_and_gradients(function, spec, x, kernel):
-    # The cotangent depends on the value and on where it stands.
-    def total(x, kernel):
-        y = function(x, kernel, spec)
-        return jnp.sum(jnp.sin(y + (jnp.arange(y.size) % 7).astype(y.dtype).reshape(y.shape))), y
-
-    gradients, y = jax.grad(total, argnums=(0, 1), has_aux=True)(x, kernel)
-    return y, *gradients
-
-
-def assert_equal(actual, expected):
-    for name, a, b in zip(("value", "input", "kernel"), actual, expected, strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype, name
-        scale = np.max(np.abs(b), initial=1e-6)
-        np.testing.assert_allclose(a / scale, b / scale, atol=2e-5, err_msg=name)
 
 
 @CASES

@@ -13,6 +13,7 @@ from fedjax_sim_kernels.conv.shapes import EDGE_CASES, MODELS
 from fedjax_sim_kernels.modular import pallas as modular
 from fedjax_sim_kernels.order import pallas as order
 from fedjax_sim_kernels.packing import pallas as packing
+from gradients import assert_equal, value_and_gradients
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -20,24 +21,6 @@ KEY = jax.random.key(0)
 NAMED = {case.name: case for case in (*EDGE_CASES, *MODELS)}
 SUPPORTED = [case for case in EDGE_CASES if conv.supports(*jax.eval_shape(case.arguments, KEY), case.spec)]
 interpreted = functools.partial(conv.conv, interpret=True)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def value_and_gradients(function, spec, x, kernel):
-    # The cotangent depends on the value and on where it stands.
-    def total(x, kernel):
-        y = function(x, kernel, spec)
-        return jnp.sum(jnp.sin(y + (jnp.arange(y.size) % 7).astype(y.dtype).reshape(y.shape))), y
-
-    gradients, y = jax.grad(total, argnums=(0, 1), has_aux=True)(x, kernel)
-    return y, *gradients
-
-
-def assert_equal(actual, expected, atol=2e-5):
-    for name, a, b in zip(("value", "input", "kernel"), actual, expected, strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype, name
-        scale = np.max(np.abs(b))
-        np.testing.assert_allclose(a / scale, b / scale, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("case", SUPPORTED, ids=lambda case: case.name)
