@@ -9,8 +9,6 @@ from fedjax_sim_kernels.conv import dispatch, overlap, reference, shifted, slice
 from fedjax_sim_kernels.conv.shapes import EDGE_CASES, MODELS
 from gradients import assert_equal, value_and_gradients
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 KEY = jax.random.key(0)
 FORMS = {"slices": slices, "winograd": winograd, "shifted": shifted, "overlap": overlap}
 SUPPORTED = [

@@ -15,8 +15,6 @@ from fedjax_sim_kernels.order import pallas as order
 from fedjax_sim_kernels.packing import pallas as packing
 from gradients import assert_equal, value_and_gradients
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 KEY = jax.random.key(0)
 NAMED = {case.name: case for case in (*EDGE_CASES, *MODELS)}
 SUPPORTED = [case for case in EDGE_CASES if conv.supports(*jax.eval_shape(case.arguments, KEY), case.spec)]

@@ -10,8 +10,6 @@ from fedjax_sim_kernels import pooling
 from fedjax_sim_kernels.pooling import reference, slices
 from fedjax_sim_kernels.pooling.shapes import EDGE_CASES, MODELS, PoolShape
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 CASES = [(case, kind) for case in EDGE_CASES + MODELS for kind in case.kinds]
 IDS = [f"{case.name}-{kind}" for case, kind in CASES]
 SMALL = [(case, kind) for case in EDGE_CASES for kind in case.kinds]

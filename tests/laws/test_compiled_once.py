@@ -10,8 +10,6 @@ from laws.members import COHORTS, COMPILING, ENGINES, NAMES, linear, make_data, 
 
 import fedjax_sim as fs
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 @contextlib.contextmanager
 def backend_compilations():

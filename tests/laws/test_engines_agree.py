@@ -24,8 +24,6 @@ from laws.members import (
 
 import fedjax_sim as fs
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 @pytest.mark.parametrize("engine", COMPILING)
 @pytest.mark.parametrize("name", NAMES)
