@@ -19,7 +19,8 @@ from fedjax_sim.experiment._registry import BUILT_IN, entry_of
 DOCS = Path(__file__).resolve().parent
 ABOUT_KIND = {
     "datasets": "`[data]`. All but `digits` read files that you have; nothing downloads.",
-    "partitions": "`[partition]`: deals the examples of any data set to new clients.",
+    "partitions": "`[partition]`: deals the examples of any data set to new clients. Beside these settings, the table has "
+    "`seed` and `test_fraction` ([configuration](configuration.md#partition)).",
     "augmentations": "The list `task.augment`: what happens to images in training, first to last.",
     "models": "`[model]`. `classes` and `vocabulary` come from the data where they are not given.",
     "tasks": "`[task]`: the loss and the metrics around the model.",
@@ -39,6 +40,7 @@ def blocks() -> dict[str, str]:
         found[name] = table(entry_of("settings", name, factory).parameters)
     for name, function in _settings.OPTIONAL.items():
         found[name] = table(entry_of(name, name, function).parameters)
+    found["partition"] = table(_settings.DEAL)
     found["free"] = ", ".join(f"`{name}`" for name in _settings.FREE_ON_RESUME)
     found["components"] = "\n\n".join(section(kind) for kind in BUILT_IN)
     return found

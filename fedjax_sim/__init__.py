@@ -17,7 +17,7 @@ from fedjax_sim._src.types import (
     Variables,
 )
 from fedjax_sim.checkpoint import CheckpointError, Checkpoints
-from fedjax_sim.data import ClientData, cohorts
+from fedjax_sim.data import ClientData, cohorts, partitions
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.engines import SimState
 from fedjax_sim.evaluation import Evaluation, evaluate
@@ -63,6 +63,7 @@ __all__ = [
     "evaluate",
     "metrics",
     "models",
+    "partitions",
     "rules",
     "tasks",
 ]

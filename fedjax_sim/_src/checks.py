@@ -66,6 +66,11 @@ def positive_int(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}, expected an integer of at least 1.")
 
 
+def not_negative_int(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 0:
+        raise ValueError(f"{name} is {value!r}, expected an integer, 0 or above.")
+
+
 def one_of(name: str, value: Any, accepted: tuple[str, ...]) -> None:
     if value not in accepted:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, accepted))}.")

@@ -1,10 +1,9 @@
 """Data of many clients: what it is, where it comes from, and who owns which example.
 
 ``ClientData`` holds the examples of all clients as flat columns with offsets. ``load`` and the sources that it
-names return a ``Federated``: a training and a test part. ``iid``, ``dirichlet`` and ``shards`` make clients of a set
-that has none, ``repartition`` deals the examples of a whole set anew by one of them, ``split`` divides each client's
-examples into training and test, and ``holdout_clients`` keeps clients for evaluation alone. ``augmentations`` change
-images while a model trains.
+names return a ``Federated``: a training and a test part. ``repartition`` deals the examples of a whole set anew by one of
+``fs.partitions``, ``split`` divides each client's examples into training and test, and ``holdout_clients`` keeps clients for
+evaluation alone. ``augmentations`` change images while a model trains.
 """
 
 from fedjax_sim.data import augmentations
@@ -12,25 +11,20 @@ from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.federated import Federated, holdout_clients, split
 from fedjax_sim.data.image_sets import digits, images, mnist_by_writer
 from fedjax_sim.data.leaf import leaf
-from fedjax_sim.data.partitions import Partition, dirichlet, iid, shards
 from fedjax_sim.data.repartition import repartition
 from fedjax_sim.data.sources import load, npz
 
 __all__ = [
     "ClientData",
     "Federated",
-    "Partition",
     "augmentations",
     "digits",
-    "dirichlet",
     "holdout_clients",
-    "iid",
     "images",
     "leaf",
     "load",
     "mnist_by_writer",
     "npz",
     "repartition",
-    "shards",
     "split",
 ]

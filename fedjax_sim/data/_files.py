@@ -74,21 +74,26 @@ class Npz:
         return self._arrays[name]
 
 
-def read_npy_xz(path: Path) -> np.ndarray:
-    """The array of an ``.npy`` file compressed with xz.
+def read_npy(path: str | Path) -> np.ndarray:
+    """The array of an ``.npy`` file, or of an ``.npy.xz`` file, compressed with xz.
 
     Raises:
       FileNotFoundError, IsADirectoryError: there is no such file.
       ValueError: the file is damaged or of another kind, or holds Python objects.
     """
+    path = Path(path)
     check_is_file(path)
+    kind = ".npy.xz" if path.suffix == ".xz" else ".npy"
     try:
-        with lzma.open(path) as stream:
-            return np.load(stream, allow_pickle=False)
+        with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as stream:
+            array = np.load(stream, allow_pickle=False)
     except _DAMAGED as error:
         raise ValueError(
-            f"{path} is no readable .npy.xz file (truncated, or of another kind): {error}"
+            f"{path} is no readable {kind} file (truncated, or of another kind): {error}"
         ) from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} is an archive, expected one array: an {kind} file.")
+    return array
 
 
 def check_is_file(path: Path) -> None:

@@ -26,6 +26,7 @@ class Federated:
       name: for messages and run folders.
       classes: number of classes, ``None`` where there are none or the source cannot tell.
       notes: what a reader of results should know about how the data was made.
+      edges: ``int64[clients]`` of ``train``, the edge server of each client, where there are any.
 
     Raises:
       ValueError: the two parts differ in their columns' names, dtypes or shapes.
@@ -36,6 +37,7 @@ class Federated:
     name: str
     classes: int | None = None
     notes: tuple[str, ...] = ()
+    edges: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         train, test = describe(self.train.columns), describe(self.test.columns)
@@ -127,8 +129,10 @@ def holdout_clients(data: Federated, fraction: float, seed: int) -> tuple[Federa
     held_out[keys.host_generator((seed,), _HOLDOUT).permutation(clients)[:count]] = True
 
     def part(mask: np.ndarray, note: str) -> Federated:
+        edges = None if data.edges is None else data.edges[mask]
+        notes = (*data.notes, note)
         return dataclasses.replace(
-            data, train=data.train.select(mask), test=data.test.select(mask), notes=(*data.notes, note)
+            data, train=data.train.select(mask), test=data.test.select(mask), notes=notes, edges=edges
         )
 
     return (

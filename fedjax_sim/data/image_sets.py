@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim._src import checks
-from fedjax_sim.data._files import Npz, errors_name, read_npy_xz
+from fedjax_sim.data import partitions
+from fedjax_sim.data._files import Npz, errors_name, read_npy
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.federated import Federated, split
-from fedjax_sim.data.partitions import dirichlet
 
 
 def digits(
@@ -58,15 +58,9 @@ def digits(
         "x": np.rint(levels).astype(np.uint8)[..., None],
         "y": labels.astype(np.int32),
     }
-    partition = dirichlet(columns["y"], clients, alpha, seed, min_examples)
-    data = ClientData.from_arrays(columns, partition.owner, ids=range(clients))
-    moved = partition.repaired
-    notes = (
-        (f"{moved.sum()} examples were moved to {np.count_nonzero(moved)} clients below {min_examples}.",)
-        if moved.any()
-        else ()
-    )
-    return Federated(*split(data, test_fraction, seed), name="digits", classes=10, notes=notes)
+    partition = partitions.dirichlet(clients, alpha, min_examples=min_examples)(columns, seed)
+    parts = split(partition.deal(columns), test_fraction, seed)
+    return Federated(*parts, name="digits", classes=10, notes=partition.remarks())
 
 
 def mnist_by_writer(folder: str | Path) -> Federated:
@@ -91,7 +85,7 @@ def mnist_by_writer(folder: str | Path) -> Federated:
     parts = []
     for part in ("train", "test"):
         path = folder / f"{part}_images.npy.xz"
-        x = read_npy_xz(path)
+        x = read_npy(path)
         with errors_name(path, labels):
             columns = {"x": _with_channels(x), "y": _labels(file, part)}
             parts.append(ClientData.from_arrays(columns, file.read(f"{part}_writer")))
@@ -120,7 +114,7 @@ def images(folder: str | Path) -> Federated:
       ...             np.save(stream, np.zeros((6, 28, 28), np.uint8))
       ...     np.savez(folder + "/labels.npz", train_label=np.arange(6), test_label=np.arange(6))
       ...     data = fs.data.images(folder)
-      >>> fs.data.repartition(data, "shards", clients=3, shards_per_client=1).train
+      >>> fs.data.repartition(data, fs.partitions.shards(3, 1)).train
       ClientData(3 clients with 2 to 2 of 6 examples, x: uint8[28, 28, 1], y: int32[], 4.73 kB)
     """
     folder = Path(folder)
@@ -129,7 +123,7 @@ def images(folder: str | Path) -> Federated:
     parts = []
     for part in ("train", "test"):
         path = _only(folder, f"{part}_images*.npy.xz")
-        x = read_npy_xz(path)
+        x = read_npy(path)
         with errors_name(path, labels):
             columns = {"x": _with_channels(x), "y": _labels(file, part)}
             parts.append(ClientData.from_arrays(columns, np.zeros(len(x), np.int64), ids=[0]))

@@ -135,7 +135,9 @@ class Planner:
         """Who is drawn in a round: clients, how-manieth draw, replica; ``int64[drawn]`` each."""
         clients, draws, replicas = [], [], []
         for replica, root in enumerate(roots):
-            generator = keys.host_generator(root, keys.COHORT, round_)
+            key_round = self.cohort.key_round
+            keyed = round_ if key_round is None else key_round(round_, self.population)
+            generator = keys.host_generator(root, keys.COHORT, keyed)
             drawn = np.asarray(self.cohort.sample(generator, round_, self.population), np.int64)
             clients.append(drawn)
             draws.append(_draws(drawn))

@@ -10,7 +10,7 @@ import optax
 
 from fedjax_sim import aggregation, algorithms, data, engines, models, tasks, tracking
 from fedjax_sim.algorithms import server_optimizers
-from fedjax_sim.data import Federated, cohorts, repartition
+from fedjax_sim.data import cohorts, partitions
 
 
 def sharded(devices: int, lanes: int | Literal["auto"] = "auto") -> engines.Engine:
@@ -21,68 +21,6 @@ def sharded(devices: int, lanes: int | Literal["auto"] = "auto") -> engines.Engi
       lanes: per device.
     """
     return engines.sharded(engines.client_mesh(devices), lanes=lanes)
-
-
-def iid(
-    data: Federated, clients: int = 50, seed: int = 0, test_fraction: float | None = None, label: str = "y"
-) -> Federated:
-    """The examples dealt out evenly at random.
-
-    Args:
-      clients: how many.
-      seed: of the deal.
-      test_fraction: pools training and test examples and divides each new client's; else the test part stays.
-      label: the label column.
-    """
-    return repartition(data, "iid", clients=clients, seed=seed, test_fraction=test_fraction, label=label)
-
-
-def dirichlet(
-    data: Federated,
-    clients: int = 50,
-    alpha: float = 0.3,
-    seed: int = 0,
-    min_examples: int | None = None,
-    test_fraction: float | None = None,
-    label: str = "y",
-) -> Federated:
-    """Each label divided over the clients by a Dirichlet law (Yurochkin et al. 2019).
-
-    Args:
-      clients: how many.
-      alpha: small gives each label to few clients.
-      seed: of the draw.
-      min_examples: what every client holds at least; 1, or 2 with ``test_fraction``.
-      test_fraction: as for ``iid``.
-      label: the label column.
-    """
-    return repartition(
-        data, "dirichlet", clients=clients, alpha=alpha, seed=seed, min_examples=min_examples,
-        test_fraction=test_fraction, label=label,
-    )  # fmt: skip
-
-
-def shards(
-    data: Federated,
-    clients: int = 50,
-    shards_per_client: int = 2,
-    seed: int = 0,
-    test_fraction: float | None = None,
-    label: str = "y",
-) -> Federated:
-    """Examples sorted by label, cut into shards, and dealt (McMahan et al. 2017).
-
-    Args:
-      clients: how many.
-      shards_per_client: so many labels, about, at each client.
-      seed: of the deal.
-      test_fraction: as for ``iid``.
-      label: the label column.
-    """
-    return repartition(
-        data, "shards", clients=clients, shards_per_client=shards_per_client, seed=seed,
-        test_fraction=test_fraction, label=label,
-    )  # fmt: skip
 
 
 def csv(folder: Path, keep_rounds: int | None) -> tracking.Tracker:
@@ -115,7 +53,13 @@ BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
     "datasets": {
         name: getattr(data, name) for name in ("digits", "npz", "leaf", "images", "mnist_by_writer")
     },
-    "partitions": {"iid": iid, "dirichlet": dirichlet, "shards": shards},
+    "partitions": {
+        name: getattr(partitions, name)
+        for name in (
+            "iid", "dirichlet", "client_dirichlet", "shards", "labels_per_client", "quantity", "mixture", "natural", "grouped",
+            "hierarchical",
+        )
+    },
     "augmentations": {
         name: getattr(data.augmentations, name) for name in ("shift", "rotate", "brightness", "horizontal_flip")
     },
@@ -143,13 +87,16 @@ BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
             "mean_by_model",
         )
     },
-    "cohorts": {name: getattr(cohorts, name) for name in ("uniform", "poisson", "fixed", "all_clients")},
+    "cohorts": {
+        name: getattr(cohorts, name)
+        for name in ("uniform", "poisson", "shuffled", "weighted", "traced", "diurnal", "fixed", "all_clients")
+    },
     "engines": {"lanes": engines.lanes, "sequential": engines.sequential, "sharded": sharded},
     "trackers": {"csv": csv, "tensorboard": tensorboard, "wandb": wandb},
 }  # fmt: skip
 
 GIVEN = {
-    "algorithms": ("task",), "tasks": ("model",), "trackers": ("folder", "keep_rounds"), "partitions": ("data",),
-    "unseen": ("data",), "precision": ("task",),
+    "algorithms": ("task",), "tasks": ("model",), "trackers": ("folder", "keep_rounds"), "unseen": ("data",),
+    "partition": ("data", "partitioner"), "precision": ("task",),
 }  # fmt: skip
 """Parameters that the program gives: an algorithm's task is made of the tables ``task`` and ``model``."""

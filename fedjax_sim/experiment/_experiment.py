@@ -15,11 +15,11 @@ import jax
 
 from fedjax_sim import models
 from fedjax_sim._src.types import Algorithm, Task
-from fedjax_sim.data import ClientData, Federated, holdout_clients
+from fedjax_sim.data import ClientData, Federated, holdout_clients, repartition
 from fedjax_sim.experiment import _extends, _settings
 from fedjax_sim.experiment._forms import ConfigError
 from fedjax_sim.experiment._registry import build_part, find, importable
-from fedjax_sim.experiment._settings import PLAIN, Clock, Evaluate, Keep, Settings
+from fedjax_sim.experiment._settings import DEAL, PLAIN, Clock, Evaluate, Keep, Settings
 from fedjax_sim.simulate import Simulation
 from fedjax_sim.tasks import with_precision
 
@@ -56,7 +56,10 @@ class Experiment:
                     )
             if "partition" in self.settings:
                 with blame("partition"):
-                    made = build_part("partitions", self.settings["partition"], data=made)
+                    table = self.settings["partition"]
+                    law = {key: value for key, value in table.items() if key not in DEAL}
+                    deal = {key: value for key, value in table.items() if key in DEAL}
+                    made = repartition(made, build_part("partitions", law), **deal)
         if "unseen" not in self.settings:
             return made, None
         with blame("unseen"):

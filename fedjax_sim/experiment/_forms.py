@@ -149,11 +149,11 @@ def forms_of(annotation: Any, parts: Parts) -> tuple[Form, ...]:
 def _of_union(arguments: Sequence[Any], parts: Parts) -> tuple[Form, ...]:
     if Any in arguments:
         return ()
+    if Path in arguments:
+        return (PATH,)
     # optax annotates numbers as arrays, numbers and schedules in one: a number is what TOML can say of it.
     if jax.Array in arguments or np.ndarray in arguments:
         return (NUMBER,)
-    if Path in arguments:
-        return (PATH,)
     found = [form for argument in arguments for form in forms_of(argument, parts)]
     # A choice and then free text would never refuse anything: choices stand first for the message's sake.
     return tuple(dict.fromkeys(sorted(found, key=lambda form: not isinstance(form, Choice))))

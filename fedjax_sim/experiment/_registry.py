@@ -16,12 +16,14 @@ import inspect
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import optax
 
 from fedjax_sim import aggregation, data
 from fedjax_sim._src.types import Transform
+from fedjax_sim.data import partitions
 from fedjax_sim.experiment import _docstrings
 from fedjax_sim.experiment._components import BUILT_IN, GIVEN
 from fedjax_sim.experiment._forms import ConfigError, Form, Parameter, nearest, parameters_of, resolve, shown
@@ -121,6 +123,7 @@ class Part(Form):
 PARTS: dict[Any, Part] = {
     optax.GradientTransformation: Part("optimizers"),
     Transform: Part("transforms", aggregation.chain),
+    partitions.Partitioner: Part("partitions"),
     data.augmentations.Augmentation: Part("augmentations", data.augmentations.compose),
 }
 
@@ -243,8 +246,17 @@ def below(path: str, key: Any) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-def resolve_part(kind: str, path: str, value: Any, open: Collection[str] = ()) -> dict[str, Any]:
-    """A component's table with all its settings; ``value`` is the table, or the name alone."""
+def resolve_part(
+    kind: str,
+    path: str,
+    value: Any,
+    open: Collection[str] = (),
+    also: Mapping[str, Parameter] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """A component's table with all its settings; ``value`` is the table, or the name alone.
+
+    ``also`` are settings that the table has beside the component's.
+    """
     table = {"name": value} if isinstance(value, str) else value
     if not isinstance(table, Mapping):
         raise ConfigError(f"{path} is {shown(value)}, expected {Part(kind).says}.")
@@ -254,6 +266,7 @@ def resolve_part(kind: str, path: str, value: Any, open: Collection[str] = ()) -
     if not isinstance(name, str):
         raise ConfigError(f"{path}.name is {shown(name)}, expected one of {', '.join(names(kind))}.")
     entry = find(kind, name, f"{path}.name")
+    entry = dataclasses.replace(entry, parameters={**entry.parameters, **also})
     rest = {key: item for key, item in table.items() if key != "name"}
     return {"name": name, **entry.resolve(path, rest, open)}
 

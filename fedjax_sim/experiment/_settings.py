@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedjax_sim.data import holdout_clients
+from fedjax_sim.data import holdout_clients, repartition
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.experiment._forms import ConfigError, nearest, shown
 from fedjax_sim.experiment._registry import Entry, Part, entry_of, resolve_part
@@ -94,6 +94,8 @@ PLAIN: dict[str, type] = {"local": LocalWork, "evaluation": Evaluate, "checkpoin
 """Tables whose keys are fixed, and the dataclass that they become."""
 
 OPTIONAL: dict[str, Callable] = {"unseen": holdout_clients, "precision": with_precision}
+DEAL = entry_of("partition", "partition", repartition).parameters
+"""Settings of ``[partition]`` beside those of the law that it names."""
 """Tables that may be missing, and the function that is called with what they hold."""
 
 DEFAULTS: dict[str, Any] = {
@@ -175,7 +177,7 @@ def resolve(tables: Mapping[str, Any], changes: Iterable[tuple[str, Any]] = ()) 
     for key, kind in PARTS.items():
         found[key] = resolve_part(kind, key, given[key], FROM_DATA.get(key, ()))
         if key == "data" and "partition" in given:
-            found["partition"] = resolve_part("partitions", "partition", given["partition"])
+            found["partition"] = resolve_part("partitions", "partition", given["partition"], also=DEAL)
     for key, function in OPTIONAL.items():
         if key in given:
             found[key] = entry_of(key, key, function).resolve(key, _table(key, given[key]))

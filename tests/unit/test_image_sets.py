@@ -3,6 +3,7 @@ import lzma
 import numpy as np
 import pytest
 
+from fedjax_sim import partitions
 from fedjax_sim.data import digits, images, load, repartition
 from fedjax_sim.data.image_sets import _enlarged
 
@@ -53,7 +54,7 @@ def test_images_are_one_client_until_partitioned(folder, shape):
     assert data.train.sizes.tolist() == [6] and data.test.sizes.tolist() == [2]
     assert data.train.columns["x"].shape == (*shape, 1)[:4] and data.train.columns["x"].dtype == np.uint8
     assert data.train.columns["y"].dtype == np.int32
-    assert repartition(data, clients=3).train.sizes.tolist() == [2, 2, 2]
+    assert repartition(data, partitions.iid(3)).train.sizes.tolist() == [2, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +104,6 @@ def test_real_images(shared, name, train, test):
     assert data.train.columns["x"].shape == train and data.test.columns["x"].shape == test
     if name == "cifar10_subset":
         assert np.bincount(data.train.columns["y"])[:3].tolist() == [1005, 974, 1032]
-    dealt = repartition(data, "shards", clients=100, shards_per_client=2)
+    dealt = repartition(data, partitions.shards(100, 2))
     labels = [len(np.unique(dealt.train.client(client)["y"])) for client in range(100)]
     assert max(labels) <= 4 and np.median(labels) == 2

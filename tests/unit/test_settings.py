@@ -333,6 +333,33 @@ def test_the_partition_and_the_unseen_clients_are_made():
     }
 
 
+def test_partitions_are_made_of_partitions():
+    shards = "{name='shards',clients=10,shards_per_client=1}"
+    mixed = experiment.load(changes=[f"partition={{name='mixture',skewed={shards},iid_fraction=0.5,seed=3}}"])
+    assert mixed.federated.train.num_clients == 10
+    assert "rest: shards, clients 10, shards_per_client 1, seed 3" in mixed.federated.notes[-1]
+    tree = experiment.load(
+        changes=[f"partition={{name='hierarchical',edges={shards},clients={{name='iid',clients=3}}}}"]
+    )
+    edges = tree.federated.edges
+    assert edges is not None and len(edges) == tree.federated.train.num_clients == 30
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("{name='iid',sede=1}", "partition.sede is no setting of iid; it has clients, seed, test_fraction"),
+        ("{name='shard'}", "partition.name is \"shard\", expected one of iid, .* Did you mean 'shards'"),
+        ("{name='mixture',iid_fraction=0.1}", "partition.skewed is missing; mixture needs it"),
+        ("{name='mixture',skewed='iid',iid_fraction=2}", "partition: iid_fraction is 2.0"),
+        ("{name='dirichlet',sizes='even'}", 'partition.sizes is "even", expected one of "free", "equal" or a list'),
+    ],
+)  # fmt: skip
+def test_a_partition_that_cannot_be_is_refused(table, message):
+    with pytest.raises(ConfigError, match=message):
+        _ = experiment.load(changes=[f"partition={table}"]).federated
+
+
 def test_a_sweep_of_numbers_is_one_program_and_of_shapes_several():
     traced = experiment.load(
         changes=["sweep.algorithm.client.learning_rate=[0.1,0.2]", "seeds=[0,1]", "model=linear"]
