@@ -2,29 +2,38 @@
 
 ``ClientData`` holds the examples of all clients as flat columns with offsets. ``load`` and the sources that it
 names return a ``Federated``: a training and a test part. ``repartition`` deals the examples of a whole set anew by one of
-``fs.partitions``, ``split`` divides each client's examples into training and test, and ``holdout_clients`` keeps clients for
-evaluation alone. ``augmentations`` change images while a model trains.
+``fs.partitions``, ``split`` divides each client's examples into training and test; ``holdout_clients``, ``holdout_domain`` and
+``holdout_public`` keep clients or a domain for evaluation, or examples for a public set. ``feature_noise`` and ``rotated``
+make clients' features differ, ``vertical`` splits them between parties. ``augmentations`` change images while a model trains.
 """
 
 from fedjax_sim.data import augmentations
 from fedjax_sim.data.client_data import ClientData
-from fedjax_sim.data.federated import Federated, holdout_clients, split
+from fedjax_sim.data.federated import Federated, holdout_clients, holdout_domain, holdout_public, split
 from fedjax_sim.data.image_sets import digits, images, mnist_by_writer
 from fedjax_sim.data.leaf import leaf
 from fedjax_sim.data.repartition import repartition
+from fedjax_sim.data.skews import feature_noise, rotated
 from fedjax_sim.data.sources import load, npz
+from fedjax_sim.data.vertical import Party, vertical
 
 __all__ = [
     "ClientData",
     "Federated",
+    "Party",
     "augmentations",
     "digits",
+    "feature_noise",
     "holdout_clients",
+    "holdout_domain",
+    "holdout_public",
     "images",
     "leaf",
     "load",
     "mnist_by_writer",
     "npz",
     "repartition",
+    "rotated",
     "split",
+    "vertical",
 ]

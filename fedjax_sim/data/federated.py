@@ -14,6 +14,7 @@ from fedjax_sim.data.client_data import ClientData
 # Purposes of the generator; above those of `keys`, so that no two decisions share a stream.
 _SPLIT = 101
 _HOLDOUT = 110
+_PUBLIC = 111
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,3 +140,89 @@ def holdout_clients(data: Federated, fraction: float, seed: int) -> tuple[Federa
         part(~held_out, f"{count} of {clients} clients are held out (seed {seed})"),
         part(held_out, f"{count} of {clients} clients, held out from training (seed {seed})"),
     )
+
+
+def holdout_public(data: Federated, fraction: float, seed: int) -> tuple[Federated, dict[str, np.ndarray]]:
+    """Takes a share of the training examples away from the clients: a public set, for distillation or pretraining.
+
+    The examples are drawn evenly from all, whoever has them; the test part stays. A client may be left without any.
+
+    Args:
+      data: where they come from.
+      fraction: in (0, 1), of all training examples, rounded.
+      seed: a non-negative integer.
+
+    Returns:
+      ``(data without them, columns of the public set [examples, ...])``.
+
+    Raises:
+      ValueError: ``fraction`` is not in (0, 1).
+
+    Source: Li and Wang 2019 (arXiv 1910.03581), section 3: the public set of FedMD.
+
+    Example:
+      >>> import fedjax_sim as fs
+      >>> private, public = fs.data.holdout_public(fs.data.digits(clients=10), fraction=0.1, seed=0)
+      >>> private.train.num_examples, len(public["y"])
+      (1294, 144)
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction is {fraction}, expected a number in (0, 1), ends excluded.")
+    total = data.train.num_examples
+    count = round(fraction * total)
+    chosen = np.zeros(total, bool)
+    chosen[keys.host_generator((seed,), _PUBLIC).permutation(total)[:count]] = True
+    public = {name: np.asarray(column)[chosen] for name, column in data.train.columns.items()}
+    note = f"{count} of {total} training examples are public (seed {seed})"
+    return dataclasses.replace(data, train=data.train.filter(~chosen), notes=(*data.notes, note)), public
+
+
+def holdout_domain(data: Federated, by: str, domain: int) -> Federated:
+    """One domain is for testing alone: leave-one-domain-out.
+
+    Training loses the domain's examples, and the test part has all of them and no others, those of the training part
+    first. Clients keep their names on both sides; a side may leave one without examples.
+
+    Args:
+      data: the same clients in ``train`` and ``test``, in the same order.
+      by: the column that tells domains, integers ``[examples]``.
+      domain: the one that is held out.
+
+    Raises:
+      ValueError: there is no such column, no example of the domain or only such, or train and test have different
+        clients.
+
+    Source: Gulrajani and Lopez-Paz 2021 (arXiv 2007.01434).
+
+    Example:
+      >>> import numpy as np, fedjax_sim as fs
+      >>> part = fs.data.ClientData({"x": np.arange(6), "place": np.array([0, 0, 1, 1, 2, 2])}, [0, 3, 6], ids=[0, 1])
+      >>> data = fs.data.holdout_domain(fs.data.Federated(part, part, name="toy"), by="place", domain=1)
+      >>> data.train.columns["x"], data.test.columns["x"]
+      (array([0, 1, 4, 5]), array([2, 2, 3, 3]))
+    """
+    if by not in data.train.columns:
+        raise ValueError(
+            f"by is {by!r}, but there is no such column, expected one of {', '.join(data.train.columns)}."
+        )
+    if not np.array_equal(data.train.ids, data.test.ids):
+        raise ValueError(
+            f"{data.name}: train and test have different clients, expected the same, in the same order."
+        )
+    parts = data.train, data.test
+    masks = [np.asarray(part.columns[by]) == domain for part in parts]
+    found = sum(int(mask.sum()) for mask in masks)
+    if found == 0 or masks[0].all():
+        raise ValueError(
+            f"column {by!r} has {found} examples of domain {domain!r}, expected some of it and some of others."
+        )
+    owners = [np.repeat(part.ids, part.sizes)[mask] for part, mask in zip(parts, masks, strict=True)]
+    columns = {
+        name: np.concatenate(
+            [np.asarray(part.columns[name])[mask] for part, mask in zip(parts, masks, strict=True)]
+        )
+        for name in data.train.columns
+    }
+    test = ClientData.from_arrays(columns, np.concatenate(owners), ids=data.test.ids)
+    note = f"tested on {by} {domain}, which training never sees"
+    return dataclasses.replace(data, train=data.train.filter(~masks[0]), test=test, notes=(*data.notes, note))
