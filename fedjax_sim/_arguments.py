@@ -13,7 +13,7 @@ import numpy as np
 from fedjax_sim._src import checks, tree
 from fedjax_sim._src.types import Algorithm, Variables
 from fedjax_sim.checkpoint import Checkpoints
-from fedjax_sim.data import ClientData
+from fedjax_sim.data import ClientData, ClientSource
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.engines import Engine
@@ -82,7 +82,7 @@ def check_types(algorithm: Any, data: Any, cohort: Any, local: Any, engine: Any)
     """Each argument is of its kind, or the error says what to use instead."""
     wanted = [
         ("algorithm", algorithm, Algorithm, "use one of fs.algorithms"),
-        ("data", data, ClientData, "pass the clients' data, for example data.train"),
+        ("data", data, (ClientData, ClientSource), "pass the clients' data, for example data.train"),
         ("cohort", cohort, Cohort, "use one of fs.cohorts, for example fs.cohorts.uniform(10)"),
     ]
     if local is not None:
@@ -91,7 +91,8 @@ def check_types(algorithm: Any, data: Any, cohort: Any, local: Any, engine: Any)
         wanted.append(("engine", engine, Engine, "use one of fs.engines, called: fs.engines.lanes()"))
     for name, value, kind, fix in wanted:
         if not isinstance(value, kind):
-            raise TypeError(f"{name} is {type(value).__name__}, expected {kind.__name__}: {fix}.")
+            kinds = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+            raise TypeError(f"{name} is {type(value).__name__}, expected {kinds}: {fix}.")
 
 
 def group_indices(algorithm: Algorithm, groups: Any, population: int) -> np.ndarray:

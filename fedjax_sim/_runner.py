@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim._books import MetricRows, examples, round_metrics
+from fedjax_sim._feed import Feed
 from fedjax_sim.checkpoint import CheckpointError, Store
 from fedjax_sim.data.plans import Plan, Planner
 from fedjax_sim.engines import RoundFn, RoundReport, SimState
@@ -79,7 +80,7 @@ class Runner:
     Attributes:
       rounds_fn: the compiled round function.
       planner: makes its plans.
-      columns: the data on the engine's devices.
+      feed: makes plans, and brings their examples to the engine's devices.
       ids: names of the clients.
       rounds_per_chunk: room of a plan.
       turn_costs: costs of a client's turn, one for each group.
@@ -95,7 +96,7 @@ class Runner:
 
     rounds_fn: RoundFn
     planner: Planner
-    columns: Any
+    feed: Feed
     ids: np.ndarray
     rounds_per_chunk: int
     turn_costs: tuple[TurnCosts, ...]
@@ -127,21 +128,22 @@ class Runner:
         rounds = done if rounds is None else rounds
         state = self.rounds_fn.place_state(state)
         self._started = time.perf_counter()
-        plan = self._plan(roots, done, self._length(done, rounds))
-        while plan is not None:
+        chunk = self._chunk(roots, done, self._length(done, rounds))
+        while chunk is not None:
+            plan, columns = chunk
             compiled, clock = self.rounds_fn.compilations(), time.perf_counter()
-            state, report = self.rounds_fn(state, self.columns, plan, self.hyper)
+            state, report = self.rounds_fn(state, columns, plan, self.hyper)
             if self.rounds_fn.compilations() > compiled:
                 self._spend(compile_seconds=self._costs.compile_seconds + time.perf_counter() - clock)
-            # The next chunk is planned while the device works on this one.
+            # The next chunk is planned, and its examples gathered, while the device works on this one.
             after = done + int(plan.rounds)
-            upcoming = self._plan(roots, after, self._length(after, rounds))
+            upcoming = self._chunk(roots, after, self._length(after, rounds))
             self._collect(jax.device_get(report), plan, done)
             self._clock()
             self._evaluate(state, after, rounds)
             stop = self._call(state, done, after, rounds)
             self._save(state, after, rounds, stop)
-            done, plan = after, None if stop else upcoming
+            done, chunk = after, None if stop else upcoming
         self._clock()
         self._spend(lanes=self.rounds_fn.layout.lanes if self.rounds_fn.layout else 1)
         return state, self._histories()
@@ -154,8 +156,11 @@ class Runner:
                 length = min(length, every - done % every)
         return length
 
-    def _plan(self, roots, done: int, length: int) -> Plan | None:
-        return self.planner.plan(roots, self._first + done, length, self.rounds_per_chunk) if length else None
+    def _chunk(self, roots, done: int, length: int) -> tuple[Plan, Any] | None:
+        if not length:
+            return None
+        place = self.rounds_fn.place_columns
+        return self.feed.chunk(self.planner, place, roots, self._first + done, length, self.rounds_per_chunk)
 
     # --- what a chunk brought ---
 

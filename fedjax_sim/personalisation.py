@@ -15,6 +15,7 @@ from fedjax_sim import metrics
 from fedjax_sim._src import forward, keys, tree
 from fedjax_sim._src.types import Array, Delta, Mean, Message, Variables
 from fedjax_sim.data import ClientData, batches, cohorts
+from fedjax_sim.data.client_source import Clients
 from fedjax_sim.data.plans import Entry, Planner
 from fedjax_sim.engines import Problem, SimState
 from fedjax_sim.engines._client import Row, Turn
@@ -181,7 +182,7 @@ class Personaliser:
         return jax.lax.fori_loop(0, -(-size // self._batch_size), add, zero)
 
 
-def check_clients(train: ClientData, test: ClientData) -> None:
+def check_clients(train: Clients, test: ClientData) -> None:
     """Refuses test data whose clients are not those of the training data, in the same order."""
     if not isinstance(test, ClientData):
         raise TypeError(f"test is {type(test).__name__}, expected ClientData, for example data.test.")

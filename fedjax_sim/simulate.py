@@ -21,12 +21,14 @@ from fedjax_sim._arguments import (
     replica_hyperparameters,
 )  # fmt: skip
 from fedjax_sim._description import describe, model_precision
+from fedjax_sim._feed import Resident, feed_of
 from fedjax_sim._runner import Callback, NonFiniteModelError, Progress, Runner, root_words
 from fedjax_sim._src import checks, keys
 from fedjax_sim._src.types import Algorithm, Variables
 from fedjax_sim._tuning import Timing, Tuning, tune
 from fedjax_sim.checkpoint import Checkpoints, Store
 from fedjax_sim.data import ClientData
+from fedjax_sim.data.client_source import Clients
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.data.plans import Plan, Planner
@@ -46,13 +48,15 @@ class Simulation:
 
     Args:
       algorithm: from ``fs.algorithms`` or your own.
-      data: the population, ``ClientData``.
+      data: the population: ``ClientData``, or a ``ClientSource``, whose examples are made when they are wanted.
       cohort: sampler from ``fs.cohorts``.
       local: local work of every client.
       engine: from ``fs.engines``; ``lanes()`` by default.
       groups: name of each client's group, ``[clients]``, for algorithms whose clients differ.
       rounds_per_chunk: rounds that run without the host; metrics come back and callbacks run between chunks.
       public: public data for server updates that use it, a pytree.
+      stream: whether each chunk's examples are brought to the devices while the chunk before trains, instead of all data
+        at the beginning; results are the same. By default where the data would fill more than half of a device.
 
     Raises:
       TypeError, ValueError: anything that would go wrong later: a cohort larger than the population, data that the
@@ -73,7 +77,7 @@ class Simulation:
     def __init__(
         self,
         algorithm: Algorithm,
-        data: ClientData,
+        data: Clients,
         *,
         cohort: Cohort,
         local: LocalWork | None = None,
@@ -81,6 +85,7 @@ class Simulation:
         groups: Sequence[Any] | None = None,
         rounds_per_chunk: int = 10,
         public: Any = None,
+        stream: bool | None = None,
     ):
         check_types(algorithm, data, cohort, local, engine)
         checks.positive_int("rounds_per_chunk", rounds_per_chunk)
@@ -92,11 +97,10 @@ class Simulation:
             raise ValueError(
                 f"the data has {data.num_clients} clients and no example: there is nothing to train on."
             )
-        self._groups, self._public = groups, public
+        self._groups, self._public, self._stream = groups, public, stream
         self._group = group_indices(algorithm, groups, data.num_clients)
         self._prepare(self._make_problem(lambda hyper: algorithm))
         self._rounds = self.engine.compile(self._problem)
-        self._columns: Any = None
         self._turn_costs: tuple[TurnCosts, ...] | None = None
         self._personalisers: dict[tuple[LocalWork, int, int], Personaliser] = {}
 
@@ -107,8 +111,7 @@ class Simulation:
           ValueError: the data or the cohort do not fit it.
         """
         self._problem, self.algorithm = problem, problem.algorithm()
-        if self.algorithm.task.check is not None:
-            self.algorithm.task.check(self.data.columns)
+        self._feed = feed_of(self.data, self._stream, self.algorithm.task.check)
         self.cohort.cap(self.data.num_clients)
         check_sampling(self.algorithm, self.cohort)
         self._initialise = self._initialiser(problem)
@@ -120,7 +123,8 @@ class Simulation:
         groups = None if group_names(problem.algorithm()) == (None,) else self._groups
         variant._group = group_indices(problem.algorithm(), groups, self.data.num_clients)
         variant._prepare(problem)
-        variant._columns = self._placed_columns()
+        if isinstance(variant._feed, Resident):
+            variant._feed = self._feed  # what lies on the devices already
         return variant
 
     # --- state ---
@@ -317,7 +321,7 @@ class Simulation:
             return {name: self._evaluate(algorithms[replica], state, data) for name, data in sets.items()}
 
         return Runner(
-            rounds_fn, self.planner(len(algorithms)), self._placed_columns(), self.data.ids, self.rounds_per_chunk,
+            rounds_fn, self.planner(len(algorithms)), self._feed, self.data.ids, self.rounds_per_chunk,
             costs, hyper, single, evaluation if sets else None, every, callbacks,
             precision=model_precision(self.algorithm, self._problem, self._template),
         )  # fmt: skip
@@ -402,10 +406,10 @@ class Simulation:
         if program not in self._personalisers:
             problem = dataclasses.replace(self._problem, local=program[0])
             self._personalisers[program] = Personaliser(problem, block_size, batch_size)
-        columns = self._placed_columns()
+        planner, columns = self._feed.of(self.planner(), self._rounds.place_columns, chosen)
         if self.engine.devices > 1:
             state, columns = jax.device_put((state, columns), jax.devices()[0])
-        return self._personalisers[program](state, columns, self.planner(), test, chosen)
+        return self._personalisers[program](state, columns, planner, test, chosen)
 
     # --- speed ---
 
@@ -449,8 +453,8 @@ class Simulation:
         checks.positive_int("repeats", repeats)
         rounds = self.rounds_per_chunk if rounds is None else rounds
         checks.positive_int("rounds", rounds)
-        plan = self.planner().plan(root_words(state), int(state.round), rounds, rounds)
-        tuning = tune(self.engine, self._problem, state, self._placed_columns(), plan, layouts, repeats, keep)
+        plan, columns = self.chunk(state, rounds)
+        tuning = tune(self.engine, self._problem, state, columns, plan, layouts, repeats, keep)
         assert self.engine.at is not None  # tune would have raised
         self.engine = self.engine.at(tuning.best)
         self._rounds = self.engine.compile(self._problem)
@@ -489,14 +493,15 @@ class Simulation:
 
     def lower(self, state: SimState):
         """The lowered program of a chunk of rounds: its memory, cost and text can be looked at."""
-        return self._rounds.lower(state, self._placed_columns(), self.plan(state))
+        plan, columns = self.chunk(state, self.rounds_per_chunk)
+        return self._rounds.lower(state, columns, plan)
 
     @property
     def compilations(self) -> int:
         """Programs compiled so far for chunks of rounds."""
         return self._rounds.compilations()
 
-    def _placed_columns(self):
-        if self._columns is None:
-            self._columns = self._rounds.place_columns(self.data.columns)
-        return self._columns
+    def chunk(self, state: SimState, rounds: int) -> tuple[Plan, Any]:
+        """The plan of the next rounds, in arrays with room for as many, and the examples on the devices."""
+        place, roots = self._rounds.place_columns, root_words(state)
+        return self._feed.chunk(self.planner(), place, roots, int(state.round), rounds, rounds)

@@ -37,8 +37,8 @@ def device_seconds(found: experiment.Experiment, chunks: int) -> float:
     """Seconds per round of the compiled program alone, the median over chunks."""
     sim = found.simulation()
     state = sim.init(0)
-    rounds, columns = sim.engine.compile(sim._problem), sim._placed_columns()
-    state, plan = rounds.place_state(state), sim.plan(state)
+    rounds, (plan, columns) = sim.engine.compile(sim._problem), sim.chunk(state, sim.rounds_per_chunk)
+    state = rounds.place_state(state)
     times = []
     for _ in range(chunks + 1):
         start = time.perf_counter()

@@ -9,6 +9,7 @@ make clients' features differ, ``vertical`` splits them between parties. ``augme
 
 from fedjax_sim.data import augmentations
 from fedjax_sim.data.client_data import ClientData
+from fedjax_sim.data.client_source import ClientSource
 from fedjax_sim.data.federated import Federated, holdout_clients, holdout_domain, holdout_public, split
 from fedjax_sim.data.image_sets import digits, images, mnist_by_writer
 from fedjax_sim.data.leaf import leaf
@@ -19,6 +20,7 @@ from fedjax_sim.data.vertical import Party, vertical
 
 __all__ = [
     "ClientData",
+    "ClientSource",
     "Federated",
     "Party",
     "augmentations",

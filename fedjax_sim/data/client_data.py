@@ -192,11 +192,8 @@ class ClientData:
           array(['bo', 'cy'], dtype='<U3')
         """
         positions = self.positions(clients)
-        old = np.asarray(self.offsets)
-        sizes = np.diff(old)[positions]
-        offsets = offsets_of(sizes)
-        rows = np.repeat(old[positions] - offsets[:-1], sizes) + np.arange(offsets[-1])
-        return ClientData(gather_rows(self.columns, rows), offsets, self.ids[positions])
+        columns = gather_rows(self.columns, _rows_of(self.offsets, positions))
+        return ClientData(columns, offsets_of(np.diff(self.offsets)[positions]), self.ids[positions])
 
     def filter(self, rows: np.ndarray) -> ClientData:
         """The same clients with only some of their examples.
@@ -237,25 +234,54 @@ class ClientData:
 
     def positions(self, clients: Any) -> np.ndarray:
         """Positions of the given clients, ``int64[...]``; arguments and errors as for ``select``."""
-        array = np.asarray(clients)
-        if array.dtype == bool:
-            if array.shape != (self.num_clients,):
-                raise ValueError(
-                    f"clients is bool{list(array.shape)}, expected bool[{self.num_clients}], one entry per client."
-                )
-            array = np.flatnonzero(array)
-        if array.size == 0:
-            raise ValueError("clients names no client, expected at least one.")
-        wanted = as_ids("clients", clients if array.dtype.kind not in "iu" else array)
-        if wanted.dtype.kind == "U":
-            return look_up(self.ids, wanted)
-        outside = wanted[(wanted < 0) | (wanted >= self.num_clients)]
-        if outside.size:
-            raise IndexError(
-                f"client {outside[0]} is out of range, expected a position from 0 to {self.num_clients - 1} "
-                "(for an integer id: data.index(id))."
+        return positions_of(self.ids, clients)
+
+    def read(self, positions: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
+        """Writes the examples of clients, one after the other, into the first rows of arrays.
+
+        Args:
+          positions: ``int[clients]``.
+          out: name to array ``[rows, ...]`` with room for them.
+        """
+        rows = _rows_of(self.offsets, positions)
+        for name, column in self.columns.items():
+            # With another mode, numpy would make a second copy before it writes.
+            np.take(np.asarray(column), rows, axis=0, out=out[name][: len(rows)], mode="clip")
+
+
+def positions_of(ids: np.ndarray, clients: Any) -> np.ndarray:
+    """Positions of clients, ``int64[...]``, given as positions, as text ids, or as ``bool[clients]``.
+
+    Raises:
+      IndexError, ValueError: as ``ClientData.select``.
+    """
+    array = np.asarray(clients)
+    if array.dtype == bool:
+        if array.shape != (len(ids),):
+            raise ValueError(
+                f"clients is bool{list(array.shape)}, expected bool[{len(ids)}], one entry per client."
             )
-        return wanted
+        array = np.flatnonzero(array)
+    if array.size == 0:
+        raise ValueError("clients names no client, expected at least one.")
+    wanted = as_ids("clients", clients if array.dtype.kind not in "iu" else array)
+    if wanted.dtype.kind == "U":
+        return look_up(ids, wanted)
+    outside = wanted[(wanted < 0) | (wanted >= len(ids))]
+    if outside.size:
+        raise IndexError(
+            f"client {outside[0]} is out of range, expected a position from 0 to {len(ids) - 1} "
+            "(for an integer id: data.index(id))."
+        )
+    return wanted
+
+
+def _rows_of(offsets: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Rows of clients, one client after the other, ``int64[rows]``."""
+    old = np.asarray(offsets)
+    sizes = np.diff(old)[positions]
+    new = offsets_of(sizes)
+    return np.repeat(old[positions] - new[:-1], sizes) + np.arange(new[-1])
 
 
 def _readable_bytes(count: float) -> str:

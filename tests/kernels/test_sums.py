@@ -56,10 +56,21 @@ def test_a_sum_is_within_the_bound(form):
 
 @named(PACKS)
 def test_the_pallas_form_of_packing_equals_the_reference(case):
+    """Level for level, but for elements so close to one that the compiler's rounding decides."""
     x, uniform = case.arguments(KEY)
     expected = packing.quantise_and_pack(x, uniform, case.bits)
     actual = packing_pallas.quantise_and_pack(x, uniform, case.bits, interpret=True)
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    assert (actual.low, actual.step) == (expected.low, expected.step)
+    low, step = float(expected.low), float(expected.step)
+    place = (np.asarray(x, np.float64) - low) / (step or 1.0) + np.asarray(uniform, np.float64)
+    clear = np.abs(place - np.rint(place)) > 4 * np.finfo(np.float32).eps * 2**case.bits
+    assert clear.mean() > 0.9 or step == 0
+    levels = [
+        np.asarray(packing.unpack(packed._replace(low=0.0, step=1.0), case.size, case.bits))
+        for packed in (actual, expected)
+    ]
+    np.testing.assert_array_equal(levels[0][clear], levels[1][clear])
+    assert np.abs(levels[0] - levels[1]).max(initial=0) <= 1
 
 
 @named(PACKS)

@@ -16,6 +16,7 @@ from flax import linen as nn
 import fedjax_sim as fs
 from fedjax_sim import aggregation as agg
 from fedjax_sim import algorithms, engines, models, tasks
+from fedjax_sim._feed import Resident
 
 # --- data ----------------------------------------------------------------------------------------------------
 
@@ -299,7 +300,7 @@ def named(name: str) -> Member:
     return next(member for member in ALGORITHMS if member.name == name)
 
 
-def new_trial(member: Member, engine: engines.Engine, data: fs.ClientData | None = None) -> Trial:
+def new_trial(member: Member, engine: engines.Engine, data: Any = None, stream: bool | None = None) -> Trial:
     script = Script()
     sim = fs.Simulation(
         member.build(),
@@ -309,6 +310,7 @@ def new_trial(member: Member, engine: engines.Engine, data: fs.ClientData | None
         engine=engine,
         groups=member.groups,
         rounds_per_chunk=2,
+        stream=stream,
     )
     return Trial(sim, script)
 
@@ -344,7 +346,7 @@ def with_data(trial: Trial, data: fs.ClientData, order: np.ndarray | None = None
     ``order``: the clients' old indices, where they have moved, for their groups to move along.
     """
     sim = copy.copy(trial.sim)
-    sim.data, sim._columns = data, None
+    sim.data, sim._feed = data, Resident(data)
     if order is not None:
         sim._group = sim._group[order]
     return Trial(sim, trial.script)

@@ -29,7 +29,8 @@ def test_company_does_not_matter(name):
         for metric, values in one.per_client.items():
             np.testing.assert_allclose(values, other.per_client[metric][[5, 8, 0, 4]], rtol=1e-5)
     untrained = sim.data.sizes == 0
-    assert not np.any(whole.gain["loss"][untrained]), "clients without training examples have nothing to gain"
+    # Clients without training examples have nothing to gain; the two evaluations may be rounded otherwise.
+    np.testing.assert_allclose(whole.gain["loss"][untrained], 0, atol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, kept, (state.server, state.clients))
 
 

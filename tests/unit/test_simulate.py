@@ -296,7 +296,8 @@ def test_costs_count_the_examples_that_were_looked_at(name):
     expected = sum(examples_of(local, int(size)) for size in SIZES)
     _, history = sim.run(state, rounds=2)
     assert history.costs.examples == 2 * expected
-    _, report = sim._rounds(sim._rounds.place_state(state), sim._placed_columns(), sim.plan(state, 1))
+    plan, columns = sim.chunk(state, 1)
+    _, report = sim._rounds(sim._rounds.place_state(state), columns, plan)
     assert float(report.metrics["rows"].total[0]) == expected
 
 
