@@ -14,7 +14,8 @@ import numpy as np
 
 from fedjax_sim._src import checks
 from fedjax_sim._src.types import Mean, Task, Variables
-from fedjax_sim.data import ClientData, Federated
+from fedjax_sim.data import Federated
+from fedjax_sim.data.client_source import Clients
 from fedjax_sim.metrics import example_values
 
 UNNAMED = "eval"
@@ -73,7 +74,7 @@ def higher_is_better(metric: str, over: str = "examples") -> bool:
     return not metric.endswith(("loss", "error"))
 
 
-def evaluate(task: Task, variables: Variables, data: ClientData, *, batch_size: int = 512) -> Evaluation:
+def evaluate(task: Task, variables: Variables, data: Clients, *, batch_size: int = 512) -> Evaluation:
     """Evaluates a model, without dropout and with the statistics it has.
 
     Args:
@@ -100,6 +101,7 @@ def evaluate(task: Task, variables: Variables, data: ClientData, *, batch_size: 
         raise ValueError(
             f"the data has {data.num_clients} clients and no example: there is nothing to evaluate on."
         )
+    data = data.in_memory
     if task.check is not None:
         task.check(data.columns)
     owner = np.repeat(np.arange(data.num_clients, dtype=np.int32), data.sizes)
@@ -141,12 +143,12 @@ def _evaluator(task: Task, clients: int):
 
 
 def _check_client_data(name: str, data: Any) -> None:
-    if not isinstance(data, ClientData):
+    if not isinstance(data, Clients):
         fix = "a data set has two parts, pass data.test" if isinstance(data, Federated) else "pass data.test"
         raise TypeError(f"{name} is {type(data).__name__}, expected ClientData: {fix}.")
 
 
-def named_sets(evaluate_on: Any) -> dict[str, ClientData]:
+def named_sets(evaluate_on: Any) -> dict[str, Clients]:
     """The sets that a run evaluates on, by name: what its ``evaluate_on`` means, checked before the first round.
 
     Raises:

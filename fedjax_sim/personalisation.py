@@ -182,9 +182,9 @@ class Personaliser:
         return jax.lax.fori_loop(0, -(-size // self._batch_size), add, zero)
 
 
-def check_clients(train: Clients, test: ClientData) -> None:
-    """Refuses test data whose clients are not those of the training data, in the same order."""
-    if not isinstance(test, ClientData):
+def check_clients(train: Clients, test: Clients) -> ClientData:
+    """Test data in memory; refuses those whose clients are not the training data's, in the same order."""
+    if not isinstance(test, Clients):
         raise TypeError(f"test is {type(test).__name__}, expected ClientData, for example data.test.")
     fix = "Every client is evaluated on its own examples: divide them with fs.data.split, or reorder with test.select."
     if test.num_clients != train.num_clients:
@@ -197,6 +197,7 @@ def check_clients(train: Clients, test: ClientData) -> None:
             f"client {at} of test is {test.ids[at].item()!r}, of the training data {train.ids[at].item()!r}; expected "
             f"the same clients in the same order. {fix}"
         )
+    return test.in_memory
 
 
 def _root(state: SimState) -> jax.Array:

@@ -27,7 +27,6 @@ from fedjax_sim._src import checks, keys
 from fedjax_sim._src.types import Algorithm, Variables
 from fedjax_sim._tuning import Timing, Tuning, tune
 from fedjax_sim.checkpoint import Checkpoints, Store
-from fedjax_sim.data import ClientData
 from fedjax_sim.data.client_source import Clients
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
@@ -209,7 +208,7 @@ class Simulation:
         state: SimState,
         rounds: int | None,
         *,
-        evaluate_on: ClientData | Mapping[str, ClientData] | None = None,
+        evaluate_on: Clients | Mapping[str, Clients] | None = None,
         every: int | None = None,
         callbacks: Sequence[Callback] = (),
         checkpoints: Checkpoints | None = None,
@@ -260,7 +259,7 @@ class Simulation:
         *,
         algorithm: Callable[..., Algorithm] | None = None,
         hyperparameters: Mapping[str, Sequence[float]] | None = None,
-        evaluate_on: ClientData | Mapping[str, ClientData] | None = None,
+        evaluate_on: Clients | Mapping[str, Clients] | None = None,
         every: int | None = None,
         callbacks: Sequence[Callback] = (),
         checkpoints: Checkpoints | None = None,
@@ -326,7 +325,7 @@ class Simulation:
             precision=model_precision(self.algorithm, self._problem, self._template),
         )  # fmt: skip
 
-    def evaluate(self, state: SimState, data: ClientData, *, batch_size: int = 512) -> Evaluation:
+    def evaluate(self, state: SimState, data: Clients, *, batch_size: int = 512) -> Evaluation:
         """Evaluates the global model: over all examples, and over clients.
 
         Raises:
@@ -337,7 +336,7 @@ class Simulation:
         return self._evaluate(self.algorithm, state, data, batch_size)
 
     def _evaluate(
-        self, algorithm: Algorithm, state: SimState, data: ClientData, batch_size: int = 512
+        self, algorithm: Algorithm, state: SimState, data: Clients, batch_size: int = 512
     ) -> Evaluation:
         variables = algorithm.params(state.server)
         if self.engine.devices > 1:
@@ -348,7 +347,7 @@ class Simulation:
     def personalised(
         self,
         state: SimState,
-        test: ClientData,
+        test: Clients,
         *,
         local: LocalWork | None = None,
         clients: Any = None,
@@ -393,7 +392,7 @@ class Simulation:
         checks.positive_int("block_size", block_size)
         checks.positive_int("batch_size", batch_size)
         check_state(state, self._template, self.algorithm.name, self.data.num_clients)
-        check_clients(self.data, test)
+        test = check_clients(self.data, test)
         everybody = np.arange(self.data.num_clients)
         chosen = everybody if clients is None else self.data.positions(clients)
         if not test.sizes[chosen].any():

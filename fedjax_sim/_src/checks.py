@@ -71,7 +71,7 @@ def not_negative_int(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}, expected an integer, 0 or above.")
 
 
-def one_of(name: str, value: Any, accepted: tuple[str, ...]) -> None:
+def one_of(name: str, value: Any, accepted: tuple) -> None:
     if value not in accepted:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, accepted))}.")
 

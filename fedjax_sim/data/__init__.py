@@ -11,6 +11,7 @@ from fedjax_sim.data import augmentations
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.client_source import ClientSource
 from fedjax_sim.data.federated import Federated, holdout_clients, holdout_domain, holdout_public, split
+from fedjax_sim.data.glyphs import glyphs
 from fedjax_sim.data.image_sets import digits, images, mnist_by_writer
 from fedjax_sim.data.leaf import leaf
 from fedjax_sim.data.repartition import repartition
@@ -26,6 +27,7 @@ __all__ = [
     "augmentations",
     "digits",
     "feature_noise",
+    "glyphs",
     "holdout_clients",
     "holdout_domain",
     "holdout_public",

@@ -236,6 +236,11 @@ class ClientData:
         """Positions of the given clients, ``int64[...]``; arguments and errors as for ``select``."""
         return positions_of(self.ids, clients)
 
+    @property
+    def in_memory(self) -> ClientData:
+        """These data themselves: what a ``ClientSource`` becomes when all of it is made."""
+        return self
+
     def read(self, positions: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
         """Writes the examples of clients, one after the other, into the first rows of arrays.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,6 +80,11 @@ class ClientSource(abc.ABC):
         }
         self.read(positions, columns)
         return ClientData(columns, offsets, self.ids[positions])
+
+    @functools.cached_property
+    def in_memory(self) -> ClientData:
+        """All clients with all examples, made once; large populations do not fit."""
+        return self.select(np.arange(self.num_clients))
 
     def read(self, positions: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
         """Writes the examples of clients, one after the other, into the first rows of arrays.

@@ -10,6 +10,7 @@ import numpy as np
 from fedjax_sim._src import keys
 from fedjax_sim.data._columns import describe
 from fedjax_sim.data.client_data import ClientData
+from fedjax_sim.data.client_source import Clients
 
 # Purposes of the generator; above those of `keys`, so that no two decisions share a stream.
 _SPLIT = 101
@@ -33,8 +34,8 @@ class Federated:
       ValueError: the two parts differ in their columns' names, dtypes or shapes.
     """
 
-    train: ClientData
-    test: ClientData
+    train: Clients
+    test: Clients
     name: str
     classes: int | None = None
     notes: tuple[str, ...] = ()
@@ -168,13 +169,14 @@ def holdout_public(data: Federated, fraction: float, seed: int) -> tuple[Federat
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction is {fraction}, expected a number in (0, 1), ends excluded.")
-    total = data.train.num_examples
+    train = data.train.in_memory
+    total = train.num_examples
     count = round(fraction * total)
     chosen = np.zeros(total, bool)
     chosen[keys.host_generator((seed,), _PUBLIC).permutation(total)[:count]] = True
-    public = {name: np.asarray(column)[chosen] for name, column in data.train.columns.items()}
+    public = {name: np.asarray(column)[chosen] for name, column in train.columns.items()}
     note = f"{count} of {total} training examples are public (seed {seed})"
-    return dataclasses.replace(data, train=data.train.filter(~chosen), notes=(*data.notes, note)), public
+    return dataclasses.replace(data, train=train.filter(~chosen), notes=(*data.notes, note)), public
 
 
 def holdout_domain(data: Federated, by: str, domain: int) -> Federated:
@@ -209,7 +211,7 @@ def holdout_domain(data: Federated, by: str, domain: int) -> Federated:
         raise ValueError(
             f"{data.name}: train and test have different clients, expected the same, in the same order."
         )
-    parts = data.train, data.test
+    parts = train, test = data.train.in_memory, data.test.in_memory
     masks = [np.asarray(part.columns[by]) == domain for part in parts]
     found = sum(int(mask.sum()) for mask in masks)
     if found == 0 or masks[0].all():
@@ -223,6 +225,6 @@ def holdout_domain(data: Federated, by: str, domain: int) -> Federated:
         )
         for name in data.train.columns
     }
-    test = ClientData.from_arrays(columns, np.concatenate(owners), ids=data.test.ids)
+    test = ClientData.from_arrays(columns, np.concatenate(owners), ids=test.ids)
     note = f"tested on {by} {domain}, which training never sees"
-    return dataclasses.replace(data, train=data.train.filter(~masks[0]), test=test, notes=(*data.notes, note))
+    return dataclasses.replace(data, train=train.filter(~masks[0]), test=test, notes=(*data.notes, note))

@@ -36,9 +36,9 @@ def repartition(
       >>> data.train.num_clients, data.train.num_examples, data.test.num_clients
       (100, 1438, 1)
     """
-    columns = {name: np.asarray(column) for name, column in data.train.columns.items()}
+    columns = {name: np.asarray(column) for name, column in data.train.in_memory.columns.items()}
     if test_fraction is not None:
-        tested = data.test.columns
+        tested = data.test.in_memory.columns
         columns = {name: np.concatenate([x, np.asarray(tested[name])]) for name, x in columns.items()}
     partition = partitioner(columns, seed)
     train, test = partition.deal(columns), data.test

@@ -15,6 +15,7 @@ from fedjax_sim.data._ids import as_ids
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.federated import Federated
 from fedjax_sim.data.federated import split as split_examples  # `npz` has an argument called split
+from fedjax_sim.data.glyphs import glyphs
 from fedjax_sim.data.image_sets import digits, images, mnist_by_writer
 from fedjax_sim.data.leaf import leaf
 
@@ -101,6 +102,7 @@ _SOURCES: dict[str, Callable[..., Federated]] = {
     "mnist_by_writer": mnist_by_writer,
     "leaf": leaf,
     "images": images,
+    "glyphs": glyphs,
 }
 
 
@@ -108,8 +110,8 @@ def load(name: str, **options: Any) -> Federated:
     """A data set by name, such as ``"digits"`` or ``"leaf:PATH"``.
 
     Args:
-      name: ``digits``, ``npz``, ``mnist_by_writer``, ``leaf`` or ``images``; for all but the first, a colon and the
-        file or folder that it reads.
+      name: ``digits``, ``glyphs``, ``npz``, ``mnist_by_writer``, ``leaf`` or ``images``; for all but the first two, a colon
+        and the file or folder that it reads.
       **options: arguments of the function of that name in ``fedjax_sim.data``.
 
     Raises:

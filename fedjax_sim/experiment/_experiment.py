@@ -15,7 +15,8 @@ import jax
 
 from fedjax_sim import models
 from fedjax_sim._src.types import Algorithm, Task
-from fedjax_sim.data import ClientData, Federated, holdout_clients, repartition
+from fedjax_sim.data import Federated, holdout_clients, repartition
+from fedjax_sim.data.client_source import Clients
 from fedjax_sim.experiment import _extends, _settings
 from fedjax_sim.experiment._forms import ConfigError
 from fedjax_sim.experiment._registry import build_part, find, importable
@@ -74,7 +75,7 @@ class Experiment:
         """
         return self._seen_and_unseen[0]
 
-    def evaluation_sets(self) -> dict[str, ClientData]:
+    def evaluation_sets(self) -> dict[str, Clients]:
         """What models are evaluated on: ``eval``, and ``unseen`` where clients are held out; sets without examples go."""
         seen, unseen = self._seen_and_unseen
         sets = {"eval": seen.test} | ({} if unseen is None else {"unseen": unseen.test})

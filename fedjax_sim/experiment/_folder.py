@@ -21,6 +21,7 @@ import tomli_w
 
 from fedjax_sim._src import keys
 from fedjax_sim.data import ClientData, Federated
+from fedjax_sim.data.client_source import Clients
 from fedjax_sim.experiment._forms import ConfigError
 from fedjax_sim.experiment._settings import Settings
 from fedjax_sim.history import History
@@ -283,8 +284,10 @@ def describe_data(federated: Federated) -> dict[str, Any]:
     return found | {"notes": list(federated.notes)}
 
 
-def _label_counts(data: ClientData, classes: int | None) -> np.ndarray | None:
+def _label_counts(data: Clients, classes: int | None) -> np.ndarray | None:
     """Examples of each class at each client, ``int64[clients, classes]``; ``None`` without one label per example."""
+    if not isinstance(data, ClientData):
+        return None  # examples that are made when they are wanted would all have to be made
     labels = data.columns.get("y")
     if classes is None or labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
         return None
