@@ -98,11 +98,11 @@ def npz(
 
 _SOURCES: dict[str, Callable[..., Federated]] = {
     "digits": digits,
+    "glyphs": glyphs,
     "npz": npz,
     "mnist_by_writer": mnist_by_writer,
     "leaf": leaf,
     "images": images,
-    "glyphs": glyphs,
 }
 
 

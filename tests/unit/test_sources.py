@@ -36,7 +36,7 @@ def test_digits():
 def test_digits_say_what_was_repaired():
     assert digits(clients=10, alpha=100.0).notes == ()
     (note,) = digits(clients=500, alpha=0.05).notes
-    assert "examples were moved to" in note and "clients below 2" in note
+    assert "examples were moved to" in note and "clients below the minimum" in note
 
 
 def test_digits_with_too_many_clients():
