@@ -18,7 +18,7 @@ from fedjax_sim.experiment._registry import BUILT_IN, entry_of
 
 DOCS = Path(__file__).resolve().parent
 ABOUT_KIND = {
-    "datasets": "`[data]`. All but `digits` and `glyphs` read files that you have; nothing downloads.",
+    "datasets": "`[data]`. All but `digits`, `glyphs` and `synthetic` read files that you have; nothing downloads.",
     "partitions": "`[partition]`: deals the examples of any data set to new clients. Beside these settings, the table has "
     "`seed` and `test_fraction` ([configuration](configuration.md#partition)).",
     "augmentations": "The list `task.augment`: what happens to images in training, first to last.",

@@ -17,6 +17,7 @@ from fedjax_sim.data.leaf import leaf
 from fedjax_sim.data.repartition import repartition
 from fedjax_sim.data.skews import feature_noise, rotated
 from fedjax_sim.data.sources import load, npz
+from fedjax_sim.data.synthetic_sets import synthetic
 from fedjax_sim.data.vertical import Party, vertical
 
 __all__ = [
@@ -39,5 +40,6 @@ __all__ = [
     "repartition",
     "rotated",
     "split",
+    "synthetic",
     "vertical",
 ]

@@ -254,7 +254,7 @@ def test_load(write, mnist_folder):
             "digit",
             {},
             ValueError,
-            r"'digit', expected one of digits, glyphs, npz:PATH, mnist.*Did you mean 'digits'\?",
+            r"'digit', expected one of digits, glyphs, synthetic, npz:PATH, mnist.*Did you mean 'digits'\?",
         ),
         ("coco", {}, ValueError, "called 'coco', expected one of .*FOLDER.$"),
         (
