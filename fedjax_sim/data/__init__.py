@@ -17,6 +17,7 @@ from fedjax_sim.data.leaf import leaf
 from fedjax_sim.data.repartition import repartition
 from fedjax_sim.data.skews import feature_noise, rotated
 from fedjax_sim.data.sources import load, npz
+from fedjax_sim.data.stored import stored, write
 from fedjax_sim.data.synthetic_sets import synthetic
 from fedjax_sim.data.vertical import Party, vertical
 
@@ -40,6 +41,8 @@ __all__ = [
     "repartition",
     "rotated",
     "split",
+    "stored",
     "synthetic",
     "vertical",
+    "write",
 ]

@@ -18,6 +18,7 @@ from fedjax_sim.data.federated import split as split_examples  # `npz` has an ar
 from fedjax_sim.data.glyphs import glyphs
 from fedjax_sim.data.image_sets import digits, images, mnist_by_writer
 from fedjax_sim.data.leaf import leaf
+from fedjax_sim.data.stored import stored
 from fedjax_sim.data.synthetic_sets import synthetic
 
 
@@ -105,6 +106,7 @@ _SOURCES: dict[str, Callable[..., Federated]] = {
     "mnist_by_writer": mnist_by_writer,
     "leaf": leaf,
     "images": images,
+    "stored": stored,
 }
 
 
@@ -112,7 +114,7 @@ def load(name: str, **options: Any) -> Federated:
     """A data set by name, such as ``"digits"`` or ``"leaf:PATH"``.
 
     Args:
-      name: ``digits``, ``glyphs``, ``synthetic``, ``npz``, ``mnist_by_writer``, ``leaf`` or ``images``; for all but the first
+      name: ``digits``, ``glyphs``, ``synthetic``, ``npz``, ``mnist_by_writer``, ``leaf``, ``images`` or ``stored``; for all but the first
         three, a colon and the file or folder that it reads.
       **options: arguments of the function of that name in ``fedjax_sim.data``.
 

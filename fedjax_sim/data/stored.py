@@ -1,0 +1,228 @@
+"""Sets on disk that are larger than memory: written a client at a time, read through memory maps."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedjax_sim.data._columns import check_columns, describe, offsets_of
+from fedjax_sim.data._files import check_is_file, errors_name
+from fedjax_sim.data._ids import as_ids
+from fedjax_sim.data.client_data import ClientData
+from fedjax_sim.data.federated import Federated
+
+_MANIFEST = "manifest.json"
+_VERSION = 1
+_PIECE = 1 << 24  # bytes that are checked at a time
+
+Pairs = Iterable[tuple[int | str, Mapping[str, Any]]]
+"""``(id, columns [examples of the client, ...])``, one client after the other."""
+
+
+def write(
+    folder: str | Path,
+    train: Pairs,
+    test: Pairs | None = None,
+    *,
+    name: str = "stored",
+    classes: int | None = None,
+) -> Federated:
+    """Writes a set a client at a time, so that it never has to fit into memory, and returns it, memory-mapped.
+
+    The folder appears when everything is written, or not at all. Every file has a checksum in the manifest.
+
+    Args:
+      folder: must not exist yet.
+      train: the clients to train on.
+      test: those to evaluate on; none by default, then the test part has the same clients without examples.
+      name: of the set.
+      classes: number of classes, where there are any.
+
+    Raises:
+      FileExistsError: the folder exists.
+      ValueError: no client, an id that comes twice, or clients that disagree about columns; names the client.
+
+    Example:
+      >>> import tempfile, numpy as np, fedjax_sim as fs
+      >>> clients = ((client, {"x": np.full((2, 3), client, np.float32)}) for client in range(4))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     data = fs.data.write(folder + "/set", clients)
+      ...     print(data.train)
+      ClientData(4 clients with 2 to 2 of 8 examples, x: float32[3], 96 B)
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already and is not overwritten; name another folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        parts = {"train": _write_part(partial, "train", train)}
+        if test is not None:
+            parts["test"] = _write_part(partial, "test", test)
+        manifest = {"version": _VERSION, "name": name, "classes": classes, "parts": parts}
+        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return stored(folder)
+
+
+def stored(folder: str | Path, verify: bool = False) -> Federated:
+    """Reads a folder that ``write`` made. Columns are memory-mapped: examples are read when they are wanted.
+
+    Args:
+      folder: the folder.
+      verify: reads every file once and compares its checksum; the lengths are compared in any case.
+
+    Raises:
+      FileNotFoundError, IsADirectoryError: there is no such folder, or a file of it is missing.
+      ValueError: a file is damaged or was cut off; names it.
+    """
+    folder = Path(folder)
+    path = folder / _MANIFEST
+    check_is_file(path)
+    with errors_name(path):
+        manifest = _parsed(path)
+    parts = {part: _read_part(folder, part, about, verify) for part, about in manifest["parts"].items()}
+    train = parts["train"]
+    test = parts["test"] if "test" in parts else train.filter(np.zeros(train.num_examples, bool))
+    return Federated(train, test, name=manifest["name"], classes=manifest["classes"])
+
+
+# --- writing -------------------------------------------------------------------------------------------------
+
+
+class _File:
+    """A file that is written in pieces, with its length and checksum."""
+
+    def __init__(self, path: Path):
+        self.name, self.length, self.checksum = path.name, 0, 0
+        self._stream = path.open("wb")
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._stream.write(data)
+        self.checksum = zlib.crc32(data, self.checksum)
+        self.length += len(data)
+
+    def close(self) -> dict[str, Any]:
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        return {"file": self.name, "bytes": self.length, "crc32": self.checksum}
+
+
+def _write_part(folder: Path, part: str, clients: Pairs) -> dict[str, Any]:
+    files: dict[str, _File] = {}
+    expected: dict[str, str] = {}
+    specs: dict[str, dict[str, Any]] = {}
+    ids, sizes = [], []
+    try:
+        for client, raw in clients:
+            columns, size = check_columns(raw, of=f" of client {client!r}")
+            columns = {name: np.ascontiguousarray(column) for name, column in columns.items()}
+            if not files:
+                expected = describe(columns)
+                for place, (name, column) in enumerate(columns.items()):
+                    files[name] = _File(folder / f"{part}.{place}.bin")
+                    specs[name] = {"dtype": column.dtype.str, "shape": list(column.shape[1:])}
+            if describe(columns) != expected:
+                raise ValueError(
+                    f"client {client!r} has columns {describe(columns)}, client {ids[0]!r} has {expected}; expected the same "
+                    "names, dtypes and shapes. Convert them before writing."
+                )
+            for name, column in columns.items():
+                files[name].write(column.reshape(-1).view(np.uint8).data)
+            ids.append(client)
+            sizes.append(size)
+        if not ids:
+            raise ValueError(f"{part} has no client, expected at least one.")
+        names = as_ids("ids", ids)
+        unique, counts = np.unique(names, return_counts=True)
+        if len(unique) != len(names):
+            raise ValueError(
+                f"client {unique[counts > 1][0].item()!r} comes more than once, expected each id once."
+            )
+    finally:
+        closed = {name: file.close() for name, file in files.items()}
+    about: dict[str, Any] = {"columns": {name: specs[name] | closed[name] for name in closed}}
+    for key, array in (("ids", names), ("offsets", offsets_of(np.asarray(sizes, np.int64)))):
+        file = _File(folder / f"{part}.{key}.bin")
+        file.write(np.ascontiguousarray(array).view(np.uint8).data)
+        about[key] = {"dtype": array.dtype.str, "shape": [], **file.close()}
+    return about
+
+
+# --- reading -------------------------------------------------------------------------------------------------
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    """The manifest, with every key that is read later; what is not as ``write`` leaves it is refused."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["version"] != _VERSION:
+            raise ValueError(f"version is {manifest['version']}, expected {_VERSION}")
+        parts = manifest["parts"]
+        if (
+            "train" not in parts
+            or not set(parts) <= {"train", "test"}
+            or not isinstance(manifest["name"], str)
+        ):
+            raise ValueError("it names no part 'train'")
+        for about in parts.values():
+            for entry in (about["ids"], about["offsets"], *about["columns"].values()):
+                if not isinstance(entry["file"], str) or Path(entry["file"]).name != entry["file"]:
+                    raise ValueError(f"{entry['file']!r} is no name of a file in the folder")
+                if np.dtype(entry["dtype"]).hasobject or min(map(int, [0, *entry["shape"]])) < 0:
+                    raise ValueError(f"{entry['dtype']}{entry['shape']} is no type of an array")
+                if not isinstance(entry["bytes"], int) or not isinstance(entry["crc32"], int):
+                    raise ValueError(
+                        f"{entry['file']} has {entry['bytes']!r} bytes, checksum {entry['crc32']!r}"
+                    )
+        if not (manifest["classes"] is None or isinstance(manifest["classes"], int)):
+            raise ValueError(f"classes is {manifest['classes']!r}")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"this is no manifest of a stored set: {error!r}") from error
+    return manifest
+
+
+def _read_part(folder: Path, part: str, about: dict[str, Any], verify: bool) -> ClientData:
+    ids, offsets = (np.array(_mapped(folder, about[key], verify)) for key in ("ids", "offsets"))
+    columns = {name: _mapped(folder, entry, verify) for name, entry in about["columns"].items()}
+    with errors_name(folder / _MANIFEST):
+        return ClientData(columns, offsets, ids)
+
+
+def _mapped(folder: Path, entry: dict[str, Any], verify: bool) -> np.ndarray:
+    """A file as an array ``[rows, ...]`` of the type that the manifest says."""
+    path = folder / entry["file"]
+    check_is_file(path)
+    dtype, shape, length = np.dtype(entry["dtype"]), tuple(entry["shape"]), path.stat().st_size
+    row = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    if length != entry["bytes"] or row == 0 or length % row:
+        raise ValueError(
+            f"{path} has {length} bytes, the manifest says {entry['bytes']} in rows of {row}: it was cut off or changed. "
+            "Write the set again."
+        )
+    if verify and _checksum(path) != entry["crc32"]:
+        raise ValueError(f"{path} is damaged: its checksum is not that of the manifest. Write the set again.")
+    rows = length // row
+    if rows == 0:
+        return np.zeros((0, *shape), dtype)  # nothing can be mapped
+    return np.memmap(path, dtype, "r", shape=(rows, *shape))
+
+
+def _checksum(path: Path) -> int:
+    found = 0
+    with path.open("rb") as stream:
+        while piece := stream.read(_PIECE):
+            found = zlib.crc32(piece, found)
+    return found

@@ -1,0 +1,150 @@
+"""Sets on disk: written a client at a time, read back the same, refused when they are damaged."""
+
+import json
+
+import hypothesis.strategies as st
+import jax
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+
+import fedjax_sim as fs
+from fedjax_sim._feed import Streamed
+from fedjax_sim.data import stored, write
+
+
+def clients(count: int = 6, start: int = 0):
+    rng = np.random.default_rng(0)
+    for client in range(start, start + count):
+        size = client % 4
+        x = rng.integers(0, 255, (size, 2, 3)).astype(np.uint8)
+        yield f"person {client}", {"x": x, "y": np.arange(size, dtype=np.int32)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write(tmp_path / "set", clients(), clients(4, 10), name="toy", classes=3)
+    return tmp_path / "set"
+
+
+def test_it_comes_back_as_it_was(folder):
+    data = stored(folder, verify=True)
+    assert (data.name, data.classes) == ("toy", 3)
+    for part, pairs in ((data.train, clients()), (data.test, clients(4, 10))):
+        pairs = dict(pairs)
+        assert part.ids.tolist() == list(pairs)
+        for client, columns in pairs.items():
+            for name, column in columns.items():
+                found = part.client(client)[name]
+                np.testing.assert_array_equal(found, column)
+                assert found.dtype == column.dtype and isinstance(part.columns[name], np.memmap)
+
+
+def test_without_a_test_part(tmp_path):
+    data = write(tmp_path / "deep" / "set", clients())
+    assert data.test.num_examples == 0 and data.test.ids.tolist() == data.train.ids.tolist()
+
+
+def test_it_trains_from_disk_as_from_memory(tmp_path):
+    digits = fs.data.digits(clients=12).train
+    on_disk = write(tmp_path / "digits", ((int(c), digits.client(int(c))) for c in range(12))).train
+    states = []
+    for data, stream in ((digits, False), (on_disk, True)):
+        sim = fs.Simulation(
+            fs.algorithms.fedavg(fs.tasks.classification(fs.models.linear(classes=10)), optax.sgd(0.1)), data,
+            cohort=fs.cohorts.uniform(4), rounds_per_chunk=2, stream=stream,
+        )  # fmt: skip
+        states.append(sim.run(sim.init(seed=0), rounds=5)[0])
+    assert isinstance(sim._feed, Streamed)
+    jax.tree.map(np.testing.assert_array_equal, states[0].server, states[1].server)
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path):
+    def breaks():
+        yield from clients(3)
+        raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError, match="the source broke"):
+        write(tmp_path / "set", breaks())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("pairs", "match"),
+    [
+        ([], "train has no client"),
+        ([(1, {"x": np.zeros(2)}), (1, {"x": np.zeros(1)})], "client 1 comes more than once"),
+        ([(1, {"x": np.zeros(2)}), (2, {"x": np.zeros(1, int)})], r"client 2 has columns .*client 1 has .*float64"),
+        ([(1, {"x": np.zeros(2), "y": np.zeros(1)})], "column 'y' of client 1 has 1 rows"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_written(tmp_path, pairs, match):
+    with pytest.raises(ValueError, match=match):
+        write(tmp_path / "set", pairs)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten(folder):
+    with pytest.raises(FileExistsError, match="exists already and is not overwritten"):
+        write(folder, clients())
+
+
+def test_damage_is_named(folder):
+    path = folder / "train.0.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=r"train.0.bin has \d+ bytes, the manifest says .*cut off"):
+        stored(folder)
+    path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    stored(folder)
+    with pytest.raises(ValueError, match=r"train.0.bin is damaged: its checksum"):
+        stored(folder, verify=True)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"train.0.bin does not exist"):
+        stored(folder)
+
+
+def test_a_path_that_is_no_set(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"manifest.json does not exist"):
+        stored(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"manifest.json does not exist"):
+        stored(tmp_path)
+
+
+VALUES = st.one_of(
+    st.none(), st.integers(-(2**40), 2**40), st.text(max_size=5), st.lists(st.integers(-2, 3), max_size=2)
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_hostile_manifests_are_refused(tmp_path_factory, data):
+    """Any value of the manifest replaced by any other: a clear error, or the same set; never anything else."""
+    base = tmp_path_factory.getbasetemp() / "hostile"
+    if not base.exists():
+        write(base, clients(), name="toy", classes=3)
+    path = base / "manifest.json"
+    kept = path.read_text()
+    try:
+        manifest = json.loads(kept)
+        node, keys = manifest, []
+        while isinstance(node, dict):
+            keys.append(data.draw(st.sampled_from(sorted(node))))
+            node = node[keys[-1]]
+        target = manifest
+        for key in keys[:-1]:
+            target = target[key]
+        if data.draw(st.booleans()):
+            del target[keys[-1]]
+        else:
+            target[keys[-1]] = data.draw(VALUES)
+        path.write_text(json.dumps(manifest))
+        try:
+            found = stored(base, verify=True)
+        except (ValueError, TypeError, FileNotFoundError, IsADirectoryError) as error:
+            assert str(base) in str(error)
+        else:
+            assert found.train.num_clients == 6 or keys[-1] in ("dtype", "shape")
+    finally:
+        path.write_text(kept)
