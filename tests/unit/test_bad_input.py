@@ -204,7 +204,8 @@ def test_parts_of_the_wrong_kind_are_named():
     """A federated data set instead of its training part, a sampler's size, an engine that was not called."""
     federated = fs.data.Federated(make_data(), make_data(), "mine")
     with pytest.raises(
-        TypeError, match=r"data is Federated, expected ClientData or ClientSource: pass the clients' data, .* data.train"
+        TypeError,
+        match=r"data is Federated, expected ClientData or ClientSource: pass the clients' data, .* data.train",
     ):
         simulation(data=federated)
     with pytest.raises(TypeError, match=r"cohort is int, expected Cohort: use one of fs.cohorts"):

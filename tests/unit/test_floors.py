@@ -18,7 +18,17 @@ FLOORS = [
     {"tasks", "models"},
     {"rules", "aggregation", "privacy"},
     {"engines", "algorithms", "evaluation", "personalisation", "history"},
-    {"simulate", "_arguments", "_books", "_description", "_feed", "_runner", "_tuning", "checkpoint", "tracking"},
+    {
+        "simulate",
+        "_arguments",
+        "_books",
+        "_description",
+        "_feed",
+        "_runner",
+        "_tuning",
+        "checkpoint",
+        "tracking",
+    },
     {"cli", "experiment", "bench", "plots", "report"},
     {"__main__"},
 ]
