@@ -10,7 +10,7 @@ _CACHE = Path(__file__).parent / ".pytest_cache" / "jax" / os.environ.get("PYTES
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-# Most of the suite's time goes into compiling small programs. Two of the compiler's stages are left out, in a third of the
+# Most of the suite's time goes into compiling small programs. Two of the compiler's stages are left out, in half the
 # time: its newer generator of fused loops, and LLVM's optimizations. XLA's own passes, which fuse, simplify and choose
 # forms, run as ever; the documentation's pages and the installed wheel are compiled as users have it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")

@@ -111,4 +111,4 @@ def test_labels_are_checked_as_they_come():
     data = make_data()
     data.columns["y"][-1] = 17
     with pytest.raises(ValueError, match="column 'y' holds label 17"):
-        run("fedavg_shuffled", data, False)
+        run("fedavg_shuffled", data, True)
