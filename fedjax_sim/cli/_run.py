@@ -144,7 +144,7 @@ def _train(found: experiment.Experiment, out: Path | None, quiet: bool, json: bo
 def _finish(work: Callable[[Watch], list[experiment.Outcome]], folder: Path, quiet: bool, json: bool) -> None:
     """Trains and shows; a run that ends early says how to go on with it."""
     go_on = f"go on with it: fedjax-sim resume {folder}"
-    with StopOnSignal() as stop, _screen.Watch(quiet or json) as watch:
+    with StopOnSignal(go_on) as stop, _screen.Watch(quiet or json) as watch:
 
         def callbacks(program: experiment.Experiment) -> list[Callback]:
             return [watch.begin(program), stop]

@@ -374,10 +374,11 @@ def test_a_terminal_shows_a_bar(tmp_path, cache):
     assert "run folder  mine" in text
 
 
-def interrupted(tmp_path: Path, cache: Path, *signals: signal.Signals) -> tuple[int, str]:
+def interrupted(tmp_path: Path, cache: Path, *signals: signal.Signals, before: str = "") -> tuple[int, str]:
     """Exit code and messages of a long run that gets signals once it has written a round."""
     # Programs started in the background of a shell without job control are told to ignore Ctrl-C.
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from fedjax_sim.cli import main; main()"
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += f"{before}\nfrom fedjax_sim.cli import main\nmain()"
     arguments = [*SMALL, "--rounds", "1000000", "--out", "mine"]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
@@ -398,6 +399,7 @@ def interrupted(tmp_path: Path, cache: Path, *signals: signal.Signals) -> tuple[
         _, errors = process.communicate(timeout=120)
     finally:
         process.kill()
+        process.communicate()
     return process.returncode, errors
 
 
@@ -434,6 +436,23 @@ def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path, cache):
 def test_a_second_request_to_terminate_ends_a_run_at_once(tmp_path, cache):
     code, errors = interrupted(tmp_path, cache, signal.SIGTERM, signal.SIGTERM)
     assert code == 143 and "fedjax-sim resume mine" in errors and "Traceback" not in errors, errors
+
+
+def test_a_run_that_waits_for_ever_after_a_second_signal_is_ended(tmp_path, cache):
+    waits = """
+import threading
+from fedjax_sim.checkpoint import Store
+def wait(*_):
+    try:
+        threading.Event().wait()
+    finally:
+        threading.Event().wait()
+Store.__exit__ = wait
+"""
+    code, errors = interrupted(tmp_path, cache, signal.SIGTERM, signal.SIGTERM, before=waits)
+    assert code == 143 and "it did not stop by itself\ngo on with it: fedjax-sim resume mine" in errors, (
+        errors
+    )
 
 
 def test_personalised_results_are_those_of_all_seeds(tmp_path):
