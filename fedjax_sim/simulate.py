@@ -401,7 +401,11 @@ class Simulation:
             )
         if self.algorithm.task.check is not None:
             self.algorithm.task.check(test.columns)
-        program = (self.local if local is None else local, block_size, batch_size)
+        # On its own and with all the time it needs; the passes of this work are of no round.
+        work = dataclasses.replace(
+            self.local if local is None else local, continue_epochs=False, stragglers=0.0
+        )
+        program = (work, block_size, batch_size)
         if program not in self._personalisers:
             problem = dataclasses.replace(self._problem, local=program[0])
             self._personalisers[program] = Personaliser(problem, block_size, batch_size)

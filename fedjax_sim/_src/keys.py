@@ -16,6 +16,8 @@ COHORT = 1
 CLIENT = 2
 SERVER = 3
 PERSONAL = 4
+STRAGGLERS = 5
+PASSES = 6
 
 # Purposes under a client's key.
 ORDER = 0

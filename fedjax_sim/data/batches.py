@@ -52,25 +52,32 @@ def _mix(x: Array) -> Array:
     return x ^ (x >> 16)
 
 
-def step_rows(local: LocalWork, words: Array, step: Array, size: Array) -> tuple[Array, Array]:
+def step_rows(local: LocalWork, words: Array, step: Array, size: Array, before: Array) -> tuple[Array, Array]:
     """Rows of one local step and which of them exist: ``(int32[rows], bool[rows])``, rows = ``local.rows_per_step``.
 
-    ``words``: ``uint32[2]``, random bits of the client in this round.
+    Args:
+      local: how much the client does, and in what order.
+      words: ``uint32[2]``, random bits of the client in this round, or in all rounds where passes go on.
+      step: ``int32[]``, of this round.
+      size: ``int32[]``, the client's examples.
+      before: ``int32[]``, steps of earlier rounds.
     """
-    epoch, place_in_epoch = _epoch(local, step, size)
+    epoch, place_in_epoch = _epoch(local, step, size, before)
     place = place_in_epoch * local.rows_per_step + jnp.arange(local.rows_per_step, dtype=jnp.int32)
     rows = shuffled(words, epoch, place, size) if local.shuffle else place
     return rows, place < size
 
 
-def epoch_of(local: LocalWork, step: Array, size: Array) -> Array:
+def epoch_of(local: LocalWork, step: Array, size: Array, before: Array) -> Array:
     """Which pass over its data a client of ``size`` examples is in, ``int32[]``."""
-    return _epoch(local, step, size)[0]
+    return _epoch(local, step, size, before)[0]
 
 
-def _epoch(local: LocalWork, step: Array, size: Array) -> tuple[Array, Array]:
+def _epoch(local: LocalWork, step: Array, size: Array, before: Array) -> tuple[Array, Array]:
     count = local.rows_per_step
-    if local.epochs == 1 and local.rows is None:
+    if local.continue_epochs:
+        step = before + step
+    elif local.epochs == 1 and local.rows is None:
         return jnp.zeros_like(step), step
     # Nothing here is negative: without the sign's corrections a division is one operation instead of five.
     rows = jnp.asarray(size if local.drop_remainder else size + count - 1)

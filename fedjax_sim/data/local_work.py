@@ -33,9 +33,15 @@ class LocalWork:
       rows: explicit rows made on the host, instead of epochs and order; then ``max_steps`` is required, and
         ``epochs``, ``shuffle`` and ``drop_remainder`` have no effect. The generator is keyed by run, round, client
         and draw.
+      continue_epochs: the passes over a client's examples go on from round to round, each round where the client's last
+        one left off, also in the middle of a pass, as a data loader does that outlives the round.
+      stragglers: share of a cohort, in [0, 1] and rounded to whole clients, that has no time for all of its work; drawn
+        anew in every round. A straggler does a number of epochs drawn evenly from 1 to ``epochs``, of steps where
+        ``epochs`` is ``None`` (Li et al. 2020, "Federated Optimization in Heterogeneous Networks", section 5.2).
+      drop_stragglers: they take no part in the round at all, as in FedAvg's deployments.
 
     Raises:
-      ValueError: a count below 1, or a combination that leaves the number of steps open.
+      ValueError: a count below 1, a share outside [0, 1], or a combination that leaves the number of steps open.
 
     Example:
       >>> import fedjax_sim as fs
@@ -50,6 +56,9 @@ class LocalWork:
     shuffle: bool = True
     drop_remainder: bool = False
     rows: ExplicitRows | None = None
+    continue_epochs: bool = False
+    stragglers: float = 0.0
+    drop_stragglers: bool = False
 
     def __post_init__(self):
         for name in ("batch_size", "batches_per_step"):
@@ -64,6 +73,15 @@ class LocalWork:
             raise ValueError(
                 "LocalWork takes explicit rows for one batch per step: let rows return [steps, batch_size] with "
                 "batches_per_step=1 and a larger batch_size."
+            )
+        if self.continue_epochs and self.rows is not None:
+            raise ValueError(
+                "LocalWork.continue_epochs says how passes over the examples go on, but explicit rows make no passes: "
+                "give one of the two."
+            )
+        if not 0 <= self.stragglers <= 1:
+            raise ValueError(
+                f"LocalWork.stragglers is {self.stragglers}, expected a share of the cohort in [0, 1]."
             )
 
     @property
@@ -89,3 +107,14 @@ class LocalWork:
         limit = np.iinfo(np.int64).max if self.max_steps is None else self.max_steps
         total = np.where(per_epoch > 0, limit, 0) if self.epochs is None else per_epoch * self.epochs
         return np.minimum(total, limit)
+
+    def late_steps(self, sizes, share) -> np.ndarray:
+        """Steps of stragglers that have time for a share in (0, 1] of the epochs, ``int64[clients]``; at least one epoch.
+
+        Where ``epochs`` is ``None`` the share is one of the steps.
+        """
+        steps, share = self.steps(sizes), np.asarray(share)
+        if self.epochs is None or self.rows is not None:
+            return np.minimum(np.ceil(share * steps).astype(np.int64), steps)
+        done = np.ceil(share * self.epochs).astype(np.int64) * self.steps_per_epoch(sizes)
+        return np.minimum(done, steps)

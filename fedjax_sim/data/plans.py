@@ -7,7 +7,7 @@ serves every cohort and also the last, shorter chunk.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ class Entry(NamedTuple):
       start: first row of the client's examples in the flat columns.
       examples: how many it has.
       steps: local steps in each stage, with a last axis ``[stages]``.
+      before: steps that the client took in earlier rounds, ``[stages]``; counted where passes go on from round to round.
     """
 
     client: Any
@@ -39,6 +40,23 @@ class Entry(NamedTuple):
     start: Any
     examples: Any
     steps: Any
+    before: Any
+
+
+class Turns(NamedTuple):
+    """The turns of one round in the order of the draw; the fields of ``Entry`` that no device decides, ``int64[turns]``.
+
+    ``steps`` and ``before`` are ``int64[turns, stages]``.
+    """
+
+    client: np.ndarray
+    draw: np.ndarray
+    replica: np.ndarray
+    steps: np.ndarray
+    before: np.ndarray
+
+    def only(self, mask: np.ndarray) -> Turns:
+        return Turns(*(field[mask] for field in self))
 
 
 class Queue(NamedTuple):
@@ -83,6 +101,7 @@ class Planner:
       replicas: runs in the program.
       devices: length of the mesh axis.
       homes: clients keep state, which lives on a home device: client ``c`` on device ``c // ceil(population / devices)``.
+      past: what is known of the rounds before; a cache.
     """
 
     sizes: np.ndarray
@@ -94,6 +113,7 @@ class Planner:
     replicas: int = 1
     devices: int = 1
     homes: bool = False
+    past: Past = dataclasses.field(default_factory=lambda: Past(), compare=False, repr=False)
 
     @property
     def population(self) -> int:
@@ -122,14 +142,47 @@ class Planner:
         queues = [self._empty_queue(group, room) for group in range(self.groups)]
         came = np.zeros((room, self.replicas), np.int32)
         for index in range(rounds):
-            clients, draw, replica = self.cohorts(roots, first_round + index)
-            occupied = self.sizes[clients] > 0
-            came[index] = np.bincount(replica[occupied], minlength=self.replicas)
+            turns = self.turns(roots, first_round + index)
+            occupied = self.sizes[turns.client] > 0
+            came[index] = np.bincount(turns.replica[occupied], minlength=self.replicas)
             for group, queue in enumerate(queues):
-                mine = self.group[clients] == group
-                turns = (clients[mine], draw[mine], replica[mine])
-                self._fill(queue, index, *turns, roots, first_round + index)
+                mine = turns.only(self.group[turns.client] == group)
+                self._fill(queue, index, mine, roots, first_round + index)
         return Plan(np.int32(rounds), came, tuple(queues))
+
+    def turns(self, roots: Sequence[tuple[int, ...]], round_: int) -> Turns:
+        """Who takes part in a round, and for how long."""
+        turns = self._drawn(roots, round_)
+        if any(work.continue_epochs for work in self.works):
+            turns = turns._replace(
+                before=self.past.before(self._drawn, roots, round_, turns, self.population)
+            )
+        return turns
+
+    def _drawn(self, roots, round_: int) -> Turns:
+        """As ``turns``, whatever happened before."""
+        client, draw, replica = self.cohorts(roots, round_)
+        sizes = self.sizes[client]
+        steps = np.stack([work.steps(sizes) for work in self.works], axis=-1)
+        turns = Turns(client, draw, replica, steps, np.zeros_like(steps))
+        if any(work.stragglers for work in self.works):
+            share = self._time(roots, round_, turns)
+            late = np.stack([work.late_steps(sizes, share) for work in self.works], axis=-1)
+            drops = any(work.drop_stragglers for work in self.works)
+            turns = turns.only(share == 1) if drops else turns._replace(steps=late)
+        return turns
+
+    def _time(self, roots, round_: int, turns: Turns) -> np.ndarray:
+        """The share of its work that each turn has time for, ``float64[turns]`` in (0, 1]; 1 for all but stragglers."""
+        fraction = max(work.stragglers for work in self.works)
+        share = np.ones(len(turns.client))
+        ordered = np.lexsort((turns.draw, turns.client))  # who was drawn decides, not in which order
+        for index, root in enumerate(roots):
+            mine = ordered[turns.replica[ordered] == index]
+            generator = keys.host_generator(root, keys.STRAGGLERS, round_)
+            late = generator.permutation(mine)[: round(fraction * len(mine))]
+            share[late] = 1 - generator.random(len(late))
+        return share
 
     def cohorts(self, roots, round_: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Who is drawn in a round: clients, how-manieth draw, replica; ``int64[drawn]`` each."""
@@ -146,8 +199,9 @@ class Planner:
 
     def _empty_queue(self, group: int, room: int) -> Queue:
         shape = (room, self.devices, self.queue_cap(group))
-        fields = {name: np.zeros(shape, np.int32) for name in Entry._fields if name != "steps"}
-        entries = Entry(**fields, steps=np.zeros((*shape, len(self.works)), np.int32))
+        by_stage = {"steps", "before"}
+        shapes = ((*shape, len(self.works)) if name in by_stage else shape for name in Entry._fields)
+        entries = Entry(*(np.zeros(own, np.int32) for own in shapes))
         rows = tuple(
             None
             if work.rows is None
@@ -156,10 +210,9 @@ class Planner:
         )
         return Queue(entries, np.zeros(shape[:2], np.int32), rows)
 
-    def _fill(self, queue: Queue, index: int, clients, draw, replica, roots, round_: int) -> None:
-        sizes = self.sizes[clients]
-        steps = np.stack([work.steps(sizes) for work in self.works], axis=-1)
-        explicit = self._explicit_rows(clients, draw, replica, roots, round_, steps)
+    def _fill(self, queue: Queue, index: int, turns: Turns, roots, round_: int) -> None:
+        explicit = self._explicit_rows(turns, roots, round_)
+        clients, steps = turns.client, turns.steps
         # Longest first: the queue's end is then made of short turns, and lanes run dry together.
         order = np.argsort(-steps.sum(axis=-1), kind="stable")
         if self.homes:
@@ -176,36 +229,77 @@ class Planner:
             entries = queue.entries
             entries.client[index, d, :n] = clients[mine]
             entries.slot[index, d, :n] = clients[mine] - d * self.slots if self.homes else clients[mine]
-            entries.draw[index, d, :n] = draw[mine]
-            entries.replica[index, d, :n] = replica[mine]
+            entries.draw[index, d, :n] = turns.draw[mine]
+            entries.replica[index, d, :n] = turns.replica[mine]
             entries.start[index, d, :n] = self.starts[clients[mine]]
-            entries.examples[index, d, :n] = sizes[mine]
+            entries.examples[index, d, :n] = self.sizes[clients[mine]]
             entries.steps[index, d, :n] = steps[mine]
+            entries.before[index, d, :n] = turns.before[mine]
             for rows, values in zip(queue.rows, explicit, strict=True):
-                if rows is not None:
+                if rows is not None and values is not None:
                     rows[index, d, :n] = values[mine]
 
-    def _explicit_rows(self, clients, draw, replica, roots, round_: int, steps):
+    def _explicit_rows(self, turns: Turns, roots, round_: int) -> list[np.ndarray | None]:
         """Rows per stage from the user's functions; also writes how many steps they really make."""
         result = []
         for stage, work in enumerate(self.works):
             if work.rows is None:
                 result.append(None)
                 continue
-            values = np.full((len(clients), work.explicit_steps, work.batch_size), -1, np.int32)
-            for turn, client in enumerate(clients):
+            values = np.full((len(turns.client), work.explicit_steps, work.batch_size), -1, np.int32)
+            for turn, client in enumerate(turns.client):
                 generator = keys.host_generator(
-                    roots[replica[turn]], keys.CLIENT, round_, stage, int(client), int(draw[turn])
+                    roots[turns.replica[turn]], keys.CLIENT, round_, stage, int(client), int(turns.draw[turn])
                 )
                 size = int(self.sizes[client])
                 if size == 0:  # no step, and nothing that rows could name
                     continue
                 rows = np.asarray(work.rows(generator, size))
                 check_rows(rows, work, size, int(client))
+                rows = rows[: turns.steps[turn, stage]]  # a straggler has time for the first ones only
                 values[turn, : len(rows)] = rows
-                steps[turn, stage] = len(rows)
+                turns.steps[turn, stage] = len(rows)
             result.append(values)
         return result
+
+
+class Past:
+    """How many steps every client has taken in the rounds before one; nothing but a function of the roots and the round.
+
+    It is counted from the first round on, and kept for the round after, which is asked for next.
+    """
+
+    def __init__(self) -> None:
+        self._round, self._steps = 0, np.zeros((0, 0, 0), np.int64)
+
+    def before(
+        self,
+        drawn: Callable[..., Turns],
+        roots: Sequence[tuple[int, ...]],
+        round_: int,
+        turns: Turns,
+        population: int,
+    ) -> np.ndarray:
+        """Steps ``int64[turns, stages]`` that each turn's client has behind it, earlier draws of the round included."""
+        if not self._steps.size or round_ < self._round:
+            self._round, self._steps = 0, np.zeros((len(roots), population, turns.steps.shape[-1]), np.int64)
+        for earlier in range(self._round, round_):
+            done = drawn(roots, earlier)
+            np.add.at(self._steps, (done.replica, done.client), done.steps)
+        self._round = round_
+        return self._steps[turns.replica, turns.client] + _of_earlier_draws(turns)
+
+
+def _of_earlier_draws(turns: Turns) -> np.ndarray:
+    """Steps ``int64[turns, stages]`` that a client takes in this round before each of its turns."""
+    order = np.lexsort((turns.draw, turns.client, turns.replica))
+    client, replica, steps = turns.client[order], turns.replica[order], turns.steps[order]
+    passed = np.cumsum(steps, axis=0) - steps
+    new = np.r_[True, (client[1:] != client[:-1]) | (replica[1:] != replica[:-1])][: len(client)]
+    first = np.maximum.accumulate(np.where(new, np.arange(len(client)), 0))
+    earlier = np.empty_like(steps)
+    earlier[order] = passed - passed[first]
+    return earlier
 
 
 def check_rows(rows: np.ndarray, work: LocalWork, size: int, client: int) -> None:

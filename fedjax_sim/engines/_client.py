@@ -59,8 +59,9 @@ class Ticket(NamedTuple):
         """The inverse of ``words``."""
         numbers = jax.lax.bitcast_convert_type(words[:-_KEY_WORDS], jnp.int32)
         turn, step, order = jnp.split(words[-_KEY_WORDS:], 3)
-        fields = len(Entry._fields) - 1
-        entry = Entry(*(numbers[index] for index in range(fields)), steps=numbers[fields:])
+        fields = len(Entry._fields) - 2
+        steps, before = jnp.split(numbers[fields:], 2)
+        entry = Entry(*(numbers[index] for index in range(fields)), steps=steps, before=before)
         wrap = functools.partial(jax.random.wrap_key_data, impl="threefry2x32")
         return cls(entry, TurnKeys(wrap(turn), wrap(step), order))
 
@@ -109,7 +110,10 @@ class Turn:
 
     def keys(self, root: jax.Array, round_, entry: Entry) -> TurnKeys:
         key = keys.client_key(root, round_, self._stage, entry.client, entry.draw)
-        order = jax.random.bits(keys.fold(key, keys.ORDER), (2,), jnp.uint32)
+        # The order of a pass that goes on in another round cannot depend on the round.
+        whole_run = keys.fold(root, keys.PASSES, self._stage, entry.client)
+        ordering = whole_run if self.local.continue_epochs else keys.fold(key, keys.ORDER)
+        order = jax.random.bits(ordering, (2,), jnp.uint32)
         return TurnKeys(key, keys.fold(key, keys.STEP), order)
 
     def _context(self, key, round_, entry: Entry) -> ClientContext:
@@ -138,7 +142,8 @@ class Turn:
     def rows(self, own: TurnKeys, entry: Entry, step, explicit) -> Rows:
         """Rows of a step: explicit ones ``int32[steps, batch_size]`` if there are any, else by the keyed order."""
         if explicit is None:
-            return Rows(*batches.step_rows(self.local, own.order, step, entry.examples))
+            before = entry.before[self._stage]
+            return Rows(*batches.step_rows(self.local, own.order, step, entry.examples, before))
         picked = explicit[jnp.minimum(step, explicit.shape[0] - 1)]
         return Rows(picked, picked >= 0)
 
@@ -159,9 +164,8 @@ class Turn:
             shape = (self.local.batches_per_step, self.local.batch_size)
             batch = {name: x.reshape(*shape, *x.shape[1:]) for name, x in batch.items()}
         steps = jnp.maximum(entry.steps[self._stage], 1)
-        ctx = StepContext(
-            keys.fold(own.step, step), step, batches.epoch_of(self.local, step, entry.examples), step / steps
-        )
+        epoch = batches.epoch_of(self.local, step, entry.examples, entry.before[self._stage])
+        ctx = StepContext(keys.fold(own.step, step), step, epoch, step / steps)
         work, metrics = self.rule(hyper).step(broadcast, work, batch, ctx)
         return strong(work), dict(metrics)
 

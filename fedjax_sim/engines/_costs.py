@@ -76,9 +76,8 @@ def _step(problem: Problem, stage: int, group: int, broadcast, state: SimState) 
     """A local step, traced with the model as it is written."""
     algorithm = problem.algorithm()
     zero = jax.ShapeDtypeStruct((), jnp.int32)
-    entry = Entry(
-        zero, zero, zero, zero, zero, zero, zero, jax.ShapeDtypeStruct((len(algorithm.stages),), jnp.int32)
-    )
+    by_stage = jax.ShapeDtypeStruct((len(algorithm.stages),), jnp.int32)
+    entry = Entry(zero, zero, zero, zero, zero, zero, zero, by_stage, by_stage)
     turn = Turn(problem, stage, group)
     row = row_spec(state, stage, group)
     key = jax.eval_shape(turn.keys, jax.eval_shape(lambda: keys.root_key(0)), zero, entry)

@@ -210,7 +210,7 @@ def write_clients(
     for replica, seed in enumerate(seeds):
         roots = root_words_of(seed)
         for round_ in range(rounds):
-            clients = planner.cohorts(roots, round_)[0]
+            clients = planner.turns(roots, round_).client
             np.add.at(counts[replica], clients, 1)
             if replica == 0:
                 first.append(clients)

@@ -139,6 +139,12 @@ ALGORITHMS = [
         "fedavg_shuffled", lambda: algorithms.fedavg(linear(), SGD), work(epochs=2, batch_size=4), keyed=True
     ),
     Member(
+        "fedavg_continued",
+        lambda: algorithms.fedavg(linear(), SGD),
+        work(epochs=None, max_steps=3, batch_size=4, continue_epochs=True, stragglers=0.4),
+        keyed=True,
+    ),
+    Member(
         "fedavg_explicit_rows",
         lambda: algorithms.fedavg(linear(), SGD),
         work(batch_size=3, max_steps=2, rows=odd_rows),

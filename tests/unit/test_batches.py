@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -115,7 +116,9 @@ def test_an_order_depends_on_words_and_epoch_alone():
 @functools.partial(jax.jit, static_argnums=0)
 def _steps(local: fs.LocalWork, size):
     words = words_of(5, 1)[0]
-    return jax.vmap(lambda step: batches.step_rows(local, words, step, size))(jnp.arange(32, dtype=jnp.int32))
+    return jax.vmap(lambda step: batches.step_rows(local, words, step, size, jnp.int32(0)))(
+        jnp.arange(32, dtype=jnp.int32)
+    )
 
 
 def epochs_of(local: fs.LocalWork, size: int, epochs: int) -> list[list[np.ndarray]]:
@@ -163,7 +166,25 @@ def test_drop_remainder_leaves_the_partial_step_out(size):
 @pytest.mark.parametrize(("drop", "expected"), [(False, [0, 0, 0, 1, 1, 1]), (True, [0, 0, 1, 1, 2, 2])])
 def test_epoch_of_counts_passes(drop, expected):
     local = fs.LocalWork(epochs=9, batch_size=4, drop_remainder=drop)
-    assert batches.epoch_of(local, jnp.arange(6), jnp.int32(10)).tolist() == expected
+    assert batches.epoch_of(local, jnp.arange(6), jnp.int32(10), jnp.int32(0)).tolist() == expected
+
+
+@pytest.mark.parametrize("local", [LOCALS["shuffled"], LOCALS["several_batches_a_step"]])
+def test_passes_that_go_on_are_those_of_a_loader_that_outlives_the_round(local):
+    """Rounds of 1, 4, 2, 7 steps see the rows that one round of as many steps sees."""
+    goes_on, words, size = dataclasses.replace(local, continue_epochs=True), words_of(5, 1)[0], jnp.int32(11)
+    steps = iter(range(14))
+    whole = [batches.step_rows(local, words, jnp.int32(step), size, jnp.int32(0)) for step in range(14)]
+    before = 0
+    for count in (1, 4, 2, 7):
+        for step in range(count):
+            number = next(steps)
+            rows, valid = batches.step_rows(goes_on, words, jnp.int32(step), size, jnp.int32(before))
+            np.testing.assert_array_equal(rows, whole[number][0])
+            np.testing.assert_array_equal(valid, whole[number][1])
+            arguments = jnp.int32(step), size, jnp.int32(before)
+            assert batches.epoch_of(goes_on, *arguments) == number // int(local.steps_per_epoch(11))
+        before += count
 
 
 def test_gather_takes_a_clients_rows_and_zeroes_the_others():

@@ -83,3 +83,42 @@ def test_what_leaves_the_steps_open_is_refused(arguments, message):
 def test_it_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         fs.LocalWork().epochs = 2
+
+
+@given(
+    size=st.integers(0, 60),
+    epochs=st.none() | st.integers(1, 5),
+    limit=st.none() | st.integers(1, 12),
+    share=st.floats(0.01, 1.0),
+)
+def test_stragglers_do_whole_epochs_of_what_others_do(size, epochs, limit, share):
+    if epochs is None and limit is None:
+        return
+    local = fs.LocalWork(epochs=epochs, max_steps=limit, batch_size=7)
+    whole, late = int(local.steps(size)), int(local.late_steps(size, share))
+    assert (late >= 1) == (whole >= 1) and late <= whole
+    if share == 1:
+        assert late == whole
+    if epochs is not None and limit is None and size:
+        assert late % int(local.steps_per_epoch(size)) == 0
+
+
+def test_an_evenly_drawn_share_is_an_evenly_drawn_number_of_epochs():
+    shares = 1 - np.random.default_rng(0).random(100_000)
+    epochs = fs.LocalWork(epochs=20, batch_size=10).late_steps(np.full(100_000, 10), shares)
+    counts = np.bincount(epochs, minlength=21)
+    assert counts[0] == 0 and len(counts) == 21
+    np.testing.assert_allclose(counts[1:], 5_000, atol=5 * np.sqrt(5_000))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_of_stragglers_is_a_share(share):
+    with pytest.raises(
+        ValueError, match=r"LocalWork\.stragglers is .*, expected a share of the cohort in \[0, 1\]"
+    ):
+        fs.LocalWork(stragglers=share)
+
+
+def test_passes_cannot_go_on_with_explicit_rows():
+    with pytest.raises(ValueError, match="explicit rows make no passes"):
+        fs.LocalWork(max_steps=1, rows=lambda generator, size: np.zeros((1, 20), int), continue_epochs=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
@@ -182,6 +183,98 @@ def test_replicas_draw_the_cohorts_of_their_own_seeds():
         np.testing.assert_array_equal(
             mine["client"][mine["replica"] == replica], turns(alone.queues[0], 0, 0)["client"]
         )
+
+
+# --- stragglers, and passes that go on ------------------------------------------------------------------------
+
+SLOW = fs.LocalWork(epochs=20, batch_size=2, stragglers=0.5)
+
+
+def by_client(queue, round_) -> dict[int, int]:
+    mine = turns(queue, round_, 0)
+    return dict(zip(mine["client"].tolist(), mine["steps"][:, 0].tolist(), strict=True))
+
+
+def test_half_of_a_cohort_has_less_time():
+    sizes = np.arange(1, 31)
+    planner = make_planner(sizes, fs.cohorts.uniform(10), works=(SLOW,))
+    (queue,) = plan_of(planner, rounds=60, room=60).queues
+    (whole,) = plan_of(make_planner(sizes, fs.cohorts.uniform(10)), rounds=60, room=60).queues
+    epochs, late = [], collections.Counter()
+    for round_ in range(60):
+        assert set(by_client(queue, round_)) == set(by_client(whole, round_))
+        done = {client: steps / -(-sizes[client] // 2) for client, steps in by_client(queue, round_).items()}
+        slow = [client for client, count in done.items() if count < 20]
+        assert len(slow) <= 5
+        late.update(slow)
+        epochs += [done[client] for client in slow]
+    assert set(epochs) <= set(range(1, 20)) and len(set(epochs)) > 15
+    assert 230 < len(epochs) < 300  # a straggler may have time for all 20
+    assert len(late) == 30
+
+
+def test_stragglers_that_are_dropped_are_the_ones_that_would_be_late():
+    sizes = np.arange(1, 31)
+    kept, dropped = (
+        plan_of(make_planner(sizes, fs.cohorts.uniform(10), works=(work,)), rounds=20, room=20)
+        for work in (SLOW, dataclasses.replace(SLOW, drop_stragglers=True))
+    )
+    for round_ in range(20):
+        there, late = by_client(dropped.queues[0], round_), by_client(kept.queues[0], round_)
+        assert len(there) == 5 == dropped.clients[round_, 0]
+        assert kept.clients[round_, 0] == 10
+        # All that is left has time for everything, and is in the other plan with as many steps.
+        assert there == {client: late[client] for client in there}
+        assert all(steps == 20 * -(-sizes[client] // 2) for client, steps in there.items())
+
+
+def test_a_round_may_lose_all_of_its_clients():
+    work = fs.LocalWork(stragglers=1.0, drop_stragglers=True)
+    plan = plan_of(make_planner([3, 4], fs.cohorts.all_clients(), works=(work,)))
+    assert not plan.clients.any() and not plan.queues[0].count.any()
+
+
+def test_stragglers_have_time_for_their_first_explicit_rows():
+    work = dataclasses.replace(EXPLICIT, stragglers=1.0)
+    (whole,) = plan_of(make_planner([9] * 8, fs.cohorts.all_clients(), works=(EXPLICIT,))).queues
+    (late,) = plan_of(make_planner([9] * 8, fs.cohorts.all_clients(), works=(work,))).queues
+    for mine, rows in zip(late.entries.client[0, 0], late.rows[0][0, 0], strict=True):
+        place = whole.entries.client[0, 0].tolist().index(mine)
+        steps = (rows >= 0).any(axis=-1).sum()
+        assert steps >= 1
+        np.testing.assert_array_equal(rows[:steps], whole.rows[0][0, 0, place][:steps])
+    assert late.entries.steps.sum() < whole.entries.steps.sum()
+
+
+GOES_ON = fs.LocalWork(epochs=None, max_steps=3, batch_size=2, continue_epochs=True, stragglers=0.3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(first=st.integers(0, 12), replace=st.booleans(), later=st.integers(0, 5))
+def test_what_a_client_has_behind_it_is_what_it_did(first, replace, later):
+    """Counted by hand over all rounds before, and whatever was planned earlier by the same planner."""
+    planner = make_planner(
+        [4, 0, 7, 2, 9, 1], fs.cohorts.uniform(4, replace=replace), works=(GOES_ON,), replicas=2
+    )
+    whole = plan_of(planner, 0, 20, 20).queues[0]
+    done = collections.Counter()
+    expected = {}
+    for round_ in range(20):
+        mine = turns(whole, round_, 0)
+        order = np.lexsort((mine["draw"],))
+        for turn in order:
+            who = mine["replica"][turn].item(), mine["client"][turn].item()
+            expected[(round_, *who, mine["draw"][turn].item())] = done[who]
+            done[who] += mine["steps"][turn, 0].item()
+    fresh = dataclasses.replace(planner, past=plans.Past())
+    for chosen in (fresh, planner):
+        for start in (first, first + later, first):
+            queue = plan_of(chosen, start, 2, 3).queues[0]
+            for index in range(2):
+                mine = turns(queue, index, 0)
+                for turn in range(len(mine["client"])):
+                    who = tuple(mine[name][turn].item() for name in ("replica", "client", "draw"))
+                    assert mine["before"][turn, 0] == expected[(start + index, *who)]
 
 
 def rows_of_half(generator, size):
