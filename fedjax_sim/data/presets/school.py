@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-import zlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -14,6 +12,7 @@ from fedjax_sim.data._files import errors_name
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.federated import Federated, split
 from fedjax_sim.data.presets._local import needed
+from fedjax_sim.data.presets._matlab import read_cells
 from fedjax_sim.data.presets._tables import check_count, normalised
 
 _SCHOOLS, _STUDENTS, _FEATURES = 139, 15_362, 28
@@ -58,52 +57,23 @@ def school(
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], list[int]]:
     """Features and scores of all students, school by school, and how many each school has."""
-    content = _load(path)
-    cells = {name: _cells(name, content) for name in ("X", "Y")}
-    features = [_matrix(f"X{{{place + 1}}}", x, _FEATURES) for place, x in enumerate(cells["X"])]
-    scores = [_matrix(f"Y{{{place + 1}}}", y, 1)[:, 0] for place, y in enumerate(cells["Y"])]
-    for place, (x, y) in enumerate(zip(features, scores, strict=True)):
-        if len(x) != len(y):
-            raise ValueError(f"school {place} has {len(x)} rows of X and {len(y)} of Y, expected as many.")
-    sizes = [len(y) for y in scores]
-    check_count(sum(sizes), _STUDENTS, "students")
-    return {"x": np.concatenate(features), "y": np.concatenate(scores)}, sizes
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """``X`` and ``Y`` of a MATLAB file. Nothing in one is executed: code in it stays bytes and is refused later."""
-    from scipy.io import loadmat  # comes with scikit-learn; slow to import
-    from scipy.io.matlab import MatReadError
-
-    damaged = (MatReadError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError)
-    damaged += (NotImplementedError, TypeError, ValueError, Warning, zlib.error)
-    try:
-        with path.open("rb") as stream, warnings.catch_warnings():
-            warnings.simplefilter("error")  # a name that is there twice, or a variable that cannot be read
-            return loadmat(stream, variable_names=["X", "Y"])
-    except damaged as error:
+    cells = read_cells(path)
+    for name in ("X", "Y"):
+        if name not in cells:
+            raise ValueError(
+                f"no cell array is called {name!r}, the file has {', '.join(cells) or 'none'}; expected X and Y."
+            )
+        check_count(len(cells[name]), _SCHOOLS, f"cells in {name}")
+    for place, (x, y) in enumerate(zip(cells["X"], cells["Y"], strict=True)):
+        if x.shape != (len(x), _FEATURES) or y.shape != (len(x), 1):
+            raise ValueError(
+                f"school {place} has X {list(x.shape)} and Y {list(y.shape)}, expected [students, {_FEATURES}] and "
+                "[students, 1], as many students in both."
+            )
+    x, y = (np.concatenate(cells[name], dtype=np.float32, casting="unsafe") for name in ("X", "Y"))
+    check_count(len(x), _STUDENTS, "students")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError(
-            f"this is no MATLAB file of version 5, or it is damaged: {str(error) or type(error).__name__}"
-        ) from error
-
-
-def _cells(name: str, content: dict[str, Any]) -> list[Any]:
-    if name not in content:
-        raise ValueError(f"no variable is called {name!r}, expected X and Y, cell arrays of {_SCHOOLS}.")
-    found = content[name]
-    # Functions and objects of MATLAB's are arrays of objects too, of classes of their own.
-    if type(found) is not np.ndarray or found.dtype != object or found.shape != (1, _SCHOOLS):
-        shape = f"{getattr(found, 'dtype', '')}{list(getattr(found, 'shape', []))}"
-        raise ValueError(
-            f"variable {name!r} is {type(found).__name__} {shape}, expected a cell array [1, {_SCHOOLS}]."
+            "X or Y holds NaN, infinity or a number too large for float32, expected finite numbers."
         )
-    return list(found[0])
-
-
-def _matrix(name: str, value: Any, width: int) -> np.ndarray:
-    if type(value) is not np.ndarray or value.dtype.kind not in "iuf" or value.shape[1:] != (width,):
-        shape = f"{getattr(value, 'dtype', '')}{list(getattr(value, 'shape', []))}"
-        raise ValueError(f"{name} is {type(value).__name__} {shape}, expected numbers [students, {width}].")
-    if not np.isfinite(value).all():
-        raise ValueError(f"{name} holds NaN or infinity, expected finite numbers.")
-    return value.astype(np.float32)
+    return {"x": x, "y": y[:, 0]}, [len(scores) for scores in cells["Y"]]
