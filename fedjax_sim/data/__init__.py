@@ -14,6 +14,8 @@ from fedjax_sim.data.federated import Federated, holdout_clients, holdout_domain
 from fedjax_sim.data.glyphs import glyphs
 from fedjax_sim.data.image_sets import digits, images, mnist_by_writer
 from fedjax_sim.data.leaf import leaf
+from fedjax_sim.data.presets.flamby import heart_disease, tcga_brca
+from fedjax_sim.data.presets.school import school
 from fedjax_sim.data.repartition import repartition
 from fedjax_sim.data.skews import feature_noise, rotated
 from fedjax_sim.data.sources import load, npz
@@ -30,6 +32,7 @@ __all__ = [
     "digits",
     "feature_noise",
     "glyphs",
+    "heart_disease",
     "holdout_clients",
     "holdout_domain",
     "holdout_public",
@@ -40,9 +43,11 @@ __all__ = [
     "npz",
     "repartition",
     "rotated",
+    "school",
     "split",
     "stored",
     "synthetic",
+    "tcga_brca",
     "vertical",
     "write",
 ]

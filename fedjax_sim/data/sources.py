@@ -18,6 +18,8 @@ from fedjax_sim.data.federated import split as split_examples  # `npz` has an ar
 from fedjax_sim.data.glyphs import glyphs
 from fedjax_sim.data.image_sets import digits, images, mnist_by_writer
 from fedjax_sim.data.leaf import leaf
+from fedjax_sim.data.presets.flamby import heart_disease, tcga_brca
+from fedjax_sim.data.presets.school import school
 from fedjax_sim.data.stored import stored
 from fedjax_sim.data.synthetic_sets import synthetic
 
@@ -107,6 +109,9 @@ _SOURCES: dict[str, Callable[..., Federated]] = {
     "leaf": leaf,
     "images": images,
     "stored": stored,
+    "heart_disease": heart_disease,
+    "tcga_brca": tcga_brca,
+    "school": school,
 }
 
 
