@@ -12,7 +12,16 @@ import jax.numpy as jnp
 
 from fedjax_sim._src.types import Batch, Mean, Metric, Metrics, Outputs, Task
 
-__all__ = ["accuracy", "add", "batch_means", "example_values", "mean", "squared_error", "top_k_accuracy"]
+__all__ = [
+    "accuracy",
+    "add",
+    "batch_means",
+    "binary_accuracy",
+    "example_values",
+    "mean",
+    "squared_error",
+    "top_k_accuracy",
+]
 
 
 def mean(metric: Mean) -> jax.Array:
@@ -41,6 +50,26 @@ def accuracy(label: str = "y") -> Metric:
 
     def metric(outputs: Outputs, batch: Batch):
         return _hits(jnp.argmax(outputs, axis=-1) == batch[label], batch[label] >= 0)
+
+    return metric
+
+
+def binary_accuracy(label: str = "y") -> Metric:
+    """Share of an example's labels, 0 or 1, that its logits are on the right side of: above 0 for a label of 1.
+
+    Outputs are logits of the label column's shape, ``f32[batch, ...]``.
+
+    >>> import jax.numpy as jnp
+    >>> from fedjax_sim import metrics
+    >>> right, counted = metrics.binary_accuracy()(jnp.array([2.0, 0.5, -1.0]), {"y": jnp.array([1, 0, 0])})
+    >>> right.tolist(), counted.tolist()
+    ([1.0, 0.0, 1.0], [1.0, 1.0, 1.0])
+    """
+
+    def metric(outputs: Outputs, batch: Batch):
+        right = (outputs > 0) == (batch[label] > 0)
+        per_example = jnp.mean(right.astype(jnp.float32).reshape(len(right), -1), axis=-1)
+        return per_example, jnp.ones_like(per_example)
 
     return metric
 

@@ -54,7 +54,8 @@ def algorithms(task):
     return {
         "FedAvg": fedavg(task, sgd(0.001)),
         "FedProx": fs.algorithms.fedprox(task, sgd(0.001), mu=0.01),
-        "Scaffold": fs.algorithms.scaffold(task, 0.001),
+        # By patients, as FLamby averages; the paper averages over clients.
+        "Scaffold": fs.algorithms.scaffold(task, 0.001, aggregate=fs.aggregation.mean(over="examples")),
         "FedAdam": fedavg(task, sgd(0.01), server=servers.fedadam(0.01, b2=0.999, **adaptive)),
         "FedYogi": fedavg(
             task, sgd(0.01 / math.sqrt(10)), server=servers.fedyogi(0.01, b2=0.999, **adaptive)

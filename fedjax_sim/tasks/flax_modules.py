@@ -155,14 +155,21 @@ def _resolve_loss(loss: LossName | Loss, label: str) -> tuple[Loss, Mapping[str,
     checks.one_of("loss", loss, ("softmax_cross_entropy", "sigmoid_binary_cross_entropy", "squared_error"))
     if loss == "softmax_cross_entropy":
         return losses.softmax_cross_entropy(label), {"accuracy": metrics_.accuracy(label)}, "class"
-    if loss == "sigmoid_binary_cross_entropy":
-        return losses.sigmoid_binary_cross_entropy(label), {}, "number"
-    squared_error = metrics_.squared_error(label)
+    named = {
+        "sigmoid_binary_cross_entropy": (
+            losses.sigmoid_binary_cross_entropy,
+            "accuracy",
+            metrics_.binary_accuracy,
+        ),
+        "squared_error": (losses.squared_error, "squared_error", metrics_.squared_error),
+    }
+    make_loss, name, make_metric = named[str(loss)]
+    of_aligned = make_metric(label)
 
     def metric(outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return squared_error(losses.aligned(outputs, batch[label], label), batch)
+        return of_aligned(losses.aligned(outputs, batch[label], label), batch)
 
-    return losses.squared_error(label), {"squared_error": metric}, "number"
+    return make_loss(label), {name: metric}, "number"
 
 
 def _resolve_classes(module: Any, classes: int | None) -> int | None:

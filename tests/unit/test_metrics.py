@@ -96,3 +96,15 @@ def test_example_values_are_per_example():
 @pytest.mark.parametrize("name", metrics.__all__)
 def test_every_public_name_is_there(name):
     assert callable(getattr(metrics, name))
+
+
+def test_binary_accuracy_is_that_of_a_loop():
+    outputs = np.array([[0.3, -0.2], [0.0, 5.0], [-1.0, -2.0]], np.float32)
+    labels = np.array([[1, 1], [0, 1], [1, 0]], np.int32)
+    right, counted = metrics.binary_accuracy()(jnp.asarray(outputs), {"y": jnp.asarray(labels)})
+    expected = [
+        np.mean([(logit > 0) == label for logit, label in zip(*row, strict=True)])
+        for row in zip(outputs, labels, strict=True)
+    ]
+    np.testing.assert_allclose(right, expected)
+    assert counted.tolist() == [1, 1, 1]
