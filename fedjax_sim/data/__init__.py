@@ -21,6 +21,7 @@ from fedjax_sim.data.skews import feature_noise, rotated
 from fedjax_sim.data.sources import load, npz
 from fedjax_sim.data.stored import stored, write
 from fedjax_sim.data.synthetic_sets import synthetic
+from fedjax_sim.data.tfds import tfds
 from fedjax_sim.data.vertical import Party, vertical
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "stored",
     "synthetic",
     "tcga_brca",
+    "tfds",
     "vertical",
     "write",
 ]
