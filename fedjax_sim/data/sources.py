@@ -19,6 +19,8 @@ from fedjax_sim.data.federated import split as split_examples  # `npz` has an ar
 from fedjax_sim.data.glyphs import glyphs
 from fedjax_sim.data.image_sets import digits, images, mnist_by_writer
 from fedjax_sim.data.leaf import leaf
+from fedjax_sim.data.presets.cifar import cifar10, cifar100
+from fedjax_sim.data.presets.emnist import emnist
 from fedjax_sim.data.presets.flamby import heart_disease, tcga_brca
 from fedjax_sim.data.presets.school import school
 from fedjax_sim.data.stored import stored
@@ -114,6 +116,9 @@ _SOURCES: dict[str, Callable[..., Federated]] = {
     "heart_disease": heart_disease,
     "tcga_brca": tcga_brca,
     "school": school,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "emnist": emnist,
     "tfds": tfds,
 }
 
@@ -122,8 +127,9 @@ def load(name: str, **options: Any) -> Federated:
     """A data set by name, such as ``"digits"`` or ``"leaf:PATH"``.
 
     Args:
-      name: ``digits``, ``glyphs``, ``synthetic``, ``npz``, ``mnist_by_writer``, ``leaf``, ``images`` or ``stored``; for all but the first
-        three, a colon and the file or folder that it reads.
+      name: ``digits``, ``glyphs`` or ``synthetic``; or one that reads files: ``npz``, ``mnist_by_writer``, ``leaf``, ``images``,
+        ``stored``, ``heart_disease``, ``tcga_brca``, ``school``, ``cifar10``, ``cifar100`` or ``emnist``, a colon and the file or folder;
+        or ``tfds``, a colon and the data set's name there.
       **options: arguments of the function of that name in ``fedjax_sim.data``.
 
     Raises:
