@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from real_sets import data_path
 
 from fedjax_sim import partitions
 from fedjax_sim.data import cifar10, cifar100, emnist, images, load, repartition
@@ -126,12 +127,9 @@ def test_cifar_never_unpickles(ten, tmp_path):
 
 
 def test_cifar10_of_true_photographs(shared, tmp_path, monkeypatch):
-    """The 10,000 images that are the first file, written in its format again; their statistics are nearly the set's."""
-    folder = shared / "data/cifar10_subset"
-    if not folder.exists():
-        pytest.skip("no ../shared/data/cifar10_subset next to the checkout")
+    """True images, written in the format of the files; their statistics are nearly those of the whole set."""
     monkeypatch.setattr(cifar, "_BATCH", 1000)
-    subset = images(folder)
+    subset = images(data_path(shared, "cifar10_subset"))
     x, y = subset.test.columns["x"], subset.test.columns["y"]
     for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
         (tmp_path / f"{name}.bin").write_bytes(records(x, y))

@@ -119,5 +119,5 @@ def _federated(
         if statistics is not None:
             mean, deviation = (np.asarray(values, np.float32) for values in statistics)
             part = {**part, "x": (part["x"] / np.float32(255) - mean) / deviation}
-        parts.append(ClientData(part, [0, len(part["y"])], [0]))
+        parts.append(ClientData.from_arrays(part, np.zeros(len(part["y"]), np.int64), ids=[0]))
     return Federated(*parts, name=name, classes=classes)

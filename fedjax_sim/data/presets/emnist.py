@@ -41,6 +41,18 @@ def emnist(folder: str | Path, *, division: Division = "byclass") -> Federated:
       ValueError: a file is damaged or of another kind, or images and labels do not fit together.
 
     Source: Cohen et al. 2017 (arXiv 1702.05373). With writers it is FEMNIST, of LEAF and of TensorFlow Federated.
+
+    Example:
+      >>> import struct, tempfile, pathlib, numpy as np, fedjax_sim as fs
+      >>> images = struct.pack(">HBB3I", 0, 8, 3, 6, 28, 28) + bytes(6 * 28 * 28)
+      >>> labels = struct.pack(">HBBI", 0, 8, 1, 6) + bytes([0, 1, 2, 0, 1, 2])
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     for part in ("train", "test"):
+      ...         for kind, content in (("images-idx3", images), ("labels-idx1", labels)):
+      ...             _ = pathlib.Path(folder, f"emnist-digits-{part}-{kind}-ubyte").write_bytes(content)
+      ...     data = fs.data.load(f"emnist:{folder}", division="digits")
+      >>> fs.data.repartition(data, fs.partitions.shards(3, 1)).train
+      ClientData(3 clients with 2 to 2 of 6 examples, x: uint8[28, 28, 1], y: int32[], 4.73 kB)
     """
     checks.one_of("division", division, tuple(_CLASSES))
     classes, parts = _CLASSES[division], []
