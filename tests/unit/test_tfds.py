@@ -46,7 +46,13 @@ def example(number: int) -> dict:
 
 
 def prepare(
-    folder: Path, name: str = "toy", examples=example, sizes=SIZES, pair=("image", "label"), **features
+    folder: Path,
+    name: str = "toy",
+    examples=example,
+    sizes=SIZES,
+    pair=("image", "label"),
+    shards=1,
+    **features,
 ) -> Path:
     """A set as ``download_and_prepare`` leaves it, in ArrayRecord files; returns the folder of its version."""
     f = library.features
@@ -80,7 +86,8 @@ def prepare(
     Builder.name = name
     library.disable_progress_bar()
     builder = Builder(data_dir=str(folder), file_format="array_record")
-    builder.download_and_prepare()
+    config = library.download.DownloadConfig(num_shards=shards)
+    builder.download_and_prepare(download_config=config)
     return Path(builder.data_dir)
 
 
@@ -183,6 +190,19 @@ def test_text_is_decoded_by_a_function(root):
 def test_the_folder_of_the_environment(root, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(root))
     assert tfds("toy").train.num_examples == 10
+
+
+@pytest.mark.parametrize("kind", ["array_record", "tfrecord"])
+def test_several_files(tmp_path, kind):
+    folder = prepare(tmp_path, "many", lambda n: {"x": n}, {"train": 23}, pair=None, shards=3, x=np.int64)
+    if kind == "tfrecord":
+        as_tfrecord(folder)
+    files = sorted(folder.glob(f"many-train.{kind}-*"))
+    assert len(files) == 3
+    whole = tfds("many", data_dir=tmp_path, columns="x").train.columns["x"]
+    assert sorted(whole) == list(range(23))
+    part = tfds("many", data_dir=tmp_path, columns="x", train="train[5:12]+train[20:]").train.columns["x"]
+    assert part.tolist() == [*whole[5:12], *whole[20:]]
 
 
 def test_settings_name_it(root):
@@ -461,3 +481,26 @@ def test_a_damaged_shard_is_read_whole_or_refused(masters, tmp_path_factory, dat
     else:
         assert sorted(found.train.columns["number"]) == list(range(10))
         assert (found.train.columns["image"][:, 0, 0, 0] == found.train.columns["number"]).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_damaged_metadata_are_understood_or_refused(masters, tmp_path_factory, data):
+    root = tmp_path_factory.getbasetemp() / "fuzzed_metadata"
+    shutil.rmtree(root, ignore_errors=True)
+    shutil.copytree(masters["tfrecord"], root)
+    path = root / "toy/1.0.0" / data.draw(st.sampled_from(["features.json", "dataset_info.json"]))
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 2))):
+        at, byte = (
+            data.draw(st.integers(0, len(content) - 1)),
+            data.draw(st.integers(0, 255) | st.sampled_from(b'0129{}[]",:./x')),
+        )
+        content[at] = byte
+    path.write_bytes(content)
+    try:
+        found = tfds("toy", data_dir=root, client="writer")
+    except (ValueError, FileNotFoundError) as error:
+        assert "toy/1.0.0" in str(error)
+    else:
+        assert found.train.num_examples == 10
