@@ -14,6 +14,8 @@ from fedjax_sim.data.federated import Federated, holdout_clients, holdout_domain
 from fedjax_sim.data.glyphs import glyphs
 from fedjax_sim.data.image_sets import digits, images, mnist_by_writer
 from fedjax_sim.data.leaf import leaf
+from fedjax_sim.data.presets.cifar import cifar10, cifar100
+from fedjax_sim.data.presets.emnist import emnist
 from fedjax_sim.data.presets.flamby import heart_disease, tcga_brca
 from fedjax_sim.data.presets.school import school
 from fedjax_sim.data.repartition import repartition
@@ -21,6 +23,7 @@ from fedjax_sim.data.skews import feature_noise, rotated
 from fedjax_sim.data.sources import load, npz
 from fedjax_sim.data.stored import stored, write
 from fedjax_sim.data.synthetic_sets import synthetic
+from fedjax_sim.data.tfds import tfds
 from fedjax_sim.data.vertical import Party, vertical
 
 __all__ = [
@@ -29,7 +32,10 @@ __all__ = [
     "Federated",
     "Party",
     "augmentations",
+    "cifar10",
+    "cifar100",
     "digits",
+    "emnist",
     "feature_noise",
     "glyphs",
     "heart_disease",
@@ -48,6 +54,7 @@ __all__ = [
     "stored",
     "synthetic",
     "tcga_brca",
+    "tfds",
     "vertical",
     "write",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_sim.data._columns import make_labels
 from fedjax_sim.data._files import Npz, errors_name
 from fedjax_sim.data._ids import as_ids
 from fedjax_sim.data.client_data import ClientData
@@ -18,10 +19,13 @@ from fedjax_sim.data.federated import split as split_examples  # `npz` has an ar
 from fedjax_sim.data.glyphs import glyphs
 from fedjax_sim.data.image_sets import digits, images, mnist_by_writer
 from fedjax_sim.data.leaf import leaf
+from fedjax_sim.data.presets.cifar import cifar10, cifar100
+from fedjax_sim.data.presets.emnist import emnist
 from fedjax_sim.data.presets.flamby import heart_disease, tcga_brca
 from fedjax_sim.data.presets.school import school
 from fedjax_sim.data.stored import stored
 from fedjax_sim.data.synthetic_sets import synthetic
+from fedjax_sim.data.tfds import tfds
 
 
 def npz(
@@ -82,7 +86,7 @@ def npz(
     with errors_name(path):
         owner, ids = _owners(file, client, client_names)
         kept = _chosen(file, columns, len(owner), {client, client_names, split})
-        classes = _make_labels(kept, label)
+        classes = make_labels(kept, label)
         for name in [channel_axis] if isinstance(channel_axis, str) else channel_axis:
             _add_channel_axis(kept, name)
         is_test = _is_test(file.read(split), split, len(owner)) if has_split else np.zeros(len(owner), bool)
@@ -112,6 +116,10 @@ _SOURCES: dict[str, Callable[..., Federated]] = {
     "heart_disease": heart_disease,
     "tcga_brca": tcga_brca,
     "school": school,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "emnist": emnist,
+    "tfds": tfds,
 }
 
 
@@ -119,8 +127,9 @@ def load(name: str, **options: Any) -> Federated:
     """A data set by name, such as ``"digits"`` or ``"leaf:PATH"``.
 
     Args:
-      name: ``digits``, ``glyphs``, ``synthetic``, ``npz``, ``mnist_by_writer``, ``leaf``, ``images`` or ``stored``; for all but the first
-        three, a colon and the file or folder that it reads.
+      name: ``digits``, ``glyphs`` or ``synthetic``; or one that reads files: ``npz``, ``mnist_by_writer``, ``leaf``, ``images``,
+        ``stored``, ``heart_disease``, ``tcga_brca``, ``school``, ``cifar10``, ``cifar100`` or ``emnist``, a colon and the file or folder;
+        or ``tfds``, a colon and the data set's name there.
       **options: arguments of the function of that name in ``fedjax_sim.data``.
 
     Raises:
@@ -194,20 +203,6 @@ def _chosen(
         names = [columns] if isinstance(columns, str) else list(columns)
         columns = dict(zip(names, names, strict=True))
     return {new: file.read(name) for new, name in columns.items()}
-
-
-def _make_labels(columns: dict[str, np.ndarray], label: str) -> int | None:
-    """Makes the label column int32 where it is one of integers; returns the number of classes."""
-    labels = columns.get(label)
-    if labels is None or labels.dtype.kind not in "iu" or labels.size == 0:
-        return None
-    limits = np.iinfo(np.int32)
-    if labels.min() < limits.min or labels.max() > limits.max:
-        raise ValueError(
-            f"label column {label!r} holds numbers from {labels.min()} to {labels.max()}, expected int32."
-        )
-    columns[label] = labels.astype(np.int32)
-    return int(labels.max()) + 1 if labels.min() >= 0 else None
 
 
 def _add_channel_axis(columns: dict[str, np.ndarray], name: str) -> None:

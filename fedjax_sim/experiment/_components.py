@@ -51,7 +51,11 @@ def wandb(
 
 BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
     "datasets": {
-        name: getattr(data, name) for name in ("digits", "glyphs", "synthetic", "npz", "leaf", "images", "mnist_by_writer", "stored", "heart_disease", "tcga_brca", "school")
+        name: getattr(data, name)
+        for name in (
+            "digits", "glyphs", "synthetic", "npz", "leaf", "images", "mnist_by_writer", "stored", "heart_disease", "tcga_brca",
+            "school", "cifar10", "cifar100", "emnist", "tfds",
+        )
     },
     "partitions": {
         name: getattr(partitions, name)

@@ -32,6 +32,7 @@ SETS = {
         "data={name='npz',path='{}/flamby_heart_disease/fed_heart_flamby_split.npz',client='center',"
         "columns={x='x_center_normalised',y='y'}}",
     ],
+    "heart_disease": ["data={name='heart_disease',folder='{}/flamby_heart_disease'}"],
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import pytest
 import scipy.io
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from real_sets import data_path
 
 from fedjax_sim import partitions
 from fedjax_sim.data import heart_disease, load, npz, repartition, school, tcga_brca
@@ -123,13 +124,6 @@ def test_heart_disease_is_flambys(shared, normalise, column):
         np.testing.assert_array_equal(found.columns["y"], wanted.columns["y"])
         atol = 0 if normalise is None else 1e-5  # those were computed in float32
         np.testing.assert_allclose(found.columns["x"], wanted.columns["x"], rtol=0, atol=atol)
-
-
-def data_path(shared: Path, name: str) -> Path:
-    path = shared / "data" / name
-    if not path.exists():
-        pytest.skip(f"no ../shared/data/{name} next to the checkout: the real data sets are not here")
-    return path
 
 
 # --- TCGA-BRCA -----------------------------------------------------------------------------------------------

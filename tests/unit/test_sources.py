@@ -5,16 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from real_sets import data_path
 
 from fedjax_sim.data import digits, load, mnist_by_writer, npz
-
-
-def data_path(shared: Path, name: str) -> Path:
-    path = shared / "data" / name
-    if not path.exists():
-        pytest.skip(f"the real data set {name} is not here")
-    return path
-
 
 # --- digits --------------------------------------------------------------------------------------------------
 
@@ -256,7 +249,7 @@ def test_load(write, mnist_folder):
             ValueError,
             r"'digit', expected one of digits, glyphs, synthetic, npz:PATH, mnist.*Did you mean 'digits'\?",
         ),
-        ("coco", {}, ValueError, "called 'coco', expected one of .*FOLDER.$"),
+        ("quux", {}, ValueError, "called 'quux', expected one of .*DATASET.$"),
         (
             "digits",
             {"client": 3},
