@@ -49,7 +49,7 @@ def heart_disease(
     Source: Janosi et al. 1988, Heart Disease, UCI (doi 10.24432/C52P4X); du Terrail et al. 2022 (arXiv 2210.04620), FLamby.
     """
     checks.one_of("normalise", normalise, ("client", "pooled", None))
-    parts: tuple[dict[int | str, dict[str, np.ndarray]], ...] = ({}, {})
+    parts: tuple[dict[str, dict[str, np.ndarray]], ...] = ({}, {})
     for hospital, patients in _HOSPITALS.items():
         path = needed(
             Path(folder), f"processed.{hospital}.data", "UCI's page of Heart Disease, doi 10.24432/C52P4X"
