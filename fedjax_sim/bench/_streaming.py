@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -50,6 +49,8 @@ def measure(args) -> dict:
     """In a process of its own: examples a second, the median over chunks, compilation left out."""
     train = stored(args.folder).train
     if args.measure == "streamed":
+        import resource  # which Windows lacks
+
         limit = int(args.limit * GIGABYTE)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         for path in args.folder.iterdir():
