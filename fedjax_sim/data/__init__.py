@@ -4,10 +4,11 @@
 names return a ``Federated``: a training and a test part. ``repartition`` deals the examples of a whole set anew by one of
 ``fs.partitions``, ``split`` divides each client's examples into training and test; ``holdout_clients``, ``holdout_domain`` and
 ``holdout_public`` keep clients or a domain for evaluation, or examples for a public set. ``feature_noise`` and ``rotated``
-make clients' features differ, ``vertical`` splits them between parties. ``augmentations`` change images while a model trains.
+make clients' features differ, ``vertical`` splits them between parties. ``augmentations`` change images while a model
+trains, ``preprocessing`` also when it is evaluated.
 """
 
-from fedjax_sim.data import augmentations
+from fedjax_sim.data import augmentations, preprocessing
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.client_source import ClientSource
 from fedjax_sim.data.federated import Federated, holdout_clients, holdout_domain, holdout_public, split
@@ -38,6 +39,7 @@ __all__ = [
     "load",
     "mnist_by_writer",
     "npz",
+    "preprocessing",
     "repartition",
     "rotated",
     "split",

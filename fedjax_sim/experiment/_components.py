@@ -61,8 +61,10 @@ BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
         )
     },
     "augmentations": {
-        name: getattr(data.augmentations, name) for name in ("shift", "rotate", "brightness", "horizontal_flip")
+        name: getattr(data.augmentations, name)
+        for name in ("shift", "crop", "rotate", "brightness", "horizontal_flip", "cutout", "mixup")
     },
+    "preprocessing": {name: getattr(data.preprocessing, name) for name in ("centre_crop", "normalise")},
     "models": {
         name: getattr(models, name)
         for name in (
