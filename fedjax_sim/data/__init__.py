@@ -8,7 +8,7 @@ make clients' features differ, ``vertical`` splits them between parties. ``augme
 trains, ``preprocessing`` also when it is evaluated.
 """
 
-from fedjax_sim.data import augmentations, preprocessing
+from fedjax_sim.data import augmentations, preprocessing, text
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.client_source import ClientSource
 from fedjax_sim.data.federated import Federated, holdout_clients, holdout_domain, holdout_public, split
@@ -45,6 +45,7 @@ __all__ = [
     "split",
     "stored",
     "synthetic",
+    "text",
     "vertical",
     "write",
 ]
