@@ -5,7 +5,7 @@ names return a ``Federated``: a training and a test part. ``repartition`` deals 
 ``fs.partitions``, ``split`` divides each client's examples into training and test; ``holdout_clients``, ``holdout_domain`` and
 ``holdout_public`` keep clients or a domain for evaluation, or examples for a public set. ``feature_noise`` and ``rotated``
 make clients' features differ, ``vertical`` splits them between parties. ``augmentations`` change images while a model
-trains, ``preprocessing`` also when it is evaluated.
+trains, ``preprocessing`` also when it is evaluated. ``text`` makes integers of texts.
 """
 
 from fedjax_sim.data import augmentations, preprocessing, text
@@ -15,7 +15,9 @@ from fedjax_sim.data.federated import Federated, holdout_clients, holdout_domain
 from fedjax_sim.data.glyphs import glyphs
 from fedjax_sim.data.image_sets import digits, images, mnist_by_writer
 from fedjax_sim.data.leaf import leaf
+from fedjax_sim.data.leaf_sets import celeba, sent140
 from fedjax_sim.data.repartition import repartition
+from fedjax_sim.data.shakespeare import shakespeare
 from fedjax_sim.data.skews import feature_noise, rotated
 from fedjax_sim.data.sources import load, npz
 from fedjax_sim.data.stored import stored, write
@@ -28,6 +30,7 @@ __all__ = [
     "Federated",
     "Party",
     "augmentations",
+    "celeba",
     "digits",
     "feature_noise",
     "glyphs",
@@ -42,6 +45,8 @@ __all__ = [
     "preprocessing",
     "repartition",
     "rotated",
+    "sent140",
+    "shakespeare",
     "split",
     "stored",
     "synthetic",

@@ -18,6 +18,8 @@ from fedjax_sim.data.federated import split as split_examples  # `npz` has an ar
 from fedjax_sim.data.glyphs import glyphs
 from fedjax_sim.data.image_sets import digits, images, mnist_by_writer
 from fedjax_sim.data.leaf import leaf
+from fedjax_sim.data.leaf_sets import celeba, sent140
+from fedjax_sim.data.shakespeare import shakespeare
 from fedjax_sim.data.stored import stored
 from fedjax_sim.data.synthetic_sets import synthetic
 
@@ -107,6 +109,9 @@ _SOURCES: dict[str, Callable[..., Federated]] = {
     "leaf": leaf,
     "images": images,
     "stored": stored,
+    "shakespeare": shakespeare,
+    "sent140": sent140,
+    "celeba": celeba,
 }
 
 
@@ -114,8 +119,8 @@ def load(name: str, **options: Any) -> Federated:
     """A data set by name, such as ``"digits"`` or ``"leaf:PATH"``.
 
     Args:
-      name: ``digits``, ``glyphs``, ``synthetic``, ``npz``, ``mnist_by_writer``, ``leaf``, ``images`` or ``stored``; for all but the first
-        three, a colon and the file or folder that it reads.
+      name: ``digits``, ``glyphs``, ``synthetic``, ``npz``, ``mnist_by_writer``, ``leaf``, ``images``, ``stored``,
+        ``shakespeare``, ``sent140`` or ``celeba``; for all but the first three, a colon and the file or folder that it reads.
       **options: arguments of the function of that name in ``fedjax_sim.data``.
 
     Raises:

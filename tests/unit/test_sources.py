@@ -256,7 +256,7 @@ def test_load(write, mnist_folder):
             ValueError,
             r"'digit', expected one of digits, glyphs, synthetic, npz:PATH, mnist.*Did you mean 'digits'\?",
         ),
-        ("coco", {}, ValueError, "called 'coco', expected one of .*FOLDER.$"),
+        ("coco", {}, ValueError, "called 'coco', expected one of .*[A-Z]\\.$"),
         (
             "digits",
             {"client": 3},
