@@ -175,6 +175,9 @@ def test_precision_and_frozen_parts_pass_it_on():
     outputs, _ = mixing.apply(mixing.init(KEY), BATCH, KEY, train=True)
     assert outputs.outputs.dtype == jnp.float32 and outputs.partner.dtype == jnp.int32
     assert mixing.loss(outputs, BATCH).dtype == jnp.float32
+    part = fs.tasks.trainable(task(augment=MIX), "bias")
+    outputs, _ = part.apply(part.init(KEY), BATCH, KEY, train=True)
+    assert isinstance(outputs, Mixed) and part.loss(outputs, BATCH).shape == (7,)
 
 
 def test_engines_agree():
