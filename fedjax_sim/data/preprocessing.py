@@ -16,7 +16,7 @@ import numpy as np
 
 from fedjax_sim._src import checks
 
-__all__ = ["Preprocessing", "centre_crop", "compose", "normalise"]
+__all__ = ["Preprocessing", "centre_crop", "compose", "normalise", "standardise"]
 
 
 class Preprocessing(Protocol):
@@ -64,6 +64,35 @@ def normalise(mean: float | Sequence[float], std: float | Sequence[float]) -> Pr
                 )
         shift, width = (jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1) for values in (means, stds))
         return (images - shift) / width
+
+    return preprocess
+
+
+def standardise() -> Preprocessing:
+    """Subtracts each image's own mean and divides by its own standard deviation, over all pixels and channels.
+
+    An image of one colour becomes 0: the deviation counts as ``1 / sqrt(pixels * channels)`` at least. No number comes
+    from other images, so nothing has to be known before training.
+
+    Raises:
+      ValueError: at the call, for images of another shape or dtype.
+
+    Source: the preprocessing of federated CIFAR-100 in Reddi et al. 2021 (arXiv 2003.00295), behind a crop to 24 pixels.
+
+    Example:
+      >>> import jax.numpy as jnp, fedjax_sim as fs
+      >>> fs.data.preprocessing.standardise()(jnp.array([0.0, 1.0, 0.0, 1.0]).reshape(1, 2, 2, 1)).ravel().tolist()
+      [-1.0, 1.0, -1.0, 1.0]
+    """
+
+    def preprocess(images: jax.Array, /) -> jax.Array:
+        check_images("standardise", images)
+        # In float32: the mean of many bfloat16 numbers would be rounded in between.
+        wide = images.astype(jnp.float32)
+        axes, values = (1, 2, 3), images[0].size if len(images) else 1
+        centred = wide - jnp.mean(wide, axes, keepdims=True)
+        deviation = jnp.sqrt(jnp.mean(jnp.square(centred), axes, keepdims=True))
+        return (centred / jnp.maximum(deviation, values**-0.5)).astype(images.dtype)
 
     return preprocess
 

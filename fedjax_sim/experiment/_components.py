@@ -68,7 +68,7 @@ BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
         name: getattr(data.augmentations, name)
         for name in ("shift", "crop", "rotate", "brightness", "horizontal_flip", "cutout", "mixup")
     },
-    "preprocessing": {name: getattr(data.preprocessing, name) for name in ("centre_crop", "normalise")},
+    "preprocessing": {name: getattr(data.preprocessing, name) for name in ("centre_crop", "normalise", "standardise")},
     "models": {
         name: getattr(models, name)
         for name in (

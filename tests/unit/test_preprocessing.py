@@ -16,6 +16,7 @@ KEY = jax.random.key(0)
 IMAGES = jax.random.uniform(KEY, (3, 6, 5, 2))
 MEMBERS = {
     "normalise": pre.normalise([0.2, 0.4], 0.5),
+    "standardise": pre.standardise(),
     "centre_crop": pre.centre_crop(4),
     "compose": pre.compose(pre.centre_crop(3), pre.normalise(0.0, [1.0, 2.0])),
 }
@@ -38,6 +39,17 @@ def test_normalise_equals_numpy():
     mean, std = np.array([0.2, 0.4], np.float32), np.array([0.5, 2.0], np.float32)
     np.testing.assert_allclose(pre.normalise(mean, std)(IMAGES), (np.asarray(IMAGES) - mean) / std, rtol=1e-5)
     np.testing.assert_array_equal(pre.normalise(0.0, 1.0)(IMAGES), IMAGES)
+
+
+def test_standardise_equals_numpy():
+    images = np.array(IMAGES)
+    images[1] = 0.7
+    found = pre.standardise()(jnp.asarray(images))
+    for row in (0, 2):
+        np.testing.assert_allclose(
+            found[row], (images[row] - images[row].mean()) / images[row].std(), atol=1e-5
+        )
+    np.testing.assert_allclose(found[1], 0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("size", "top", "left"), [(5, 0, 0), (4, 1, 0), (3, 1, 1), (2, 2, 1), (1, 2, 2)])
