@@ -6,7 +6,7 @@ PATH is a folder of LEAF's JSON or a flat .npz file with arrays x, y, client and
 the test images of a 5 % sample of FEMNIST as its threshold of a trained model (its tutorial: FedAvg at step size 0.004, 3 or
 35 writers a round, up to 2,000 rounds, another sample of writers). Here the model is the smaller one of federated EMNIST
 benchmarks, 10 writers a round, and the images are turned round so that ink is bright. Writers without training images
-stand for people that the model has never met.
+stand for people that the model has never met; mind which characters they wrote: the share of digits is printed.
 """
 
 import argparse
@@ -45,6 +45,8 @@ def main() -> None:
         sets = {"test": test.select(met), "unmet": test.select(~met)}
     train = train.select(train.sizes > 0)
     print(train)
+    for name, part in {"train": train, **sets}.items():
+        print(f"{name:<6}{part.num_examples:>7,} images, {np.mean(part.columns['y'] < 10):.0%} digits")
 
     task = fs.tasks.classification(fs.models.emnist_cnn(classes=62))
     algorithm = fs.algorithms.fedavgm(task, client=optax.sgd(0.05), momentum=0.9)
