@@ -11,12 +11,14 @@ from fedjax_sim.data import augmentations
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.client_source import ClientSource
 from fedjax_sim.data.federated import Federated, holdout_clients, holdout_domain, holdout_public, split
+from fedjax_sim.data.flat import arrays, npz
 from fedjax_sim.data.glyphs import glyphs
 from fedjax_sim.data.image_sets import digits, images, mnist_by_writer
 from fedjax_sim.data.leaf import leaf
+from fedjax_sim.data.parquet import parquet
 from fedjax_sim.data.repartition import repartition
 from fedjax_sim.data.skews import feature_noise, rotated
-from fedjax_sim.data.sources import load, npz
+from fedjax_sim.data.sources import load
 from fedjax_sim.data.stored import stored, write
 from fedjax_sim.data.synthetic_sets import synthetic
 from fedjax_sim.data.vertical import Party, vertical
@@ -26,6 +28,7 @@ __all__ = [
     "ClientSource",
     "Federated",
     "Party",
+    "arrays",
     "augmentations",
     "digits",
     "feature_noise",
@@ -38,6 +41,7 @@ __all__ = [
     "load",
     "mnist_by_writer",
     "npz",
+    "parquet",
     "repartition",
     "rotated",
     "split",
