@@ -21,6 +21,7 @@ from fedjax_sim.data.skews import feature_noise, rotated
 from fedjax_sim.data.sources import load
 from fedjax_sim.data.stored import stored, write
 from fedjax_sim.data.synthetic_sets import synthetic
+from fedjax_sim.data.tff import tff
 from fedjax_sim.data.vertical import Party, vertical
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "split",
     "stored",
     "synthetic",
+    "tff",
     "vertical",
     "write",
 ]

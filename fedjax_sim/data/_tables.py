@@ -205,7 +205,7 @@ def federated(
     if classes is not None and found is not None and found > classes:
         raise ValueError(f"label column {label!r} holds {found - 1}, expected labels below {classes}.")
     for new in [channel_axis] if isinstance(channel_axis, str) else channel_axis:
-        _add_channel_axis(columns, new)
+        add_channel_axis(columns, new)
     if split is not None and test_fraction is not None:
         raise ValueError("there is a split already, expected no test_fraction. Leave it out.")
     masks = split or (np.ones(len(owner), bool), np.zeros(len(owner), bool))
@@ -229,7 +229,15 @@ def make_labels(columns: dict[str, np.ndarray], label: str) -> int | None:
             f"label column {label!r} holds numbers from {labels.min()} to {labels.max()}, expected int32."
         )
     columns[label] = labels.astype(np.int32)
-    return int(labels.max()) + 1 if labels.min() >= 0 else None
+    return count_classes(labels)
+
+
+def count_classes(*labels: np.ndarray) -> int | None:
+    """The largest of integer labels plus one; ``None`` where there are none, or negative ones."""
+    filled = [array for array in labels if array.size and array.dtype.kind in "iu"]
+    if not filled or min(array.min() for array in filled) < 0:
+        return None
+    return int(max(array.max() for array in filled)) + 1
 
 
 def joined(parts: Sequence[Mapping[str, np.ndarray]], of: Sequence[Any]) -> dict[str, np.ndarray]:
@@ -256,7 +264,7 @@ def joined(parts: Sequence[Mapping[str, np.ndarray]], of: Sequence[Any]) -> dict
     return {name: np.concatenate([part[name] for part in parts]) for name in first}
 
 
-def _add_channel_axis(columns: dict[str, np.ndarray], name: str) -> None:
+def add_channel_axis(columns: dict[str, np.ndarray], name: str) -> None:
     if name not in columns:
         raise ValueError(f"channel_axis names {name!r}, expected one of the columns {', '.join(columns)}.")
     if columns[name].ndim != 3:

@@ -15,6 +15,7 @@ from fedjax_sim.data.leaf import leaf
 from fedjax_sim.data.parquet import parquet
 from fedjax_sim.data.stored import stored
 from fedjax_sim.data.synthetic_sets import synthetic
+from fedjax_sim.data.tff import tff
 
 _SOURCES: dict[str, Callable[..., Federated]] = {
     "digits": digits,
@@ -25,6 +26,7 @@ _SOURCES: dict[str, Callable[..., Federated]] = {
     "leaf": leaf,
     "images": images,
     "parquet": parquet,
+    "tff": tff,
     "stored": stored,
 }
 
@@ -33,7 +35,7 @@ def load(name: str, **options: Any) -> Federated:
     """A data set by name, such as ``"digits"`` or ``"leaf:PATH"``.
 
     Args:
-      name: ``digits``, ``glyphs`` or ``synthetic``; or ``npz``, ``parquet``, ``mnist_by_writer``, ``leaf``, ``images`` or ``stored``
+      name: ``digits``, ``glyphs`` or ``synthetic``; or ``npz``, ``parquet``, ``mnist_by_writer``, ``leaf``, ``images``, ``tff`` or ``stored``
         with a colon and the file or folder that it reads.
       **options: arguments of the function of that name in ``fedjax_sim.data``.
 

@@ -188,11 +188,13 @@ def test_parts_that_do_not_fit(tmp_path):
     write(train, table())
     with pytest.raises(ValueError, match="there is a split already, expected no test_fraction"):
         parquet(tmp_path, test_fraction=0.5)
-    write(train, table(split=[0] * 4))
+    for name in ("train.parquet", "test.parquet"):
+        write(tmp_path / name, table(split=[0] * 4))
     with pytest.raises(
         ValueError, match=r"column 'split' divides rows that files divide already.*Set split=None"
     ):
         parquet(tmp_path)
+    assert parquet(tmp_path, split=None).train.columns.keys() == {"x", "y", "split"}
     write(tmp_path / "shards/train-00001-of-00003.parquet", table())
     with pytest.raises(ValueError, match=r"shards/train-00000-of-00003 is missing, expected all 3 files"):
         parquet(tmp_path / "shards")
