@@ -13,6 +13,7 @@ from fedjax_sim.data.client_source import ClientSource
 from fedjax_sim.data.federated import Federated, holdout_clients, holdout_domain, holdout_public, split
 from fedjax_sim.data.flat import arrays, npz
 from fedjax_sim.data.glyphs import glyphs
+from fedjax_sim.data.huggingface import huggingface
 from fedjax_sim.data.image_sets import digits, images, mnist_by_writer
 from fedjax_sim.data.leaf import leaf
 from fedjax_sim.data.parquet import parquet
@@ -37,6 +38,7 @@ __all__ = [
     "holdout_clients",
     "holdout_domain",
     "holdout_public",
+    "huggingface",
     "images",
     "leaf",
     "load",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +28,7 @@ class Piece(NamedTuple):
       read: gives it; its arguments are those of ``_arrow.read_table`` after the path.
     """
 
-    source: Path
+    source: Path | str
     part: str | None
     read: Callable[..., pa.Table]
 
@@ -41,7 +43,7 @@ class _Rows(NamedTuple):
 
 def from_pieces(
     name: str,
-    source: Path,
+    source: Path | str,
     pieces: Sequence[Piece],
     *,
     client: str | None,
@@ -152,7 +154,9 @@ def _rows(
     return _Rows(owner, parts, values)
 
 
-def _joined(pieces: Sequence[_Rows], sources: Sequence[Path], client: str | None, split: str | None) -> _Rows:
+def _joined(
+    pieces: Sequence[_Rows], sources: Sequence[Path | str], client: str | None, split: str | None
+) -> _Rows:
     """All rows, one piece after the other."""
     lists = {name for name, values in pieces[0].values.items() if isinstance(values, list)}
     arrays = [
@@ -168,6 +172,22 @@ def _joined(pieces: Sequence[_Rows], sources: Sequence[Path], client: str | None
     )
 
 
-def _ids(name: str | None, pieces: Sequence[np.ndarray | None], sources: Sequence[Path]) -> np.ndarray | None:
+def _ids(
+    name: str | None, pieces: Sequence[np.ndarray | None], sources: Sequence[Path | str]
+) -> np.ndarray | None:
     there = [{str(name): ids} for ids in pieces if ids is not None]
     return _tables.joined(there, sources)[str(name)] if there else None
+
+
+def check_shards(files: Iterable[Path]) -> None:
+    """Raises ``ValueError`` where one of the files ``...-00000-of-00002...`` is missing."""
+    shards: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for file in files:
+        if found := re.search(r"^(.*?)(\d+)-of-(\d+)", file.name):
+            shards[str(file.parent / found[1]), int(found[3])].add(int(found[2]))
+    for (start, count), there in shards.items():
+        missing = sorted(set(range(min(count, 10**6))) - there)
+        if missing:
+            raise ValueError(
+                f"{start}{missing[0]:05}-of-{count:05} is missing, expected all {count} files of the set."
+            )

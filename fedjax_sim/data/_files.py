@@ -15,7 +15,7 @@ _DAMAGED = (EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error, lzma.
 
 
 @contextlib.contextmanager
-def errors_name(*paths: Path) -> Iterator[None]:
+def errors_name(*paths: Path | str) -> Iterator[None]:
     """Turns what is wrong with the contents of files into a ``ValueError`` that begins with their names."""
     try:
         yield

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 from fedjax_sim.data._arrow import SUFFIXES, read_table
-from fedjax_sim.data._arrow_sets import Piece, from_pieces
+from fedjax_sim.data._arrow_sets import Piece, check_shards, from_pieces
 from fedjax_sim.data._files import check_is_file
 from fedjax_sim.data._tables import Columns, Decode, renamed
 from fedjax_sim.data.federated import Federated
@@ -107,7 +106,7 @@ def _files(path: Path, train: str, test: str | None) -> list[tuple[Path, str | N
     )
     if not files:
         raise ValueError(f"{path} holds no file {', '.join(SUFFIXES)}, expected some.")
-    _check_shards(files)
+    check_shards(files)
     known = [train, *([test] if test else ["test", "validation"])]
     parts = [_part(file.relative_to(path).parts[0], known) for file in files]
     if not set(parts) & set(known):
@@ -121,17 +120,3 @@ def _part(name: str, known: list[str]) -> str:
         if name.startswith(part) and not name[len(part) : len(part) + 1].isalpha():
             return part
     return re.split(r"[-_.]?(?:\d|\.)", name, maxsplit=1)[0] or name
-
-
-def _check_shards(files: list[Path]) -> None:
-    """Files named ``...-00000-of-00002...`` must all be there."""
-    shards: dict[tuple[str, int], set[int]] = defaultdict(set)
-    for file in files:
-        if found := re.search(r"^(.*?)(\d+)-of-(\d+)", file.name):
-            shards[str(file.parent / found[1]), int(found[3])].add(int(found[2]))
-    for (start, count), there in shards.items():
-        missing = sorted(set(range(min(count, 10**6))) - there)
-        if missing:
-            raise ValueError(
-                f"{start}{missing[0]:05}-of-{count:05} is missing, expected all {count} files of the set."
-            )

@@ -10,6 +10,7 @@ from typing import Any
 from fedjax_sim.data.federated import Federated
 from fedjax_sim.data.flat import npz
 from fedjax_sim.data.glyphs import glyphs
+from fedjax_sim.data.huggingface import huggingface
 from fedjax_sim.data.image_sets import digits, images, mnist_by_writer
 from fedjax_sim.data.leaf import leaf
 from fedjax_sim.data.parquet import parquet
@@ -26,6 +27,7 @@ _SOURCES: dict[str, Callable[..., Federated]] = {
     "leaf": leaf,
     "images": images,
     "parquet": parquet,
+    "huggingface": huggingface,
     "tff": tff,
     "stored": stored,
 }
@@ -35,7 +37,8 @@ def load(name: str, **options: Any) -> Federated:
     """A data set by name, such as ``"digits"`` or ``"leaf:PATH"``.
 
     Args:
-      name: ``digits``, ``glyphs`` or ``synthetic``; or ``npz``, ``parquet``, ``mnist_by_writer``, ``leaf``, ``images``, ``tff`` or ``stored``
+      name: ``digits``, ``glyphs`` or ``synthetic``; or ``npz``, ``mnist_by_writer``, ``leaf``, ``images``, ``parquet``, ``huggingface``, ``tff`` or
+        ``stored``
         with a colon and the file or folder that it reads.
       **options: arguments of the function of that name in ``fedjax_sim.data``.
 
