@@ -1,7 +1,8 @@
 """Data of many clients: what it is, where it comes from, and who owns which example.
 
 ``ClientData`` holds the examples of all clients as flat columns with offsets. ``load`` and the sources that it
-names return a ``Federated``: a training and a test part. ``repartition`` deals the examples of a whole set anew by one of
+names return a ``Federated``: a training and a test part; so does ``arrays``, for what is in memory. ``parquet``,
+``huggingface`` and ``tff`` read files of other packages without those. ``repartition`` deals the examples of a whole set anew by one of
 ``fs.partitions``, ``split`` divides each client's examples into training and test; ``holdout_clients``, ``holdout_domain`` and
 ``holdout_public`` keep clients or a domain for evaluation, or examples for a public set. ``feature_noise`` and ``rotated``
 make clients' features differ, ``vertical`` splits them between parties. ``augmentations`` change images while a model trains.

@@ -62,63 +62,36 @@ def from_pieces(
     Raises:
       ValueError: begins with the source of the table that is wrong, or with ``source``.
     """
-    parts = list(dict.fromkeys(piece.part for piece in pieces if piece.part is not None))
-    notes: tuple[str, ...] = ()
-    if parts:
-        with errors_name(source):
-            test = _tables.test_part(parts, train, test)
-        notes = _tables.left_out(parts, (train, test))
-        pieces = [piece for piece in pieces if piece.part in (train, test)]
-
-    enough = None if columns is None else {*columns.values()}
-    asked = {name for name in (client, split) if name not in (None, "split")}
-    tables = [
-        piece.read(enough and enough | asked, {client or "client", split or "split"}) for piece in pieces
-    ]
+    pieces, test, notes = _used(pieces, source, train, test)
+    by_name = pieces[0].part is not None
+    tables = _read(pieces, client, split, columns)
     first = tables[0].column_names
     if client is None and "client" in first:
         client = "client"
-    has_split = split is not None and (split in first or split != "split")
-    old = columns or _tables.usual(_arrow.default_names(tables[0], {client, split if has_split else None}))
+    if split == "split" and split not in first:
+        split = None
+    old = columns or _tables.usual(_arrow.default_names(tables[0], {client, split}))
     with errors_name(source):
         functions = _tables.functions_by_new_name(decode, old)
-        if has_split and parts:
+        if split is not None and by_name:
             raise ValueError(
                 f"column {split!r} divides rows that files divide already, expected one of both. Set split=None."
             )
-
-    found = []
-    relevant = (
-        {client, split}
-        if columns is not None
-        else {client, split, *first}.union(*(table.column_names for table in tables))
-    )
-    for piece, table in zip(pieces, tables, strict=True):
-        with errors_name(piece.source):
-            other = relevant & (set(first) ^ set(table.column_names))
-            if other:
-                raise ValueError(
-                    f"it has the columns {', '.join(table.column_names)}, {pieces[0].source} has {', '.join(first)}; "
-                    "expected the same. Choose by columns=."
-                )
-            found.append(_rows(table, client, split if has_split else None, old, functions))
-    filled = [place for place, table in enumerate(tables) if table.num_rows]
-    if not filled:
-        raise ValueError(f"{source}: there are no rows, expected at least one example.")
-    sizes = [tables[place].num_rows for place in filled]
-    sources = [pieces[place].source for place in filled]
-    rows = _joined([found[place] for place in filled], sources, client, split)
+        if not any(table.num_rows for table in tables):
+            raise ValueError("there are no rows, expected at least one example.")
+    rows = _joined(pieces, tables, client, split, old, functions)
     with errors_name(source):
         values = _tables.decoded(rows.values, functions)
         masks = None
-        if parts:
-            part = np.repeat([str(pieces[place].part) for place in filled], sizes)
+        if by_name:
+            part = np.repeat([str(piece.part) for piece in pieces], [table.num_rows for table in tables])
             masks = part == train, part == test
         elif rows.split is not None:
             masks, unused = _tables.divided(rows.split, f"column {split!r}", train, test)
             notes += unused
-        owner = np.zeros(sum(sizes), np.int64) if rows.owner is None else rows.owner
-        if rows.owner is None:
+        owner = rows.owner
+        if owner is None:
+            owner = np.zeros(sum(table.num_rows for table in tables), np.int64)
             notes += (_tables.ONE_CLIENT,)
         names = _arrow.class_names(tables[0], old.get(label, label))
         return _tables.federated(
@@ -136,6 +109,67 @@ def from_pieces(
         )
 
 
+def _used(
+    pieces: Sequence[Piece], source: Path | str, train: str, test: str | None
+) -> tuple[Sequence[Piece], str | None, tuple[str, ...]]:
+    """The pieces of both parts, the name of the test part, and notes on the others; all, where they name no part."""
+    parts = list(dict.fromkeys(piece.part for piece in pieces if piece.part is not None))
+    if not parts:
+        return pieces, test, ()
+    with errors_name(source):
+        test = _tables.test_part(parts, train, test)
+    used = [piece for piece in pieces if piece.part in (train, test)]
+    return used, test, _tables.left_out(parts, (train, test))
+
+
+def _read(
+    pieces: Sequence[Piece], client: str | None, split: str | None, columns: Mapping[str, str] | None
+) -> list[pa.Table]:
+    """Their tables, which have the same columns where those are used."""
+    enough = None
+    if columns is not None:
+        enough = {*columns.values()} | {name for name in (client, split) if name not in (None, "split")}
+    tables = [piece.read(enough, {client or "client", split or "split"}) for piece in pieces]
+    first = set(tables[0].column_names)
+    for piece, table in zip(pieces, tables, strict=True):
+        differ = first ^ set(table.column_names)
+        if differ if columns is None else differ & {client or "client", split}:
+            raise ValueError(
+                f"{piece.source}: it has the columns {', '.join(table.column_names)}, {pieces[0].source} has "
+                f"{', '.join(tables[0].column_names)}; expected the same. Choose by columns=."
+            )
+    return tables
+
+
+def _joined(
+    pieces: Sequence[Piece],
+    tables: Sequence[pa.Table],
+    client: str | None,
+    split: str | None,
+    old: Mapping[str, str],
+    functions: Mapping[str, Any],
+) -> _Rows:
+    """All rows, one piece after the other. A piece without rows knows no shapes, and only its names are looked at."""
+    found: list[_Rows] = []
+    sources: list[Path | str] = []
+    for piece, table in zip(pieces, tables, strict=True):
+        with errors_name(piece.source):
+            _tables.check_chosen(old, table.column_names)
+            if table.num_rows:
+                found.append(_rows(table, client, split, old, functions))
+                sources.append(piece.source)
+    lists = {name for name, values in found[0].values.items() if isinstance(values, list)}
+    arrays = [{name: values for name, values in rows.values.items() if name not in lists} for rows in found]
+    joined: dict[str, Any] = _tables.joined(arrays, sources)
+    for name in lists:
+        joined[name] = [value for rows in found for value in rows.values[name]]
+    return _Rows(
+        _ids(client, [rows.owner for rows in found], sources),
+        _ids(split, [rows.split for rows in found], sources),
+        {name: joined[name] for name in found[0].values},
+    )
+
+
 def _rows(
     table: pa.Table,
     client: str | None,
@@ -143,33 +177,12 @@ def _rows(
     old: Mapping[str, str],
     functions: Mapping[str, Any],
 ) -> _Rows:
-    _tables.check_chosen(old, table.column_names)
     owner, parts = (None if name is None else _arrow.ids_of(table, name) for name in (client, split))
-    values = {}
-    for new, name in old.items():
-        if new in functions:
-            values[new] = table.column(name).to_pylist()
-        elif table.num_rows:
-            values[new] = _arrow.to_numpy(table.column(name), name)
+    values = {
+        new: table.column(name).to_pylist() if new in functions else _arrow.to_numpy(table.column(name), name)
+        for new, name in old.items()
+    }
     return _Rows(owner, parts, values)
-
-
-def _joined(
-    pieces: Sequence[_Rows], sources: Sequence[Path | str], client: str | None, split: str | None
-) -> _Rows:
-    """All rows, one piece after the other."""
-    lists = {name for name, values in pieces[0].values.items() if isinstance(values, list)}
-    arrays = [
-        {name: values for name, values in piece.values.items() if name not in lists} for piece in pieces
-    ]
-    joined: dict[str, Any] = _tables.joined(arrays, sources)
-    for name in lists:
-        joined[name] = [value for piece in pieces for value in piece.values[name]]
-    return _Rows(
-        _ids(client, [piece.owner for piece in pieces], sources),
-        _ids(split, [piece.split for piece in pieces], sources),
-        {name: joined[name] for name in pieces[0].values},
-    )
 
 
 def _ids(

@@ -57,7 +57,9 @@ class Hdf5Part(Part):
                 self._examples = _child(self._file, "examples", h5py.Group)
                 names = sorted(self._examples)
                 for name in names:
-                    name.encode()  # what is no UTF-8 came as surrogates
+                    if not isinstance(name, str):
+                        raise ValueError(f"the group 'examples' holds the name {name!r}, expected text.")
+                    name.encode()  # other names that are no UTF-8 come with surrogates
                 sizes = [self._size(name) for name in names]
                 if not names:
                     raise ValueError("the group 'examples' is empty, expected at least one client.")

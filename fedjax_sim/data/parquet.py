@@ -28,9 +28,9 @@ def parquet(
     test_fraction: float | None = None,
     seed: int = 0,
 ) -> Federated:
-    """Reads Parquet and Arrow files (``.parquet``, ``.arrow``, ``.feather``): a row per example, a column that says who owns it.
+    """Reads Parquet and Arrow files, a row per example and a column that says who owns it.
 
-    A folder is all such files in it and in its folders, in the order of their names. If some are named after the
+    A folder is all files ``.parquet``, ``.arrow`` and ``.feather`` in it and in its folders, in the order of their names. If some are named after the
     parts (``train-0.parquet``, ``test/a.parquet``), the names divide them; otherwise a column may. Training and test
     part have the same clients in the same order, sorted; a client may be empty in either.
 

@@ -77,7 +77,7 @@ def tff(
       ValueError: a file is damaged, was cut off or is of another kind; examples are missing; a field is text or of
         several lengths; an HDF5 file links to others. Begins with the name of the file.
 
-    Source: the layouts of TensorFlow Federated's ``SqlClientData`` and ``HDF5ClientData``.
+    Source: TensorFlow Federated (tff.simulation.datasets), its SqlClientData and HDF5ClientData.
 
     Example:
       >>> import tempfile, h5py, numpy as np, fedjax_sim as fs

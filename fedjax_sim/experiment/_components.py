@@ -51,7 +51,10 @@ def wandb(
 
 BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
     "datasets": {
-        name: getattr(data, name) for name in ("digits", "glyphs", "synthetic", "npz", "leaf", "images", "mnist_by_writer", "stored")
+        name: getattr(data, name)
+        for name in (
+            "digits", "glyphs", "synthetic", "npz", "leaf", "images", "mnist_by_writer", "parquet", "huggingface", "tff", "stored",
+        )
     },
     "partitions": {
         name: getattr(partitions, name)

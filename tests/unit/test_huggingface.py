@@ -62,7 +62,10 @@ def test_a_selection_keeps_its_order(tmp_path, saved):
 
 def test_what_was_renamed_and_removed(tmp_path):
     changed = (
-        dataset().rename_column("user", "client").remove_columns("image").with_format("numpy", columns=["label"])
+        dataset()
+        .rename_column("user", "client")
+        .remove_columns("image")
+        .with_format("numpy", columns=["label"])
     )
     data = huggingface(changed)
     assert list(data.train.columns) == ["y"] and data.train.num_clients == 3 and data.classes == 3

@@ -528,13 +528,15 @@ def test_lazy_reads_the_same(tmp_path, kind):
         one, other = getattr(lazy, part), getattr(whole, part)
         assert one.ids.tolist() == other.ids.tolist()
         jax.tree.map(np.testing.assert_array_equal, one.in_memory.columns, other.columns)
-    task = fs.tasks.classification(fs.models.linear(classes=10))
-    algorithm = fs.algorithms.fedavg(task, optax.sgd(0.1))
+
+
+def test_lazy_clients_train(tmp_path):
+    path = write_sqlite(tmp_path / "a.sqlite", EMNIST)
+    algorithm = fs.algorithms.fedavg(fs.tasks.classification(fs.models.linear(classes=10)), optax.sgd(0.1))
     losses = []
-    for data in (lazy, whole):
-        sim = fs.Simulation(
-            algorithm, data.train, cohort=fs.cohorts.uniform(2), local=fs.LocalWork(batch_size=2)
-        )
+    for lazy in (True, False):
+        train = tff(path, lazy=lazy).train
+        sim = fs.Simulation(algorithm, train, cohort=fs.cohorts.uniform(2), local=fs.LocalWork(batch_size=2))
         losses.append(sim.run(sim.init(seed=0), rounds=2)[1].metrics["loss"])
     np.testing.assert_array_equal(*losses)
 
