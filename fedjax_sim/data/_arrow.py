@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,9 +97,8 @@ def _read_arrow(path: Path) -> pa.Table:
 def _checked(table: pa.Table, path: Path, kind: str) -> pa.Table:
     with arrow_errors(path, kind):
         table.validate(full=True)  # offsets that point outside, text that is no UTF-8
-        names = table.column_names
-        for name in names:
-            if names.count(name) > 1:
+        for name, count in Counter(table.column_names).items():
+            if count > 1:
                 raise ValueError(f"column {name!r} is there twice")
     return table
 
@@ -151,7 +151,12 @@ def to_numpy(column: pa.ChunkedArray, name: str) -> np.ndarray:
     Raises:
       ValueError: the column holds nulls, text, lists of several lengths or something else that is no array.
     """
+    import pyarrow as pa
+
     _check_no_null(column, f"column {name!r}")
+    if pa.types.is_struct(column.type) and {field.name for field in column.type} == {"bytes", "path"}:
+        encoded = (raw.as_py() for chunk in column.chunks for raw in chunk.field("bytes"))
+        return pictures(encoded, f"column {name!r}")
     chunks = [chunk for chunk in column.chunks if len(chunk)]
     arrays = [_array(chunk, name) for chunk in chunks]
     shapes = {array.shape[1:] for array in arrays}
@@ -181,8 +186,6 @@ def _array(array: pa.Array, name: str) -> np.ndarray:
         flat = array.flatten()
         inner = _array(flat, name)
         return inner.reshape(len(array), lengths[0], *inner.shape[1:])
-    if pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}:
-        return pictures((raw.as_py() for raw in array.field("bytes")), f"column {name!r}")
     raise ValueError(f"column {name!r} is of type {kind}, expected numbers: {_FIX.format(name=name)}.")
 
 

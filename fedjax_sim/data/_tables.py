@@ -221,10 +221,10 @@ def federated(
 def make_labels(columns: dict[str, np.ndarray], label: str) -> int | None:
     """Makes the label column int32 where it is one of integers; returns the number of classes."""
     labels = columns.get(label)
-    if labels is None or labels.dtype.kind not in "iu" or labels.size == 0:
+    if labels is None or labels.dtype.kind not in "iu":
         return None
     limits = np.iinfo(np.int32)
-    if labels.min() < limits.min or labels.max() > limits.max:
+    if labels.size and (labels.min() < limits.min or labels.max() > limits.max):
         raise ValueError(
             f"label column {label!r} holds numbers from {labels.min()} to {labels.max()}, expected int32."
         )

@@ -180,8 +180,8 @@ def in_memory(part: Part, layout: Layout, like: Mapping[str, np.ndarray]) -> Cli
         columns = layout.apply(values, part, position)
         if describe(columns) != describe(like):
             raise ValueError(
-                f"{part.source}: client {part.ids[position].item()!r} has columns {describe(columns)}, another has {describe(like)}; expected "
-                "the same dtypes and shapes."
+                f"{part.source}: client {part.ids[position].item()!r} has columns {describe(columns)}, another has "
+                f"{describe(like)}; expected the same dtypes and shapes."
             )
         if layout.functions:
             made[position] = columns

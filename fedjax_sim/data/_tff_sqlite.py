@@ -70,6 +70,11 @@ class SqliteFile:
                 for table, columns in _TABLES.items():
                     self._check_table(table, columns)
                 self.sizes = self._read_sizes()
+                total = sum(size for sizes in self.sizes.values() for size in sizes.values())
+                if total > place.stat().st_size:
+                    raise ValueError(
+                        f"client_metadata counts {total} examples, more than a file of {place.stat().st_size} bytes holds."
+                    )
             except BaseException:
                 self.close()
                 raise

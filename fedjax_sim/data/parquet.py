@@ -30,9 +30,9 @@ def parquet(
 ) -> Federated:
     """Reads Parquet and Arrow files, a row per example and a column that says who owns it.
 
-    A folder is all files ``.parquet``, ``.arrow`` and ``.feather`` in it and in its folders, in the order of their names. If some are named after the
-    parts (``train-0.parquet``, ``test/a.parquet``), the names divide them; otherwise a column may. Training and test
-    part have the same clients in the same order, sorted; a client may be empty in either.
+    A folder is all files ``.parquet``, ``.arrow`` and ``.feather`` in it and below, in the order of their names. If
+    some are named after the parts (``train-0.parquet``, ``test/a.parquet``), the names divide them; otherwise a column
+    may. Training and test part have the same clients in the same order, sorted; a client may be empty in either.
 
     Numbers keep their type. Lists of one length become axes. Images as the ``datasets`` package stores them,
     ``{bytes, path}``, are decoded where all have one shape: ``uint8[examples, height, width(, channels)]``. The label
@@ -100,23 +100,32 @@ def _files(path: Path, train: str, test: str | None) -> list[tuple[Path, str | N
         return [(path, None)]
     files = sorted(
         file
-        for pattern in ("*", "*/*")
-        for file in path.glob(pattern)
+        for file in path.rglob("*")
         if file.suffix in SUFFIXES and not any(name.startswith(".") for name in file.relative_to(path).parts)
     )
     if not files:
         raise ValueError(f"{path} holds no file {', '.join(SUFFIXES)}, expected some.")
     check_shards(files)
     known = [train, *([test] if test else ["test", "validation"])]
-    parts = [_part(file.relative_to(path).parts[0], known) for file in files]
+    parts = [_part(file, path, known) for file in files]
     if not set(parts) & set(known):
         parts = [None] * len(files)
     return list(zip(files, parts, strict=True))
 
 
-def _part(name: str, known: list[str]) -> str:
-    """``train`` for ``train``, ``train.parquet``, ``train-00000-of-00002.parquet``; other names up to their number."""
-    for part in known:
-        if name.startswith(part) and not name[len(part) : len(part) + 1].isalpha():
-            return part
-    return re.split(r"[-_.]?(?:\d|\.)", name, maxsplit=1)[0] or name
+def _part(file: Path, folder: Path, known: list[str]) -> str:
+    """``train`` for ``train.parquet``, ``train-00000-of-00002.parquet`` and what is below ``train/``.
+
+    The name of a part ends where a number or a suffix begins.
+    """
+    names = [re.split(r"[-_.]?\d|\.", name, maxsplit=1)[0] for name in file.relative_to(folder).parts]
+    for name in names:
+        if name in known:
+            return name
+        close = next((part for part in known if re.match(rf"{re.escape(part)}[-_ ]", name)), None)
+        if close is not None:
+            raise ValueError(
+                f"{file} may be of the part {close!r} or of one called {name!r}. Rename it, or name the parts by train= and "
+                "test=."
+            )
+    return names[0]

@@ -96,6 +96,8 @@ def test_images_and_text(tmp_path):
     data = huggingface(path, decode={"text": lambda texts: [len(text) for text in texts]})
     np.testing.assert_array_equal(data.train.columns["x"], pixels)
     assert data.train.columns["text"].tolist() == [1, 2] and data.classes == 2
+    second = huggingface(datasets.load_from_disk(str(path)).select([1]), columns={"x": "image"})
+    np.testing.assert_array_equal(second.train.columns["x"], pixels[1:])
     assert "one client holds all" in data.notes[0]
     lists = datasets.Dataset.from_dict({"z": [[1.0, 2.0], [3.0]]})
     with pytest.raises(ValueError, match=r"Dataset: column 'z' holds arrays of several shapes"):

@@ -134,7 +134,8 @@ def test_parts_of_a_split_column_are_chosen(tmp_path):
     [
         ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test-00000-of-00001.parquet"],
         ["train/0.parquet", "train/1.arrow", "test/0.parquet"],
-        ["train.parquet", "train_b.parquet", "validation.parquet"],
+        ["train_2.parquet", "train_3.parquet", "validation.parquet"],
+        ["data/train/more/x.parquet", "data/train0.parquet", "other/test.parquet"],
     ],
 )
 def test_a_folder_with_parts(tmp_path, names):
@@ -158,6 +159,16 @@ def test_other_parts_of_a_folder_are_noted(tmp_path):
     for name in ("train-0.parquet", "test-0.parquet", "validation-0.parquet", "extra.parquet"):
         write(tmp_path / name, table())
     assert parquet(tmp_path).notes == ("part 'extra' is left out", "part 'validation' is left out")
+
+
+def test_a_name_between_two_parts(tmp_path):
+    for name in ("train.parquet", "test_matched.parquet", "test_mismatched.parquet"):
+        write(tmp_path / name, table())
+    with pytest.raises(
+        ValueError, match=r"test_matched.parquet may be of the part 'test' or of one called 'test_matched'"
+    ):
+        parquet(tmp_path)
+    assert parquet(tmp_path, test="test_matched").notes == ("part 'test_mismatched' is left out",)
 
 
 def test_parts_that_do_not_fit(tmp_path):
@@ -292,7 +303,7 @@ def test_images_that_cannot_be_read(tmp_path):
         (b"%!PS-Adobe", "column 'image' holds no image that can be read in row 2"),
         (None, "column 'image' names a file in row 2, expected the image itself"),
     ):
-        path = write(tmp_path / "a.parquet", table(image=images(good, good, bad, good)))
+        path = write(tmp_path / "a.parquet", table(image=images(good, good, bad, good)), row_group_size=1)
         with pytest.raises(ValueError, match=match) as caught:
             parquet(path)
         assert str(path) in str(caught.value)

@@ -64,7 +64,9 @@ def read_all(folder: Path, table: dict[str, np.ndarray]) -> dict[str, Federated]
         write_hdf5(folder / "hdf5" / f"{part}.h5", clients)
     examples = {
         part: {
-            client: [example(x=np.asarray(x), label=int(y)) for x, y in zip(own["x"], own["label"], strict=True)]
+            client: [
+                example(x=np.asarray(x), label=int(y)) for x, y in zip(own["x"], own["label"], strict=True)
+            ]
             for client, own in clients.items()
         }
         for part, clients in parts.items()

@@ -160,6 +160,8 @@ def test_text_is_given_to_a_function_by_client(tmp_path):
     data = tff(path, decode={"snippets": windows})
     assert data.train.sizes.tolist() == [5, 1] and data.test.sizes.tolist() == [1]
     assert data.train.client("B")["x"].tolist() == [[97, 121]]
+    few = tff(path, decode={"snippets": lambda texts: {"y": np.zeros(texts.count("ay"), int)}})
+    assert few.train.sizes.tolist() == [0, 1] and few.test.sizes.tolist() == [0]
     with pytest.raises(ValueError, match="decode names 'text', expected one of the columns snippets"):
         tff(path, decode={"text": windows})
     with pytest.raises(ValueError, match=r"a.sqlite: client 'A': .*unhashable"):
@@ -224,7 +226,14 @@ def test_ragged_fields(tmp_path):
             "client_metadata holds 'train', 'a', 'many', expected",
         ),
         ({"train": {"a": [digit(0)]}}, {}, {"a": -1}, "client_metadata holds 'train', 'a', -1"),
-        ({"train": {"a": [digit(0)]}}, {}, {"a": 2**62}, "client 'a' has 1 examples"),
+        ({"train": {"a": [digit(0)]}}, {}, {"a": 1000}, "client 'a' has 1 examples"),
+        ({"train": {"a": [digit(0)], "b": []}}, {}, {"b": 1000}, "client 'b' has 0 examples"),
+        (
+            {"train": {"a": [digit(0)], "b": []}},
+            {},
+            {"b": 2**62},
+            "counts 4611.* examples, more than a file of",
+        ),
         ({"train": {"a": ["text"]}}, {}, {}, "client 'a': an example is of type str, expected bytes"),
         ({"train": {"a\0": [digit(0)]}}, {}, {}, "ends with a zero byte"),
         ({"train": {"a": []}}, {}, {}, "no client has an example"),
