@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,12 +55,11 @@ class Hdf5Part(Part):
         with _errors(path):
             self._file = h5py.File(place, "r")
             try:
+                if "examples" not in self._file:
+                    there = ", ".join(self._file) or "none"
+                    raise ValueError(f"no group is called 'examples', the file has {there}.")
                 self._examples = _child(self._file, "examples", h5py.Group)
                 names = sorted(self._examples)
-                for name in names:
-                    if not isinstance(name, str):
-                        raise ValueError(f"the group 'examples' holds the name {name!r}, expected text.")
-                    name.encode()  # other names that are no UTF-8 come with surrogates
                 sizes = [self._size(name) for name in names]
                 if not names:
                     raise ValueError("the group 'examples' is empty, expected at least one client.")
@@ -73,9 +73,11 @@ class Hdf5Part(Part):
         self._file.close()
 
     def client(self, position: int) -> Values:
-        name = self._names[position]
         with _errors(self.source):
-            return {field: _values(dataset) for field, dataset in self._fields(name).items()}
+            # What is in the group was looked at when the file was opened.
+            return {
+                field: _values(dataset) for field, dataset in self._examples[self._names[position]].items()
+            }
 
     def clients(self) -> Iterator[tuple[int, Values]]:
         for position in np.flatnonzero(self.sizes).tolist():
@@ -103,13 +105,11 @@ def _child(group: h5py.Group, name: str, kind: type) -> Any:
     """What is in a group under this name, and nowhere else."""
     import h5py
 
-    if name not in group:
-        raise ValueError(f"no group is called {name!r}, the file has {', '.join(group) or 'none'}.")
-    link = group.get(name, getlink=True)
-    if not isinstance(link, h5py.HardLink):
-        raise ValueError(
-            f"{name!r} is a {type(link).__name__}, which could lead to any file, expected the data."
-        )
+    if not isinstance(name, str):  # a name that is no UTF-8 comes as bytes, or with surrogates
+        raise ValueError(f"{name!r} is no name in UTF-8, expected text.")
+    link = group.id.links.get_info(name.encode())
+    if link.type != h5py.h5l.TYPE_HARD:  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError(f"{name!r} is a link, which could lead to any file, expected the data themselves.")
     found = group[name]
     if not isinstance(found, kind):
         raise ValueError(f"{name!r} is a {type(found).__name__}, expected a {kind.__name__}.")
@@ -118,28 +118,28 @@ def _child(group: h5py.Group, name: str, kind: type) -> Any:
 
 def _check(dataset: h5py.Dataset, what: str) -> None:
     """Before anything is read: the array is in this file, is one of numbers or text, and is as large as it says."""
+    shape, dtype = dataset.shape, dataset.dtype
     if dataset.external or dataset.is_virtual:
         raise ValueError(f"{what} keeps its values in other files, expected them in this one.")
-    if dataset.dtype.kind not in "biufS" and not _is_text(dataset):
-        raise ValueError(f"{what} is of dtype {dataset.dtype}, expected numbers or text.")
-    if dataset.ndim == 0:
+    if dtype.kind not in "biufS" and not _is_text(dtype):
+        raise ValueError(f"{what} is of dtype {dtype}, expected numbers or text.")
+    if not shape:
         raise ValueError(f"{what} is a single value, expected an array [examples, ...].")
-    stored = dataset.id.get_storage_size() * (1 if dataset.chunks is None else _MOST_COMPRESSED)
-    if dataset.size * dataset.dtype.itemsize > max(stored, 64 * 1024):
-        raise ValueError(
-            f"{what} says it has shape {list(dataset.shape)}, more than its {dataset.id.get_storage_size()} bytes can hold."
-        )
+    stored = dataset.id.get_storage_size()
+    most = stored * _MOST_COMPRESSED if dataset.chunks else stored
+    if math.prod(shape) * dtype.itemsize > most:
+        raise ValueError(f"{what} says it has shape {list(shape)}, more than its {stored} bytes can hold.")
 
 
-def _is_text(dataset: h5py.Dataset) -> bool:
+def _is_text(dtype: np.dtype) -> bool:
     import h5py
 
-    return h5py.check_string_dtype(dataset.dtype) is not None
+    return h5py.check_string_dtype(dtype) is not None
 
 
 def _values(dataset: h5py.Dataset) -> np.ndarray | list:
     values = dataset[()]
-    if _is_text(dataset):
+    if values.dtype.kind in "OS":
         return [text(raw) if isinstance(raw, bytes) else _nested(raw) for raw in values]
     return values
 

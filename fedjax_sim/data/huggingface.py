@@ -135,7 +135,10 @@ def _table(
 def _saved(folder: Path) -> list[Piece]:
     """The tables of a folder; nothing but JSON and Arrow is read."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder, expected one that save_to_disk wrote.")
+        raise FileNotFoundError(
+            f"{folder} is no folder, expected one that save_to_disk wrote. Nothing downloads: of a name on the hub, give what "
+            "datasets.load_dataset returns."
+        )
     if (folder / "state.json").is_file():
         return _shards(folder, None)
     about = folder / "dataset_dict.json"

@@ -462,9 +462,9 @@ def reference(group, file):
     [
         (
             link("label", h5py.ExternalLink("/etc/passwd", "/x")),
-            "'label' is a ExternalLink, which could lead to any",
+            "'label' is a link, which could lead to any",
         ),
-        (link("label", h5py.SoftLink("/examples/a/label")), "'label' is a SoftLink"),
+        (link("label", h5py.SoftLink("/examples/a/label")), "'label' is a link"),
         (
             replace("label", (1,), "i4", external=[("/etc/passwd", 0, 4)]),
             "field 'label' keeps its values in other",
