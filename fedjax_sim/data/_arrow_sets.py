@@ -77,6 +77,10 @@ def from_pieces(
             raise ValueError(
                 f"column {split!r} divides rows that files divide already, expected one of both. Set split=None."
             )
+        if test is not None and split is None and not by_name:
+            raise ValueError(
+                f"test is {test!r}, but neither names of files nor a column tell parts. Leave it out."
+            )
         if not any(table.num_rows for table in tables):
             raise ValueError("there are no rows, expected at least one example.")
     rows = _joined(pieces, tables, client, split, old, functions)

@@ -138,6 +138,10 @@ def _parts(
     with place.open("rb") as stream:
         start = stream.read(len(_tff_sqlite.MAGIC))
     if start.startswith(_tff_hdf5.MAGIC):
+        if test is not None:
+            raise ValueError(
+                f"{path} is one part, so there is no part {test!r} in it. Give the folder that holds both files."
+            )
         return [_hdf5(stack, place, path)], ()
     if start != _tff_sqlite.MAGIC:
         raise ValueError(f"{path} is neither an SQLite file nor an HDF5 file, expected one of them.")

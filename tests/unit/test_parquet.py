@@ -343,6 +343,7 @@ def test_images_that_cannot_be_read(tmp_path):
         ({"x": [b"a"] * 4}, {}, "'x' is of type binary, expected numbers"),
         ({"x": [{"a": 1}] * 4}, {}, "'x' is of type struct<a: int64>, expected numbers"),
         ({"x": pa.array([1, 2, 3, 4], pa.timestamp("ms"))}, {}, r"'x' is of type timestamp\[ms\]"),
+        ({}, {"test": "dev"}, "test is 'dev', but neither names of files nor a column tell parts"),
         ({}, {"channel_axis": "x"}, r"column 'x' has shape \[4, 2\], expected \[examples, height, width\]"),
         ({"mask": [1] * 4}, {}, "'mask' has a reserved name"),
     ],

@@ -389,6 +389,12 @@ def test_hdf5(tmp_path, options):
     assert alone.name == "fed_emnist_train" and alone.test.sizes.tolist() == [0, 1]
 
 
+def test_one_hdf5_file_is_one_part(tmp_path):
+    path = write_hdf5(tmp_path / "a_train.h5", {"f1": digits(3, 1)})
+    with pytest.raises(ValueError, match=r"a_train.h5 is one part, so there is no part 'test' in it"):
+        tff(path, test="test")
+
+
 def test_hdf5_of_other_sets(tmp_path):
     image = np.random.default_rng(0).integers(256, size=(2, 32, 32, 3), dtype=np.uint8)
     cifar = {"0": {"image": image, "coarse_label": np.array([1, 2]), "label": np.array([5, 99])}}
