@@ -63,7 +63,7 @@ def _data() -> None:
 def show(
     context: typer.Context,
     source: Annotated[
-        str, typer.Argument(help="digits, npz:FILE, leaf:PATH, images:FOLDER ..., or a TOML file.")
+        str, typer.Argument(help="digits, npz:FILE, parquet:PATH, leaf:PATH ..., or a TOML file.")
     ] = "digits",
     changes: Set = None,
     out: Annotated[
@@ -149,7 +149,7 @@ rounds = 100
 seeds = [0]                      # one replica each; several train at once, in one program
 
 [data]
-name = "digits"                  # 1,797 handwritten digits, no download; npz, leaf, images, mnist_by_writer, your own
+name = "digits"                  # 1,797 handwritten digits, no download; npz, parquet, leaf, images, your own
 clients = 50
 alpha = 0.3                      # Dirichlet: small gives each label to few clients
 

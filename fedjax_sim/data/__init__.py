@@ -1,7 +1,8 @@
 """Data of many clients: what it is, where it comes from, and who owns which example.
 
 ``ClientData`` holds the examples of all clients as flat columns with offsets. ``load`` and the sources that it
-names return a ``Federated``: a training and a test part. ``repartition`` deals the examples of a whole set anew by one of
+names return a ``Federated``: a training and a test part; so does ``arrays``, for what is in memory. ``parquet``,
+``huggingface`` and ``tff`` read files of other packages without those. ``repartition`` deals the examples of a whole set anew by one of
 ``fs.partitions``, ``split`` divides each client's examples into training and test; ``holdout_clients``, ``holdout_domain`` and
 ``holdout_public`` keep clients or a domain for evaluation, or examples for a public set. ``feature_noise`` and ``rotated``
 make clients' features differ, ``vertical`` splits them between parties. ``augmentations`` change images while a model
@@ -12,9 +13,12 @@ from fedjax_sim.data import augmentations, preprocessing, text
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.client_source import ClientSource
 from fedjax_sim.data.federated import Federated, holdout_clients, holdout_domain, holdout_public, split
+from fedjax_sim.data.flat import arrays, npz
 from fedjax_sim.data.glyphs import glyphs
+from fedjax_sim.data.huggingface import huggingface
 from fedjax_sim.data.image_sets import digits, images, mnist_by_writer
 from fedjax_sim.data.leaf import leaf
+from fedjax_sim.data.parquet import parquet
 from fedjax_sim.data.presets.cifar import cifar10, cifar100
 from fedjax_sim.data.presets.emnist import emnist
 from fedjax_sim.data.presets.flamby import heart_disease, tcga_brca
@@ -23,10 +27,11 @@ from fedjax_sim.data.presets.school import school
 from fedjax_sim.data.presets.shakespeare import shakespeare
 from fedjax_sim.data.repartition import repartition
 from fedjax_sim.data.skews import feature_noise, rotated
-from fedjax_sim.data.sources import load, npz
+from fedjax_sim.data.sources import load
 from fedjax_sim.data.stored import stored, write
 from fedjax_sim.data.synthetic_sets import synthetic
 from fedjax_sim.data.tfds import tfds
+from fedjax_sim.data.tff import tff
 from fedjax_sim.data.vertical import Party, vertical
 
 __all__ = [
@@ -34,6 +39,7 @@ __all__ = [
     "ClientSource",
     "Federated",
     "Party",
+    "arrays",
     "augmentations",
     "celeba",
     "cifar10",
@@ -46,11 +52,13 @@ __all__ = [
     "holdout_clients",
     "holdout_domain",
     "holdout_public",
+    "huggingface",
     "images",
     "leaf",
     "load",
     "mnist_by_writer",
     "npz",
+    "parquet",
     "preprocessing",
     "repartition",
     "rotated",
@@ -63,6 +71,7 @@ __all__ = [
     "tcga_brca",
     "text",
     "tfds",
+    "tff",
     "vertical",
     "write",
 ]

@@ -110,17 +110,3 @@ def check_offsets(offsets: Any, num_clients: int, num_examples: int) -> np.ndarr
 def offsets_of(sizes: np.ndarray) -> np.ndarray:
     """Running total of the clients' sizes from 0, ``int64[clients + 1]``."""
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-
-
-def make_labels(columns: dict[str, np.ndarray], label: str) -> int | None:
-    """Makes the label column int32 where it is one of integers; returns the number of classes."""
-    labels = columns.get(label)
-    if labels is None or labels.dtype.kind not in "iu" or labels.size == 0:
-        return None
-    limits = np.iinfo(np.int32)
-    if labels.min() < limits.min or labels.max() > limits.max:
-        raise ValueError(
-            f"label column {label!r} holds numbers from {labels.min()} to {labels.max()}, expected int32."
-        )
-    columns[label] = labels.astype(np.int32)
-    return int(labels.max()) + 1 if labels.min() >= 0 else None

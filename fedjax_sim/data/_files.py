@@ -6,6 +6,8 @@ import contextlib
 import gzip
 import json
 import lzma
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -14,11 +16,16 @@ from typing import Any
 
 import numpy as np
 
-_DAMAGED = (EOFError, OSError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+# A zip file may also ask for a password or for a method that nobody has (RuntimeError), an array's header for more than
+# there is memory, or be no Python at all.
+_DAMAGED = (
+    EOFError, KeyError, MemoryError, OSError, OverflowError, RuntimeError, SyntaxError, TypeError, ValueError,
+    lzma.LZMAError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 @contextlib.contextmanager
-def errors_name(*paths: Path) -> Iterator[None]:
+def errors_name(*paths: Path | str) -> Iterator[None]:
     """Turns what is wrong with the contents of files into a ``ValueError`` that begins with their names."""
     try:
         yield
@@ -66,7 +73,7 @@ class Npz:
         if name not in self._arrays:
             try:
                 with np.load(self._path, allow_pickle=False) as archive:
-                    self._arrays[name] = archive[name]
+                    array = archive[name]
             except _DAMAGED as error:
                 if "allow_pickle" in str(error):
                     raise ValueError(
@@ -74,6 +81,9 @@ class Npz:
                         "Save numbers (ragged rows: pad them to one length), or read only the other columns."
                     ) from error
                 raise ValueError(f"array {name!r} cannot be read, the file is damaged: {error}") from error
+            if not isinstance(array, np.ndarray):  # what is in the archive and no .npy file comes as bytes
+                raise ValueError(f"{name!r} is no array, expected a file that np.savez wrote.")
+            self._arrays[name] = array
         return self._arrays[name]
 
 

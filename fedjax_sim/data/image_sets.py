@@ -89,7 +89,8 @@ def mnist_by_writer(folder: str | Path) -> Federated:
         with errors_name(path, labels):
             columns = {"x": _with_channels(x), "y": _labels(file, part)}
             parts.append(ClientData.from_arrays(columns, file.read(f"{part}_writer")))
-    return Federated(*parts, name="mnist_by_writer", classes=10)
+    with errors_name(folder):
+        return Federated(*parts, name="mnist_by_writer", classes=10)
 
 
 def images(folder: str | Path) -> Federated:
@@ -128,7 +129,8 @@ def images(folder: str | Path) -> Federated:
             columns = {"x": _with_channels(x), "y": _labels(file, part)}
             parts.append(ClientData.from_arrays(columns, np.zeros(len(x), np.int64), ids=[0]))
     classes = max((int(part.columns["y"].max(initial=-1)) for part in parts), default=-1) + 1
-    return Federated(*parts, name=folder.resolve().name, classes=classes or None)
+    with errors_name(folder):
+        return Federated(*parts, name=folder.resolve().name, classes=classes or None)
 
 
 def _only(folder: Path, pattern: str) -> Path:

@@ -1,24 +1,19 @@
-"""A data set by its name, and the source for flat ``.npz`` files. Nothing downloads."""
+"""A data set by its name. Nothing downloads."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from fedjax_sim.data._columns import make_labels
-from fedjax_sim.data._files import Npz, errors_name
-from fedjax_sim.data._ids import as_ids
-from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.federated import Federated
-from fedjax_sim.data.federated import split as split_examples  # `npz` has an argument called split
+from fedjax_sim.data.flat import npz
 from fedjax_sim.data.glyphs import glyphs
+from fedjax_sim.data.huggingface import huggingface
 from fedjax_sim.data.image_sets import digits, images, mnist_by_writer
 from fedjax_sim.data.leaf import leaf
+from fedjax_sim.data.parquet import parquet
 from fedjax_sim.data.presets.cifar import cifar10, cifar100
 from fedjax_sim.data.presets.emnist import emnist
 from fedjax_sim.data.presets.flamby import heart_disease, tcga_brca
@@ -28,83 +23,7 @@ from fedjax_sim.data.presets.shakespeare import shakespeare
 from fedjax_sim.data.stored import stored
 from fedjax_sim.data.synthetic_sets import synthetic
 from fedjax_sim.data.tfds import tfds
-
-
-def npz(
-    path: str | Path,
-    *,
-    client: str = "client",
-    client_names: str | None = None,
-    split: str = "split",
-    columns: Iterable[str] | Mapping[str, str] | None = None,
-    label: str = "y",
-    channel_axis: str | Iterable[str] = (),
-    test_fraction: float | None = None,
-    seed: int = 0,
-) -> Federated:
-    """Reads a flat ``.npz`` file: arrays ``[examples, ...]``, one of which says who owns each row.
-
-    Training and test part have the same clients in the same order; a client may be empty in either. Arrays keep
-    their storage type, except an integer label column, which becomes int32; it also gives ``classes`` (largest label
-    plus one) unless there are negative labels.
-
-    Args:
-      path: the file.
-      client: array ``[examples]``: ids, or, where the file has ``client_names``, positions in it.
-      client_names: array ``[clients]`` of all ids, in the order wanted. By default ``<client>_name`` if the file has
-        one. Without names, the ids are those that occur, sorted.
-      split: array ``[examples]``, 0 for training and 1 for test. A file without ``"split"`` is all training data, its
-        test part is empty.
-      columns: what to keep: names, or new name to name in the file. By default every array of numbers with as many
-        rows as ``client``, other than ``client`` and ``split``; arrays of other lengths and text are left out.
-      label: the label column (its new name), if there is one.
-      channel_axis: columns ``[examples, height, width]`` that get a trailing axis of length 1, as convolutions expect.
-      test_fraction: divides a file without split inside each client, by ``fedjax_sim.data.split``.
-      seed: for ``test_fraction``.
-
-    Raises:
-      FileNotFoundError, IsADirectoryError: there is no such file.
-      ValueError: the file is damaged, holds Python objects, lacks an array, or arrays do not fit together.
-
-    Example:
-      >>> import tempfile, numpy as np, fedjax_sim as fs
-      >>> with tempfile.TemporaryDirectory() as folder:
-      ...     np.savez(folder + "/toy.npz", x=np.zeros((3, 2)), y=[0, 1, 1], split=[0, 1, 0],
-      ...              client=[1, 1, 0], client_name=["ann", "bo"])
-      ...     data = fs.data.npz(folder + "/toy.npz")
-      >>> data.train.ids, data.train.sizes, data.test.sizes, data.classes
-      (array(['ann', 'bo'], dtype='<U3'), array([1, 1]), array([0, 1]), 2)
-    """
-    path = Path(path)
-    file = Npz(path)
-    has_split = split in file.names or split != "split"  # a name that the caller chose must be there
-    if has_split and test_fraction is not None:
-        raise ValueError(
-            f"{path} has a split of its own ({split!r}), expected no test_fraction. Leave it out."
-        )
-    if client_names is None and f"{client}_name" in file.names:
-        client_names = f"{client}_name"
-
-    with errors_name(path):
-        owner, ids = _owners(file, client, client_names)
-        kept = _chosen(file, columns, len(owner), {client, client_names, split})
-        classes = make_labels(kept, label)
-        for name in [channel_axis] if isinstance(channel_axis, str) else channel_axis:
-            _add_channel_axis(kept, name)
-        is_test = _is_test(file.read(split), split, len(owner)) if has_split else np.zeros(len(owner), bool)
-        for name, array in kept.items():
-            if array.shape[:1] != owner.shape:
-                raise ValueError(
-                    f"column {name!r} has shape {list(array.shape)}, expected {len(owner)} rows, as {client!r}."
-                )
-        train, test = (
-            ClientData.from_arrays({name: array[rows] for name, array in kept.items()}, owner[rows], ids=ids)
-            for rows in (~is_test, is_test)
-        )
-    if test_fraction is not None:
-        train, test = split_examples(train, test_fraction, seed)
-    return Federated(train, test, name=path.stem, classes=classes)
-
+from fedjax_sim.data.tff import tff
 
 SOURCES: dict[str, Callable[..., Federated]] = {
     "digits": digits,
@@ -114,6 +33,9 @@ SOURCES: dict[str, Callable[..., Federated]] = {
     "mnist_by_writer": mnist_by_writer,
     "leaf": leaf,
     "images": images,
+    "parquet": parquet,
+    "huggingface": huggingface,
+    "tff": tff,
     "stored": stored,
     "heart_disease": heart_disease,
     "tcga_brca": tcga_brca,
@@ -173,57 +95,3 @@ def _arguments(source: str) -> tuple[str | None, list[str]]:
 def _usage(source: str) -> str:
     path, _ = _arguments(source)
     return f"{source}:{path.upper()}" if path else source
-
-
-def _owners(file: Npz, client: str, client_names: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """The id that owns each row, and all ids."""
-    owner = as_ids(client, file.read(client))
-    if client_names is None:
-        return owner, np.unique(owner)
-    ids = as_ids(client_names, file.read(client_names))
-    if owner.dtype.kind == "U":
-        return owner, ids
-    outside = owner[(owner < 0) | (owner >= len(ids))]
-    if outside.size:
-        raise ValueError(
-            f"array {client!r} holds {outside[0]}, expected 0 to {len(ids) - 1}: positions in {client_names!r}."
-        )
-    return ids[owner], ids
-
-
-def _chosen(
-    file: Npz,
-    columns: Iterable[str] | Mapping[str, str] | None,
-    num_examples: int,
-    not_columns: set[str | None],
-) -> dict[str, np.ndarray]:
-    if columns is None:
-        arrays = {name: file.read(name) for name in file.names if name not in not_columns}
-        return {
-            name: array
-            for name, array in arrays.items()
-            if array.shape[:1] == (num_examples,) and array.dtype.kind not in "SU"
-        }
-    if not isinstance(columns, Mapping):
-        names = [columns] if isinstance(columns, str) else list(columns)
-        columns = dict(zip(names, names, strict=True))
-    return {new: file.read(name) for new, name in columns.items()}
-
-
-def _add_channel_axis(columns: dict[str, np.ndarray], name: str) -> None:
-    if name not in columns:
-        raise ValueError(f"channel_axis names {name!r}, expected one of the columns {', '.join(columns)}.")
-    if columns[name].ndim != 3:
-        raise ValueError(
-            f"column {name!r} has shape {list(columns[name].shape)}, expected [examples, height, width]."
-        )
-    columns[name] = columns[name][..., None]
-
-
-def _is_test(array: np.ndarray, name: str, num_examples: int) -> np.ndarray:
-    if array.shape != (num_examples,) or not np.isin(array, (0, 1)).all():
-        raise ValueError(
-            f"array {name!r} is {array.dtype}{list(array.shape)} with values {np.unique(array)[:5].tolist()}, "
-            f"expected [{num_examples}] of 0 (training) and 1 (test)."
-        )
-    return array.astype(bool)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-HEAVY = ["tensorflow", "tensorflow_datasets", "orbax", "matplotlib", "sklearn", "tensorboard", "wandb"]
+HEAVY = [
+    "tensorflow", "tensorflow_datasets", "orbax", "matplotlib", "sklearn", "tensorboard", "wandb", "pyarrow", "h5py", "datasets",
+]  # fmt: skip
 OPTIONAL = [*HEAVY, "typer", "dp_accounting", "pandas"]  # rich comes with flax
 
 

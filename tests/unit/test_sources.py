@@ -1,6 +1,7 @@
 import lzma
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -127,12 +128,12 @@ def test_npz_classes(write, labels, classes):
         (
             {},
             {"columns": ["client_name"]},
-            r"column 'client_name' has shape \[3\], expected 6 rows, as 'client'",
+            r"column 'client_name' has shape \[3\], expected 6 rows, one for each owner",
         ),
         ({}, {"columns": {"mask": "x"}}, "'mask' has a reserved name"),
         ({}, {"channel_axis": "z"}, "channel_axis names 'z', expected one of the columns x, y"),
         ({}, {"channel_axis": "y"}, r"column 'y' has shape \[6\], expected \[examples, height, width\]"),
-        ({}, {"test_fraction": 0.2}, r"has a split of its own \('split'\)"),
+        ({}, {"test_fraction": 0.2}, r"it has a split of its own \('split'\)"),
         (
             {"x": np.array([{}] * 6)},
             {},
@@ -181,6 +182,33 @@ def test_npz_of_a_damaged_file(write, tmp_path):
     np.save(tmp_path / "single.npy", np.zeros(3))
     with pytest.raises(ValueError, match=r"single.npy holds a single array"):
         npz(tmp_path / "single.npy")
+
+
+def test_npz_with_a_split_in_words(write):
+    assert (
+        npz(write(split=np.array(["train", "test", "train", "test", "test", "train"]))).test.num_examples == 3
+    )
+    with pytest.raises(ValueError, match=r"expected \[6\] of 'train' \(training\) and 'test' \(test\)"):
+        npz(write(split=np.array(["train", "dev"] * 3)))
+
+
+def test_npz_that_is_another_archive(tmp_path):
+    path = tmp_path / "toy.npz"
+    np.savez(path, x=np.zeros(3), client=np.zeros(3, int))
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("README.txt", "hello")
+    with pytest.raises(ValueError, match=r"toy.npz: 'README.txt' is no array"):
+        npz(path)
+    # Bytes 6 and 8 of a local header are flags and method, 8 and 10 of one in the list at the end.
+    for name, value in (("a password", 1), ("a method", 99)):
+        at = 6 if name == "a password" else 8
+        damaged = bytearray(whole)
+        for start, shift in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
+            damaged[whole.index(start) + at + shift] = value
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"toy.npz: array 'x' cannot be read, the file is damaged"):
+            npz(path)
 
 
 def test_npz_of_a_path_that_is_no_file(tmp_path):

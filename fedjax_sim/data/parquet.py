@@ -1,0 +1,131 @@
+"""Data sets in Parquet and Arrow files, a row per example."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from fedjax_sim.data._arrow import SUFFIXES, read_table
+from fedjax_sim.data._arrow_sets import Piece, check_shards, from_pieces
+from fedjax_sim.data._files import check_is_file
+from fedjax_sim.data._tables import Columns, Decode, renamed
+from fedjax_sim.data.federated import Federated
+
+
+def parquet(
+    path: str | Path,
+    *,
+    client: str | None = None,
+    split: str | None = "split",
+    train: str = "train",
+    test: str | None = None,
+    columns: Columns | None = None,
+    label: str = "y",
+    channel_axis: str | Iterable[str] = (),
+    decode: Decode | None = None,
+    test_fraction: float | None = None,
+    seed: int = 0,
+) -> Federated:
+    """Reads Parquet and Arrow files, a row per example and a column that says who owns it.
+
+    A folder is all files ``.parquet``, ``.arrow`` and ``.feather`` in it and below, in the order of their names. If
+    some are named after the parts (``train-0.parquet``, ``test/a.parquet``), the names divide them; otherwise a column
+    may. Training and test part have the same clients in the same order, sorted; a client may be empty in either.
+
+    Numbers keep their type. Lists of one length become axes. Images as the ``datasets`` package stores them,
+    ``{bytes, path}``, are decoded where all have one shape: ``uint8[examples, height, width(, channels)]``. The label
+    column becomes int32 if it holds integers. It also gives ``classes``: as many as the schema names, or the largest
+    label plus one unless there are negative ones.
+
+    Args:
+      path: a file or a folder.
+      client: the column of ids, text or integers; by default ``"client"`` if there is one. Without, one client holds
+        all, until ``fedjax_sim.data.repartition`` deals the examples out; ``notes`` says so.
+      split: the column that divides rows: 0 for training and 1 for test, or names of parts. A file without
+        ``"split"`` is all training data.
+      train: name of the part to train on.
+      test: name of the part to evaluate on; by default ``"test"``, or else ``"validation"``, if there is one. Other
+        parts are left out; ``notes`` names them.
+      columns: what to keep: names, or new name to name in the file. By default all but ``client`` and ``split``;
+        ``image`` is then called ``x`` and ``label`` ``y``.
+      label: the label column (its new name), if there is one.
+      channel_axis: columns ``[examples, height, width]`` that get a trailing axis of length 1, as convolutions expect.
+      decode: by name in the file, a function for a column that holds no numbers: it gets the list of all values and
+        returns an array ``[examples, ...]``, or several by new name.
+      test_fraction: divides the examples of each client, by ``fedjax_sim.data.split``, where there is no split.
+      seed: for ``test_fraction``.
+
+    Raises:
+      FileNotFoundError: there is no such file or folder.
+      ValueError: a file is damaged or was cut off, lacks a column, a shard is missing, ids are null, a column is no
+        array, or things do not fit together; begins with the name of the file.
+
+    Example:
+      >>> import tempfile, pyarrow, pyarrow.parquet, fedjax_sim as fs
+      >>> toy = pyarrow.table({"who": ["bo", "ann", "bo"], "x": [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], "y": [0, 1, 1]})
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     pyarrow.parquet.write_table(toy, folder + "/toy.parquet")
+      ...     data = fs.data.parquet(folder + "/toy.parquet", client="who")
+      >>> data.train
+      ClientData(2 clients with 1 to 2 of 3 examples, x: float64[2], y: int32[], 60 B)
+    """
+    path = Path(path)
+    wanted = None if columns is None else renamed(columns)
+    pieces = [
+        Piece(file, part, functools.partial(read_table, file)) for file, part in _files(path, train, test)
+    ]
+    return from_pieces(
+        path.resolve().name.removesuffix(path.suffix if path.is_file() else ""),
+        path,
+        pieces,
+        client=client,
+        split=split,
+        train=train,
+        test=test,
+        columns=wanted,
+        label=label,
+        channel_axis=channel_axis,
+        decode=decode,
+        test_fraction=test_fraction,
+        seed=seed,
+    )
+
+
+def _files(path: Path, train: str, test: str | None) -> list[tuple[Path, str | None]]:
+    """Files, and the part that each belongs to by its name; ``None`` where names say nothing."""
+    if not path.is_dir():
+        check_is_file(path)
+        return [(path, None)]
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix in SUFFIXES and not any(name.startswith(".") for name in file.relative_to(path).parts)
+    )
+    if not files:
+        raise ValueError(f"{path} holds no file {', '.join(SUFFIXES)}, expected some.")
+    check_shards(files)
+    known = [train, *([test] if test else ["test", "validation"])]
+    parts = [_part(file, path, known) for file in files]
+    if not set(parts) & set(known):
+        parts = [None] * len(files)
+    return list(zip(files, parts, strict=True))
+
+
+def _part(file: Path, folder: Path, known: list[str]) -> str:
+    """``train`` for ``train.parquet``, ``train-00000-of-00002.parquet`` and what is below ``train/``.
+
+    The name of a part ends where a number or a suffix begins.
+    """
+    names = [re.split(r"[-_.]?\d|\.", name, maxsplit=1)[0] for name in file.relative_to(folder).parts]
+    for name in names:
+        if name in known:
+            return name
+        close = next((part for part in known if re.match(rf"{re.escape(part)}[-_ ]", name)), None)
+        if close is not None:
+            raise ValueError(
+                f"{file} may be of the part {close!r} or of one called {name!r}. Rename it, or name the parts by train= and "
+                "test=."
+            )
+    return names[0]
