@@ -51,7 +51,9 @@ class ClientData:
         _set_fields(self, columns, offsets, static)
 
     @classmethod
-    def from_clients(cls, clients: Mapping[int, Mapping[str, Any]] | Mapping[str, Mapping[str, Any]]) -> ClientData:
+    def from_clients(
+        cls, clients: Mapping[int, Mapping[str, Any]] | Mapping[str, Mapping[str, Any]]
+    ) -> ClientData:
         """Joins one mapping of columns ``[examples of the client, ...]`` per client, in the order given.
 
         Raises:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.data._columns import make_labels
+from fedjax_sim.data._columns import column_of, make_labels
 from fedjax_sim.data._files import Npz, errors_name
 from fedjax_sim.data._ids import as_ids
 from fedjax_sim.data.client_data import ClientData
@@ -206,13 +206,12 @@ def _chosen(
 
 
 def _add_channel_axis(columns: dict[str, np.ndarray], name: str) -> None:
-    if name not in columns:
-        raise ValueError(f"channel_axis names {name!r}, expected one of the columns {', '.join(columns)}.")
-    if columns[name].ndim != 3:
+    images = column_of(columns, name, "channel_axis")
+    if images.ndim != 3:
         raise ValueError(
-            f"column {name!r} has shape {list(columns[name].shape)}, expected [examples, height, width]."
+            f"column {name!r} has shape {list(images.shape)}, expected [examples, height, width]."
         )
-    columns[name] = columns[name][..., None]
+    columns[name] = images[..., None]
 
 
 def _is_test(array: np.ndarray, name: str, num_examples: int) -> np.ndarray:
