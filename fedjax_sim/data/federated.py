@@ -78,8 +78,6 @@ def split(data: Clients, test_fraction: float, seed: int) -> tuple[Clients, Clie
       >>> train, test = fs.data.split(data, test_fraction=0.2, seed=0)
       >>> train.sizes, test.sizes
       (array([8, 3, 1]), array([2, 1, 0]))
-      >>> fs.data.split(fs.data.glyphs(clients=1_000_000).train, test_fraction=0.2, seed=0)[1].num_clients
-      1000000
     """
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction is {test_fraction}, expected a number in (0, 1), ends excluded.")
@@ -139,6 +137,9 @@ def holdout_clients(data: Federated, fraction: float, seed: int) -> tuple[Federa
       >>> seen, unseen = fs.data.holdout_clients(data, fraction=0.25, seed=0)
       >>> seen.train.num_clients, unseen.train.num_clients, unseen.test.num_clients
       (15, 5, 5)
+      >>> writers = fs.data.glyphs(clients=1_000_000, test_fraction=0.2)  # none is drawn
+      >>> fs.data.holdout_clients(writers, fraction=0.25, seed=0)[1].train.num_clients
+      250000
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction is {fraction}, expected a number in (0, 1), ends excluded.")
