@@ -22,6 +22,8 @@ ABOUT_KIND = {
     "partitions": "`[partition]`: deals the examples of any data set to new clients. Beside these settings, the table has "
     "`seed` and `test_fraction` ([configuration](configuration.md#partition)).",
     "augmentations": "The list `task.augment`: what happens to images in training, first to last.",
+    "preprocessing": "The list `task.preprocess`: what happens to images in training, after `task.augment`, and in evaluation, "
+    "first to last.",
     "models": "`[model]`. `classes` and `vocabulary` come from the data where they are not given.",
     "tasks": "`[task]`: the loss and the metrics around the model.",
     "algorithms": "`[algorithm]`.",

@@ -5,7 +5,8 @@ Source of the pattern: FedJAX's and CLU's metrics; a mean of means is never take
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -41,15 +42,29 @@ def add(a: Metrics, b: Metrics) -> Metrics:
     return jax.tree.map(jnp.add, dict(a), dict(b))
 
 
-def accuracy(label: str = "y") -> Metric:
+def accuracy(label: str = "y", leave_out: Sequence[int] = ()) -> Metric:
     """Share of examples whose largest logit is at the label.
 
     Outputs are logits ``f32[batch, ..., classes]``, the label column is ``int[batch, ...]``. Labels below 0 are
-    left out, so that padded positions of a sequence do not count.
+    left out, so that padded positions of a sequence do not count. So are the labels ``leave_out``: the accuracy of next
+    words is reported without padding, begin, end and words out of the vocabulary (Reddi et al. 2021, arXiv
+    2003.00295), which is ``leave_out=encoder.no_words`` of ``data.text``. A prediction that is one of them is a miss.
+
+    >>> import jax.numpy as jnp
+    >>> from fedjax_sim import metrics
+    >>> batch = {"y": jnp.array([[2, 0, -1]])}
+    >>> total, weight = metrics.accuracy(leave_out=[0])(jnp.eye(3)[None, jnp.array([2, 0, 1])], batch)
+    >>> float(total[0]), float(weight[0])
+    (1.0, 1.0)
     """
+    left_out = tuple(operator.index(one) for one in leave_out)
 
     def metric(outputs: Outputs, batch: Batch):
-        return _hits(jnp.argmax(outputs, axis=-1) == batch[label], batch[label] >= 0)
+        labels = batch[label]
+        counted = labels >= 0
+        for one in left_out:
+            counted &= labels != one
+        return _hits(jnp.argmax(outputs, axis=-1) == labels, counted)
 
     return metric
 

@@ -54,11 +54,11 @@ def curves(history: fs.History) -> np.ndarray:
     return np.array([[e["test"].examples["accuracy"], e["train"].examples["loss"]] for e in found]).T
 
 
-def picture(results: np.ndarray, rounds: np.ndarray) -> Figure:
+def picture(results: np.ndarray, sets: list[str], rounds: np.ndarray) -> Figure:
     """Training loss: a row for each set, a column for each share of slow devices."""
-    figure = Figure(figsize=(10, 8), layout="constrained")
-    axes = figure.subplots(len(SETS), len(STRAGGLERS), sharex=True, sharey="row")
-    for row, name in enumerate(SETS):
+    figure = Figure(figsize=(10, 2.7 * len(sets)), layout="constrained")
+    axes = figure.subplots(len(sets), len(STRAGGLERS), sharex=True, sharey="row", squeeze=False)
+    for row, name in enumerate(sets):
         for column, share in enumerate(STRAGGLERS):
             ax = axes[row, column]
             for method, label in enumerate(METHODS):
@@ -70,7 +70,7 @@ def picture(results: np.ndarray, rounds: np.ndarray) -> Figure:
             ax.spines[["top", "right"]].set_visible(False)
             if column == 0:
                 ax.set_ylabel("training loss")
-            if row == len(SETS) - 1:
+            if row == len(sets) - 1:
                 ax.set_xlabel("rounds")
     axes[0, 0].legend(frameon=False, fontsize=9)
     return figure
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--draws", type=int, default=5, help="draws of the data, each with a seed of its own")
     parser.add_argument("--every", type=int, default=10, help="rounds between evaluations")
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--plot", help="where the picture goes")
     options = parser.parse_args()
 
@@ -92,7 +93,7 @@ def main() -> None:
                     [curves(history) for history in runs(data, share, draw, options.rounds, options.every)]
                     for share in STRAGGLERS
                 ]
-                for data in (fs.data.synthetic(seed=draw, **law) for law in SETS.values())
+                for data in (fs.data.synthetic(seed=draw, **SETS[name]) for name in options.sets)
             ]
             for draw in range(options.draws)
         ]
@@ -102,7 +103,7 @@ def main() -> None:
         f"test accuracy and training loss, mean (standard deviation) over {options.draws} draws, end of training"
     )
     print(f"{'':<24}" + "".join(f"{method:>34}" for method in METHODS))
-    for row, name in enumerate(SETS):
+    for row, name in enumerate(options.sets):
         for column, share in enumerate(STRAGGLERS):
             cells = []
             for method in range(len(METHODS)):
@@ -110,13 +111,17 @@ def main() -> None:
                 mean, spread = own.mean(axis=0), own.std(axis=0, ddof=min(1, len(own) - 1))
                 cells.append(f"{mean[0]:>14.3f} ({spread[0]:.3f}){mean[1]:>7.3f} ({spread[1]:.3f})")
             print(f"{f'{name}, {share:.0%} slow':<24}" + "".join(cells))
-    worst = last[:, 2, 2, :, 0]
-    print(
-        f"synthetic(1, 1), 90 % slow: FedProx with mu = 1 is {np.mean(worst[:, 2] - worst[:, 0]):+.3f} in accuracy over FedAvg"
-    )
+    if "synthetic(1, 1)" in options.sets:
+        gain = last[:, options.sets.index("synthetic(1, 1)"), STRAGGLERS.index(0.9), :, 0]
+        print(
+            "synthetic(1, 1), 90% slow: FedProx with mu = 1 is "
+            f"{np.mean(gain[:, 2] - gain[:, 0]):+.3f} in accuracy over FedAvg (+0.22 in the paper, on average over its sets)"
+        )
     print(f"{time.perf_counter() - started:.0f} s")
     if options.plot:
-        picture(results, np.arange(1, results.shape[-1] + 1) * options.every).savefig(options.plot, dpi=110)
+        picture(results, options.sets, np.arange(1, results.shape[-1] + 1) * options.every).savefig(
+            options.plot, dpi=110
+        )
 
 
 if __name__ == "__main__":

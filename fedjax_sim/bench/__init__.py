@@ -4,12 +4,13 @@
 scripts under ``benchmarks/`` call the same.
 """
 
-from fedjax_sim.bench import _compare, _host, _kernels, _peers, _rounds, _scaling
+from fedjax_sim.bench import _compare, _host, _kernels, _peers, _rounds, _scaling, _streaming
 
 BENCHMARKS = {
     "rounds": _rounds.main,
     "kernels": _kernels.main,
     "scaling": _scaling.main,
+    "streaming": _streaming.main,
     "host": _host.main,
     "peers": _peers.main,
     "compare": _compare.main,

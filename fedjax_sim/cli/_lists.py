@@ -169,6 +169,7 @@ alpha = 0.3                      # Dirichlet: small gives each label to few clie
 [task]
 name = "classification"
 # augment = [{ name = "shift", pixels = 2 }]
+# preprocess = [{ name = "normalise", mean = 0.5, std = 0.5 }]
 
 [model]
 name = "mlp"                     # or "my_package.my_module:my_model"

@@ -4,10 +4,11 @@
 names return a ``Federated``: a training and a test part. ``repartition`` deals the examples of a whole set anew by one of
 ``fs.partitions``, ``split`` divides each client's examples into training and test; ``holdout_clients``, ``holdout_domain`` and
 ``holdout_public`` keep clients or a domain for evaluation, or examples for a public set. ``feature_noise`` and ``rotated``
-make clients' features differ, ``vertical`` splits them between parties. ``augmentations`` change images while a model trains.
+make clients' features differ, ``vertical`` splits them between parties. ``augmentations`` change images while a model
+trains, ``preprocessing`` also when it is evaluated. ``text`` makes integers of texts.
 """
 
-from fedjax_sim.data import augmentations
+from fedjax_sim.data import augmentations, preprocessing, text
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.client_source import ClientSource
 from fedjax_sim.data.federated import Federated, holdout_clients, holdout_domain, holdout_public, split
@@ -17,7 +18,9 @@ from fedjax_sim.data.leaf import leaf
 from fedjax_sim.data.presets.cifar import cifar10, cifar100
 from fedjax_sim.data.presets.emnist import emnist
 from fedjax_sim.data.presets.flamby import heart_disease, tcga_brca
+from fedjax_sim.data.presets.leaf_sets import celeba, sent140
 from fedjax_sim.data.presets.school import school
+from fedjax_sim.data.presets.shakespeare import shakespeare
 from fedjax_sim.data.repartition import repartition
 from fedjax_sim.data.skews import feature_noise, rotated
 from fedjax_sim.data.sources import load, npz
@@ -32,6 +35,7 @@ __all__ = [
     "Federated",
     "Party",
     "augmentations",
+    "celeba",
     "cifar10",
     "cifar100",
     "digits",
@@ -47,13 +51,17 @@ __all__ = [
     "load",
     "mnist_by_writer",
     "npz",
+    "preprocessing",
     "repartition",
     "rotated",
     "school",
+    "sent140",
+    "shakespeare",
     "split",
     "stored",
     "synthetic",
     "tcga_brca",
+    "text",
     "tfds",
     "vertical",
     "write",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import json
 import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -94,6 +97,50 @@ def read_npy(path: str | Path) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} is an archive, expected one array: an {kind} file.")
     return array
+
+
+def read_text(file: Path) -> str:
+    """The text of a file in UTF-8, decompressed if its name ends in ``.gz``. Combine with ``errors_name``.
+
+    Raises:
+      FileNotFoundError, IsADirectoryError: there is no such file.
+      ValueError: it is empty, truncated, or no text.
+    """
+    check_is_file(file)
+    opened = gzip.open if file.suffix == ".gz" else open
+    try:
+        with opened(file, "rt", encoding="utf-8") as stream:
+            text = stream.read()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"the compressed file is truncated, or of another kind: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the file is no text in UTF-8: {error}") from error
+    if not text.strip():
+        raise ValueError("the file is empty.")
+    return text
+
+
+def parse_json(text: str) -> Any:
+    """What a JSON text says; a key that is there twice in one object is an error, not the last one.
+
+    Raises:
+      ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"the file is no JSON, or truncated: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's keys and values; of a key that is there twice, JSON's readers would drop one silently."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(
+            f"key {next(k for k in found if keys.count(k) > 1)!r} is there twice in one object, expected once."
+        )
+    return found
 
 
 def check_is_file(path: Path) -> None:

@@ -22,7 +22,9 @@ from fedjax_sim.data.leaf import leaf
 from fedjax_sim.data.presets.cifar import cifar10, cifar100
 from fedjax_sim.data.presets.emnist import emnist
 from fedjax_sim.data.presets.flamby import heart_disease, tcga_brca
+from fedjax_sim.data.presets.leaf_sets import celeba, sent140
 from fedjax_sim.data.presets.school import school
+from fedjax_sim.data.presets.shakespeare import shakespeare
 from fedjax_sim.data.stored import stored
 from fedjax_sim.data.synthetic_sets import synthetic
 from fedjax_sim.data.tfds import tfds
@@ -104,7 +106,7 @@ def npz(
     return Federated(train, test, name=path.stem, classes=classes)
 
 
-_SOURCES: dict[str, Callable[..., Federated]] = {
+SOURCES: dict[str, Callable[..., Federated]] = {
     "digits": digits,
     "glyphs": glyphs,
     "synthetic": synthetic,
@@ -120,16 +122,19 @@ _SOURCES: dict[str, Callable[..., Federated]] = {
     "cifar100": cifar100,
     "emnist": emnist,
     "tfds": tfds,
+    "shakespeare": shakespeare,
+    "sent140": sent140,
+    "celeba": celeba,
 }
+"""Every source by its name."""
 
 
 def load(name: str, **options: Any) -> Federated:
     """A data set by name, such as ``"digits"`` or ``"leaf:PATH"``.
 
     Args:
-      name: ``digits``, ``glyphs`` or ``synthetic``; or one that reads files: ``npz``, ``mnist_by_writer``, ``leaf``, ``images``,
-        ``stored``, ``heart_disease``, ``tcga_brca``, ``school``, ``cifar10``, ``cifar100`` or ``emnist``, a colon and the file or folder;
-        or ``tfds``, a colon and the data set's name there.
+      name: ``digits``, ``glyphs`` or ``synthetic``; or another source, a colon, and the file, folder or set that it reads. What
+        sources there are stands in ``SOURCES`` and in the error for an unknown one.
       **options: arguments of the function of that name in ``fedjax_sim.data``.
 
     Raises:
@@ -142,12 +147,12 @@ def load(name: str, **options: Any) -> Federated:
       5
     """
     source, colon, path = name.partition(":")
-    if source not in _SOURCES:
-        known = ", ".join(_usage(known) for known in _SOURCES)
-        close = difflib.get_close_matches(source, _SOURCES, n=1)
+    if source not in SOURCES:
+        known = ", ".join(_usage(known) for known in SOURCES)
+        close = difflib.get_close_matches(source, SOURCES, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"no data source is called {source!r}, expected one of {known}.{hint}")
-    function, path_name, accepted = _SOURCES[source], *_arguments(source)
+    function, path_name, accepted = SOURCES[source], *_arguments(source)
     for option in options:
         if option not in accepted:
             raise TypeError(
@@ -160,7 +165,7 @@ def load(name: str, **options: Any) -> Federated:
 
 def _arguments(source: str) -> tuple[str | None, list[str]]:
     """The name of the path that a source reads, if it reads one, and its options."""
-    parameters = inspect.signature(_SOURCES[source]).parameters.values()
+    parameters = inspect.signature(SOURCES[source]).parameters.values()
     path = next((p.name for p in parameters if p.default is p.empty), None)
     return path, [p.name for p in parameters if p.name != path]
 

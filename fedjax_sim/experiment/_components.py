@@ -10,7 +10,7 @@ import optax
 
 from fedjax_sim import aggregation, algorithms, data, engines, models, tasks, tracking
 from fedjax_sim.algorithms import server_optimizers
-from fedjax_sim.data import cohorts, partitions
+from fedjax_sim.data import cohorts, partitions, sources
 
 
 def sharded(devices: int, lanes: int | Literal["auto"] = "auto") -> engines.Engine:
@@ -50,13 +50,7 @@ def wandb(
 
 
 BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
-    "datasets": {
-        name: getattr(data, name)
-        for name in (
-            "digits", "glyphs", "synthetic", "npz", "leaf", "images", "mnist_by_writer", "stored", "heart_disease", "tcga_brca",
-            "school", "cifar10", "cifar100", "emnist", "tfds",
-        )
-    },
+    "datasets": dict(sources.SOURCES),
     "partitions": {
         name: getattr(partitions, name)
         for name in (
@@ -65,8 +59,10 @@ BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
         )
     },
     "augmentations": {
-        name: getattr(data.augmentations, name) for name in ("shift", "rotate", "brightness", "horizontal_flip")
+        name: getattr(data.augmentations, name)
+        for name in ("shift", "crop", "rotate", "brightness", "horizontal_flip", "cutout", "mixup")
     },
+    "preprocessing": {name: getattr(data.preprocessing, name) for name in ("centre_crop", "normalise", "standardise")},
     "models": {
         name: getattr(models, name)
         for name in (

@@ -125,6 +125,7 @@ PARTS: dict[Any, Part] = {
     Transform: Part("transforms", aggregation.chain),
     partitions.Partitioner: Part("partitions"),
     data.augmentations.Augmentation: Part("augmentations", data.augmentations.compose),
+    data.preprocessing.Preprocessing: Part("preprocessing", data.preprocessing.compose),
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from fedjax_sim._src.types import Metric, Task
 from fedjax_sim.data.augmentations import Augmentation
+from fedjax_sim.data.preprocessing import Preprocessing
 from fedjax_sim.tasks.flax_modules import BatchStats, from_flax
 
 __all__ = ["classification"]
@@ -24,6 +25,7 @@ def classification(
     batch_stats: BatchStats = "refuse",
     row_mask: str | None = None,
     augment: Augmentation | None = None,
+    preprocess: Preprocessing | None = None,
 ) -> Task:
     """Softmax cross-entropy and accuracy of a flax model.
 
@@ -41,9 +43,11 @@ def classification(
       batch_stats: policy for BatchNorm; see ``tasks.from_flax``.
       row_mask: argument of the model that takes the mask of valid rows; see ``tasks.from_flax``.
       augment: changes the scaled images in training, never in evaluation, such as ``data.augmentations.shift(2)``.
+      preprocess: changes the scaled images in training, after ``augment``, and in evaluation, such as
+        ``data.preprocessing.normalise(0.5, 0.5)``.
 
     Raises:
-      TypeError: the model, the sample or ``augment`` is of another kind.
+      TypeError: the model, the sample, ``augment`` or ``preprocess`` is of another kind.
       ValueError: an unknown policy, batch statistics without one, or ``classes`` differs from the model's.
 
     >>> import jax, jax.numpy as jnp
@@ -67,4 +71,5 @@ def classification(
         batch_stats=batch_stats,
         row_mask=row_mask,
         augment=augment,
+        preprocess=preprocess,
     )

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 from fedjax_sim import metrics as metrics_
 from fedjax_sim._src import checks, keys
 from fedjax_sim._src.types import Batch, Key, Loss, Metric, Outputs, PyTree, StatsPolicy, Task, Variables
-from fedjax_sim.data.augmentations import Augmentation
+from fedjax_sim.data.augmentations import Augmentation, Mixing, Mixture
+from fedjax_sim.data.preprocessing import Preprocessing
 from fedjax_sim.tasks import losses
 from fedjax_sim.tasks._columns import LabelKind, check_columns
+from fedjax_sim.tasks._mixing import Mixed, mixing_loss, mixing_metric
 from fedjax_sim.tasks._modules import pure_module
 
 __all__ = ["from_flax"]
@@ -43,6 +45,7 @@ def from_flax(
     batch_stats: BatchStats = "refuse",
     row_mask: str | None = None,
     augment: Augmentation | None = None,
+    preprocess: Preprocessing | None = None,
 ) -> Task:
     """A task from any flax module that is called with one array.
 
@@ -72,13 +75,16 @@ def from_flax(
       row_mask: name of an argument of the module that takes the mask of valid rows, ``bool[batch]``, for its
         BatchNorm; ``None`` passes nothing.
       augment: ``(key, inputs) -> inputs``, applied to the scaled inputs in training, with a key of its own; never in
-        evaluation. See ``data.augmentations``.
+        evaluation. See ``data.augmentations``. With ``mixup`` among them, the training loss and metrics of a row are
+        means over two examples.
+      preprocess: ``inputs -> inputs``, applied to the scaled inputs in training (after ``augment``) and in
+        evaluation. See ``data.preprocessing``.
 
     Raises:
-      TypeError: the module, the loss, the sample or ``augment`` is of another kind.
+      TypeError: the module, the loss, the sample, ``augment`` or ``preprocess`` is of another kind.
       ValueError: an unknown name; batch statistics without a policy (for linen modules without ``sample_input``
-        at ``init``); ``classes`` differs from the module's; in training, when
-        ``augment`` changes the inputs' shape or dtype.
+        at ``init``); ``classes`` differs from the module's; in training, when the model would get inputs of another
+        shape or dtype with ``augment`` than without.
 
     >>> import jax, jax.numpy as jnp
     >>> from flax import nnx
@@ -95,6 +101,11 @@ def from_flax(
             f"augment is {type(augment).__name__}, expected a function (key, inputs) -> inputs, such as "
             "data.augmentations.shift(2)."
         )
+    if preprocess is not None and not callable(preprocess):
+        raise TypeError(
+            f"preprocess is {type(preprocess).__name__}, expected a function inputs -> inputs, such as "
+            "data.preprocessing.normalise(0.5, 0.5)."
+        )
     checks.one_of("batch_stats", batch_stats, ("refuse", "averaged", "local"))
     if scale != "auto":
         checks.positive("scale", scale)
@@ -102,6 +113,7 @@ def from_flax(
     loss_fn, default_metrics, labels = _resolve_loss(loss, label)
     classes = _resolve_classes(module, classes)
     fixed_sample = None if sample_input is None else _zeros(sample_input)
+    prepare: Preprocessing = (lambda x: x) if preprocess is None else preprocess
 
     def init(key: Key, sample: Batch | None = None) -> Variables:
         x = fixed_sample if fixed_sample is not None or sample is None else sample[input]
@@ -110,7 +122,7 @@ def from_flax(
                 "the shapes of the model's parameters depend on its input, and none is known: build the task with "
                 "sample_input=jnp.zeros((1, ...)), or pass a sample batch, task.init(key, {'x': ...})."
             )
-        variables = model.init(key, None if x is None else _scaled(x, scale, ()))
+        variables = model.init(key, None if x is None else prepare(_scaled(x, scale, ())))
         if batch_stats == "refuse" and jax.tree.leaves(variables.stats):
             raise ValueError(_BATCH_STATS)
         return variables
@@ -118,9 +130,11 @@ def from_flax(
     def apply(variables: Variables, batch: Batch, key: Key | None, *, train: bool) -> tuple[Outputs, PyTree]:
         extra = {} if row_mask is None else {row_mask: batch["mask"]}
         x = _scaled(batch[input], scale, variables.params)
-        if augment is not None and train and key is not None:
-            x = _augmented(augment, x, key)
-        return model.call(variables, x, key, train=train, **extra)
+        if augment is None or not train or key is None:
+            return model.call(variables, prepare(x), key, train=train, **extra)
+        x, mixture = _augmented(augment, prepare, x, key, batch)
+        outputs, stats = model.call(variables, x, key, train=train, **extra)
+        return (outputs if mixture is None else Mixed(outputs, mixture.partner, mixture.share)), stats
 
     policy: StatsPolicy = "none" if batch_stats == "refuse" else batch_stats
     if fixed_sample is not None or not model.needs_sample:
@@ -135,18 +149,27 @@ def from_flax(
         classes=classes,
         vocabulary=_attribute(module, "vocabulary"),
     )
-    return Task(init, apply, loss_fn, dict(default_metrics if metrics is None else metrics), policy, check)
+    measured = dict(default_metrics if metrics is None else metrics)
+    if isinstance(augment, Mixing):
+        loss_fn = mixing_loss(loss_fn)
+        measured = {name: mixing_metric(metric) for name, metric in measured.items()}
+    return Task(init, apply, loss_fn, measured, policy, check)
 
 
-def _augmented(augment: Augmentation, x: jax.Array, key: Key) -> jax.Array:
-    # Dropout draws from the key itself.
-    changed = augment(keys.fold(key, keys.AUGMENT), x)
-    if changed.shape != x.shape or changed.dtype != x.dtype:
+def _augmented(
+    augment: Augmentation, prepare: Preprocessing, x: jax.Array, key: Key, batch: Batch
+) -> tuple[jax.Array, Mixture | None]:
+    """The inputs augmented and preprocessed, and who was mixed with whom."""
+    key = keys.fold(key, keys.AUGMENT)  # dropout draws from the key itself
+    mixture = augment.mix(key, x, batch["mask"]) if isinstance(augment, Mixing) else None
+    changed = prepare(augment(key, x) if mixture is None else mixture.images)
+    plain = jax.eval_shape(prepare, x)
+    if changed.shape != plain.shape or changed.dtype != plain.dtype:
         raise ValueError(
-            f"augment made {changed.dtype}{list(changed.shape)} of inputs {x.dtype}{list(x.shape)}, expected the same "
-            "shape and dtype."
+            f"augment made {changed.dtype}{list(changed.shape)} of inputs {plain.dtype}{list(plain.shape)}, expected the "
+            "same shape and dtype. Where it crops, give preprocess=data.preprocessing.centre_crop(size) the same size."
         )
-    return changed
+    return changed, mixture
 
 
 def _resolve_loss(loss: LossName | Loss, label: str) -> tuple[Loss, Mapping[str, Metric], LabelKind]:

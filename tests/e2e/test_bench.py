@@ -43,6 +43,26 @@ def test_kernels_time_every_form_and_mark_the_one_in_use(tmp_path):
     assert "slices *" in done.stdout and "of floor" in done.stdout
 
 
+def test_streaming_stands_beside_the_same_work_in_memory(tmp_path):
+    done = bench(
+        tmp_path, "streaming", "--", "--gigabytes", "0.003", "--models", "linear", "--cohort", "3", "--rounds", "2",
+        "--chunks", "2", "--repeats", "1", "--out", "s.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    resident, streamed = json.loads((tmp_path / "s.json").read_text())["rows"]
+    assert (resident["feed"], streamed["feed"]) == ("resident", "streamed")
+    speeds = [row["examples_per_second"]["median"] for row in (resident, streamed)]
+    assert streamed["ratio"] == pytest.approx(speeds[1] / speeds[0]) and resident["ratio"] == 1
+    assert streamed["set_gigabytes"] == pytest.approx(0.003, rel=0.1)
+
+
+def test_a_streamed_run_may_not_allocate_more_than_it_is_given(tmp_path):
+    done = bench(
+        tmp_path, "streaming", "--", "--gigabytes", "0.003", "--models", "linear", "--limit", "0.05", "--repeats", "1",
+    )  # fmt: skip
+    assert done.returncode != 0 and "run of linear ended with" in done.stderr
+
+
 def test_scaling_has_a_row_for_each_size(tmp_path):
     done = bench(
         tmp_path, "scaling", "--", "--clients", "30", "--cohort", "5", "--lanes", "1", "2", "--cohorts", "5", "30",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -32,6 +33,23 @@ def test_an_example_runs(name):
 
 def test_no_example_is_forgotten():
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
+
+
+def test_the_reproduction_of_shakespeare_runs(tmp_path):
+    """On a play of twelve roles, two of them too short."""
+    speech = "\n".join(["But soft, what light through yonder window breaks?"] * 20)
+    roles = [
+        {"play": "p", "role": str(role), "speeches": [speech if role > 1 else "Ay\nme"]} for role in range(12)
+    ]
+    file = tmp_path / "roles.jsonl"
+    file.write_text("\n".join(map(json.dumps, roles)))
+    script = str(ROOT / "examples" / "reproductions" / "shakespeare.py")
+    printed = run(
+        script, str(file), *["--rounds", "2", "--every", "1", "--hidden", "8", "--test-windows", "20"]
+    )
+    assert "10 of 12 roles have at least 800 characters" in printed and "3,906 by role" in printed
+    rows = [line.split() for line in printed.splitlines() if line.split()[0] in ("1", "2")]
+    assert len(rows) == 2 and all(0 <= float(value) <= 1 for row in rows for value in row[2:])
 
 
 def test_the_own_loop_learns():

@@ -28,6 +28,9 @@ SETS = {
         "data={name='leaf',path='{}/fedprox_synthetic/synthetic_1_1_mytest.json.gz',test_fraction=0.2}",
     ],
     "leaf_synthetic": ["data={name='npz',path='{}/leaf_synthetic/leaf_synthetic_100clients.npz'}"],
+    "shakespeare": [
+        "data={name='shakespeare',path='{}/shakespeare/roles.jsonl.gz'}", "model={name='char_lstm',hidden=16,layers=1}",
+    ],
     "flamby_heart_disease": [
         "data={name='npz',path='{}/flamby_heart_disease/fed_heart_flamby_split.npz',client='center',"
         "columns={x='x_center_normalised',y='y'}}",

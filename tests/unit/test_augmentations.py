@@ -19,6 +19,7 @@ MEMBERS = {
     "rotate": aug.rotate(20.0),
     "brightness": aug.brightness(0.5),
     "horizontal_flip": aug.horizontal_flip(mirror_safe=True),
+    "cutout": aug.cutout(3),
     "compose": aug.compose(aug.shift(1), aug.rotate(10.0), aug.brightness(0.2)),
 }
 
@@ -101,6 +102,45 @@ def test_a_shift_brings_in_zeros():
     assert out.sum(axis=(1, 2, 3)).min() == 4
 
 
+def test_a_crop_is_a_window_of_its_image_and_all_are_equally_likely():
+    images = jnp.arange(6 * 5 * 2, dtype=jnp.float32).reshape(1, 6, 5, 2) + 100 * jnp.zeros((6_000, 1, 1, 1))
+    out = np.asarray(aug.crop(4)(KEY, images))
+    assert out.shape == (6_000, 4, 4, 2)
+    first = (out[:, 0, 0, 0] / 2).astype(int)
+    tops, lefts = np.divmod(first, 5)
+    for row in range(30):
+        expected = np.asarray(images)[row, tops[row] : tops[row] + 4, lefts[row] : lefts[row] + 4]
+        np.testing.assert_array_equal(out[row], expected)
+    counts = np.zeros((3, 2))
+    np.add.at(counts, (tops, lefts), 1)
+    np.testing.assert_allclose(counts, 1_000, atol=5 * np.sqrt(1_000))
+    np.testing.assert_array_equal(aug.crop(5)(KEY, images[:, :5]), images[:, :5])  # nowhere else to go
+
+
+def test_crops_are_keyed_by_row_under_jit_and_vmap():
+    crop = aug.crop(4)
+    whole = crop(KEY, IMAGES)
+    np.testing.assert_array_equal(whole[:2], crop(KEY, IMAGES[:2]))
+    clients = jax.random.split(KEY, 2)
+    batched = jax.jit(jax.vmap(crop))(clients, jnp.stack([IMAGES, IMAGES]))
+    for i in range(2):
+        np.testing.assert_array_equal(batched[i], crop(clients[i], IMAGES))
+    with jax.numpy_dtype_promotion("strict"):
+        assert crop(KEY, IMAGES.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match="crop got images of 9 x 8 pixels, expected at least 10 x 10"):
+        aug.crop(10)(KEY, IMAGES)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 20])
+def test_cutout_equals_a_loop(size):
+    out = np.asarray(aug.cutout(size, fill=-1.0)(KEY, IMAGES))
+    for row, image in enumerate(np.array(IMAGES)):
+        y, x = np.asarray(jax.random.randint(jax.random.fold_in(KEY, row), (2,), 0, jnp.array([9, 8])))
+        y, x = y - size // 2, x - size // 2
+        image[max(y, 0) : max(y + size, 0), max(x, 0) : max(x + size, 0)] = -1
+        np.testing.assert_array_equal(out[row], image)
+
+
 def test_rotation_equals_scipy():
     images = jnp.pad(IMAGES, ((0, 0), (6, 6), (6, 6), (0, 0)))  # what lies outside is 0 for both
     out = aug.rotate(180.0)(KEY, images)
@@ -154,6 +194,8 @@ def test_composed_augmentations_have_keys_of_their_own():
         (lambda: aug.rotate(181.0), ValueError, "degrees is 181.0"),
         (lambda: aug.brightness(1.5), ValueError, r"delta is 1.5, expected a number in \(0, 1\]"),
         (lambda: aug.horizontal_flip(0.0, mirror_safe=True), ValueError, "probability is 0.0"),
+        (lambda: aug.crop(0), ValueError, "size is 0, expected an integer of at least 1"),
+        (lambda: aug.cutout(2.5), ValueError, "size is 2.5"),
         (lambda: aug.compose("shift"), TypeError, r"compose got str, expected functions"),
         (lambda: task(augment="shift"), TypeError, r"augment is str, expected a function"),
     ],

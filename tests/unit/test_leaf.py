@@ -132,7 +132,10 @@ def changed(**changes) -> dict:
             content(ann=([[1.0, 2.0]], [0]), bo=([[1.0]], [0])),
             r"user 'bo' has rows of 'x' of shape \[1\], user 'ann' of .* has \[2\]",
         ),
-        (content(ann=(["the quality of"], ["m"])), "'ann': x holds text, such as 'the quality of', .*prepro"),
+        (
+            content(ann=(["the quality of"], ["m"])),
+            "'ann': x holds text, such as 'the quality of', .*fs.data.shakespeare",
+        ),
         (content(ann=([[1.0, "2"]], [0])), "user 'ann': x holds text"),
         (content(ann=([[1.0]], ["m"])), "user 'ann': y holds text, such as 'm'"),
         (content(ann=([[None]], [0])), "user 'ann': x holds something that is no number"),

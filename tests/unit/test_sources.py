@@ -249,7 +249,7 @@ def test_load(write, mnist_folder):
             ValueError,
             r"'digit', expected one of digits, glyphs, synthetic, npz:PATH, mnist.*Did you mean 'digits'\?",
         ),
-        ("quux", {}, ValueError, "called 'quux', expected one of .*DATASET.$"),
+        ("quux", {}, ValueError, "called 'quux', expected one of .*[A-Z]\\.$"),
         (
             "digits",
             {"client": 3},

@@ -1,0 +1,56 @@
+"""The scripts that reproduce published results: the one that takes seconds in full, the others at toy size."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from e2e.test_examples import ROOT, run
+from real_sets import data_path
+
+SCRIPTS = ROOT / "examples" / "reproductions"
+
+pytestmark = pytest.mark.slow
+
+
+def rerun(name: str, *arguments: str) -> str:
+    return run(str(SCRIPTS / f"{name}.py"), *arguments)
+
+
+def test_heart_disease_is_within_what_flamby_publishes(shared):
+    printed = rerun("heart_disease", "--data", str(data_path(shared, "flamby_heart_disease")))
+    assert "outside the published mean plus or minus its spread: none" in printed, printed
+
+
+def test_fedprox_on_synthetic_data_draws_its_picture(tmp_path):
+    small = ["--draws", "2", "--rounds", "2", "--every", "1", "--sets", "IID"]
+    printed = rerun("fedprox_synthetic", *small, "--plot", str(tmp_path / "picture.png"))
+    assert (
+        len(
+            re.findall(
+                r"^IID, \d+% slow( +\d\.\d{3} \(\d\.\d{3}\) +\d\.\d{3} \(\d\.\d{3}\)){3}$", printed, re.M
+            )
+        )
+        == 3
+    )
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_femnist_by_writer_trains_from_its_file(shared):
+    path = data_path(shared, "femnist_leaf/femnist_leaf_sf05.npz")
+    printed = rerun("femnist", str(path), "--rounds", "2", "--every", "1")
+    assert "105 clients" in printed and "met" in printed and re.search(r"round +2 .* test 0\.\d{3}", printed)
+
+
+def test_shakespeare_by_role_trains_from_its_file(shared):
+    path = data_path(shared, "shakespeare/roles.jsonl.gz")
+    printed = rerun(
+        "shakespeare", str(path), "--rounds", "2", "--every", "1", "--hidden", "8", "--test-windows", "50"
+    )
+    assert len(re.findall(r"^ +[12] +\d\.\d{3}", printed, re.M)) == 2 and "McMahan" in printed
+
+
+def test_no_script_is_forgotten():
+    tested = {name for name in globals() if name.startswith("test_")}
+    for script in SCRIPTS.glob("*.py"):
+        assert any(name.startswith(f"test_{script.stem.split('_')[0]}") for name in tested), script
