@@ -87,7 +87,7 @@ class Streamed(Feed):
         return moved(plan, clients, planner.sizes), place(columns)
 
     def of(self, planner: Planner, place: Place, clients: np.ndarray) -> tuple[Planner, Any]:
-        part = self._data.select(clients)
+        part = self._data.select(clients).in_memory
         starts = np.zeros(planner.population, np.int64)
         starts[clients] = part.offsets[:-1]
         return dataclasses.replace(planner, starts=starts), place(part.columns)
@@ -104,7 +104,7 @@ def feed_of(data: Clients, stream: bool | None, check: Callable[[Mapping[str, An
         if stream is False:
             raise ValueError(
                 f"stream is False, but {data!r} holds no examples that could lie on a device: leave it out, or take some "
-                "clients into memory with data.select(clients)."
+                "clients into memory with data.select(clients).in_memory."
             )
         return Streamed(data, check)
     memory = device_bytes()

@@ -70,7 +70,7 @@ def write_work(workload: Workload, folder: Path, rounds: int, seed: int = 0) -> 
     drawn = np.stack([planner.cohorts(roots, round_)[0] for round_ in range(rounds)])
     # Only who is drawn: the population costs nobody anything, but its images fill the disk.
     present, positions = np.unique(drawn, return_inverse=True)
-    chosen, cohorts = data.select(present), positions.reshape(drawn.shape)
+    chosen, cohorts = data.select(present).in_memory, positions.reshape(drawn.shape)
     params = weights_by_name(sim, state)
     arrays = folder / "arrays.npz"
     content: dict[str, Any] = {

@@ -67,20 +67,22 @@ def show(
     ] = "digits",
     changes: Set = None,
     out: Annotated[
-        Path | None, typer.Option(help="Picture of who holds which labels, and of the sizes.")
+        Path | None, typer.Option(help="Picture of who holds which labels, of sizes and divergences.")
     ] = None,
     json: Json = False,
 ) -> None:
     """Show a data set and how it is divided: `data show digits --clients 100 --alpha 0.1`.
 
-    Options that are not listed are settings of the data set.
+    Options that are not listed are settings of the data set. Of clients that are made when they are wanted, the labels
+    shown are those of a random sample of 200.
     """
     try:
         found = _with_data(source, context.args, changes or [])
-        clients = experiment.about_clients(found.federated)
+        sample = experiment.sampled_clients(found.federated)
+        clients = experiment.about_clients(sample)
+        about = experiment.describe_data(found.federated, sample)
     except ERRORS as error:
         _screen.fail(f"error: {error}", BAD_USAGE)
-    about = experiment.describe_data(found.federated)
     if json:
         _screen.print_json(about)
     else:
@@ -96,7 +98,10 @@ def show(
         run = plots.RunData(Path(), found.federated.name, {}, {}, {}, clients, ())
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            drawn = plots.partition(run) if "labels" in clients else plots.client_sizes(run)
+            if "labels" in clients:
+                drawn = plots.partition(run, population=found.federated.train.num_clients)
+            else:
+                drawn = plots.client_sizes(run)
             drawn.savefig(out)
         except ERRORS as error:
             _screen.fail(f"error: {error}", BAD_USAGE)

@@ -67,6 +67,19 @@ def gather_rows(columns: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str
     return {name: column[rows] for name, column in columns.items()}
 
 
+def column_of(columns: Mapping[str, Any], name: str, argument: str) -> np.ndarray:
+    """The column of a name that the user gave as an argument; ``argument`` is what the argument is called.
+
+    Raises:
+      ValueError: there is no such column.
+    """
+    if name not in columns:
+        raise ValueError(
+            f"{argument} is {name!r}, but there is no such column, expected one of {', '.join(columns) or 'none'}."
+        )
+    return np.asarray(columns[name])
+
+
 def describe(columns: Mapping[str, Any]) -> dict[str, str]:
     """Dtype and shape beyond the first axis, ``{"x": "uint8[28, 28]"}``; the type's name for what has neither."""
     return {

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_sim.data._columns import column_of
 from fedjax_sim.data._ids import as_ids
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.federated import Federated
@@ -265,10 +266,9 @@ def joined(parts: Sequence[Mapping[str, np.ndarray]], of: Sequence[Any]) -> dict
 
 
 def add_channel_axis(columns: dict[str, np.ndarray], name: str) -> None:
-    if name not in columns:
-        raise ValueError(f"channel_axis names {name!r}, expected one of the columns {', '.join(columns)}.")
-    if columns[name].ndim != 3:
+    column = column_of(columns, name, "channel_axis")
+    if column.ndim != 3:
         raise ValueError(
-            f"column {name!r} has shape {list(columns[name].shape)}, expected [examples, height, width]."
+            f"column {name!r} has shape {list(column.shape)}, expected [examples, height, width]."
         )
-    columns[name] = columns[name][..., None]
+    columns[name] = column[..., None]

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from fedjax_sim.data._columns import offsets_of
-from fedjax_sim.data._ids import as_ids
+from fedjax_sim.data._ids import StaticIds, as_ids, look_up
 from fedjax_sim.data.client_data import ClientData, positions_of
 
 
@@ -23,7 +23,11 @@ class ClientSource(abc.ABC):
     Args:
       sizes: ``int64[clients]``, examples of each client.
       columns: specs ``[...]`` of one example, by name.
-      ids: ``[clients]``; 0 to ``clients - 1`` by default.
+      ids: ``[clients]``, unique; 0 to ``clients - 1`` by default.
+
+    Raises:
+      TypeError: the ids are neither all integers nor all text.
+      ValueError: there is no client, there are more or fewer ids than sizes, or an id comes twice.
 
     Example:
       >>> import jax, numpy as np, fedjax_sim as fs
@@ -31,14 +35,21 @@ class ClientSource(abc.ABC):
       ...     def make(self, client):
       ...         return {"x": np.full(self.sizes[client], client, np.int32)}
       >>> source = Counting(np.array([2, 0, 3]), {"x": jax.ShapeDtypeStruct((), np.int32)})
-      >>> source.select([2, 0]).columns["x"]
+      >>> source.select([2, 0])
+      Selection(2 clients with 5 examples)
+      >>> source.select([2, 0]).in_memory.columns["x"]
       array([2, 2, 2, 0, 0], dtype=int32)
     """
 
     def __init__(self, sizes: np.ndarray, columns: Mapping[str, jax.ShapeDtypeStruct], ids: Any = None):
         self.sizes = np.asarray(sizes, np.int64)
         self.offsets = offsets_of(self.sizes)
-        self.ids = np.arange(len(self.sizes)) if ids is None else as_ids("ids", ids)
+        named = np.arange(len(self.sizes)) if ids is None else as_ids("ids", ids)
+        if len(named) != len(self.sizes):
+            raise ValueError(
+                f"ids has {len(named)} entries for {len(self.sizes)} sizes, expected one for each client."
+            )
+        self.ids = StaticIds(named).values
         self.columns = {
             name: jax.ShapeDtypeStruct((self.num_examples, *spec.shape), spec.dtype)
             for name, spec in columns.items()
@@ -67,24 +78,27 @@ class ClientSource(abc.ABC):
         """Positions of the given clients, ``int64[...]``; arguments and errors as for ``ClientData.select``."""
         return positions_of(self.ids, clients)
 
-    def client(self, client: int | str) -> dict[str, np.ndarray]:
-        """One client's columns; arguments and errors as for ``ClientData.client``."""
-        return dict(self.make(int(self.positions([client])[0])))
+    def index(self, client: int | str) -> int:
+        """Position of the client with this id; errors as for ``ClientData.index``."""
+        return int(look_up(self.ids, as_ids("ids", [client]))[0])
 
-    def select(self, clients: Any) -> ClientData:
-        """The given clients in memory; arguments and errors as for ``ClientData.select``."""
-        positions = self.positions(clients)
-        offsets = offsets_of(self.sizes[positions])
-        columns = {
-            name: np.empty((offsets[-1], *spec.shape[1:]), spec.dtype) for name, spec in self.columns.items()
-        }
-        self.read(positions, columns)
-        return ClientData(columns, offsets, self.ids[positions])
+    def client(self, client: int | str) -> dict[str, np.ndarray]:
+        """One client's columns; arguments and errors as for ``ClientData.client``, and as for ``read``."""
+        return self._made(int(self.positions([client])[0]))
+
+    def select(self, clients: Any) -> ClientSource:
+        """The given clients, in the given order, each still made when it is wanted; ``select(clients).in_memory`` makes them.
+
+        Arguments and errors as for ``ClientData.select``.
+        """
+        return Selection(self, self.positions(clients))
 
     @functools.cached_property
     def in_memory(self) -> ClientData:
-        """All clients with all examples, made once; large populations do not fit."""
-        return self.select(np.arange(self.num_clients))
+        """All clients with all examples, made once; of a large population, ``select`` some first."""
+        columns = {name: np.empty(spec.shape, spec.dtype) for name, spec in self.columns.items()}
+        self.read(np.arange(self.num_clients), columns)
+        return ClientData(columns, self.offsets, self.ids)
 
     def read(self, positions: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
         """Writes the examples of clients, one after the other, into the first rows of arrays.
@@ -98,19 +112,49 @@ class ClientSource(abc.ABC):
         """
         place = 0
         for position in positions:
-            made, size = self.make(int(position)), int(self.sizes[position])
-            for name, spec in self.columns.items():
-                column = np.asarray(made[name])
-                if column.shape != (size, *spec.shape[1:]) or column.dtype != spec.dtype:
-                    raise ValueError(
-                        f"client {self.ids[position].item()!r} has {column.dtype}{list(column.shape)} in column {name!r}, "
-                        f"expected {spec.dtype}{[size, *spec.shape[1:]]}."
-                    )
+            size = int(self.sizes[position])
+            for name, column in self._made(int(position)).items():
                 out[name][place : place + size] = column
             place += size
 
+    def _made(self, position: int) -> dict[str, np.ndarray]:
+        """What ``make`` gives, compared with what was announced."""
+        made, size, columns = self.make(position), int(self.sizes[position]), {}
+        for name, spec in self.columns.items():
+            if name not in made:
+                raise ValueError(
+                    f"client {self.ids[position].item()!r} has the columns {', '.join(made) or 'none'}, expected {name!r} as well."
+                )
+            columns[name] = column = np.asarray(made[name])
+            if column.shape != (size, *spec.shape[1:]) or column.dtype != spec.dtype:
+                raise ValueError(
+                    f"client {self.ids[position].item()!r} has {column.dtype}{list(column.shape)} in column {name!r}, "
+                    f"expected {spec.dtype}{[size, *spec.shape[1:]]}."
+                )
+        return columns
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.num_clients} clients with {self.num_examples} examples)"
+
+
+class Selection(ClientSource):
+    """Clients of another source: what ``ClientSource.select`` gives. Holds where they are, and no examples."""
+
+    def __init__(self, source: ClientSource, positions: np.ndarray):
+        super().__init__(source.sizes[positions], of_one_example(source.columns), source.ids[positions])
+        self._source, self._positions = source, positions
+
+    def make(self, client: int) -> Mapping[str, np.ndarray]:
+        return self._source.make(int(self._positions[client]))
+
+    def select(self, clients: Any) -> ClientSource:
+        # Of the source itself: however often one selects, a client is one step away.
+        return Selection(self._source, self._positions[self.positions(clients)])
+
+
+def of_one_example(columns: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Specs ``[...]`` of one example, from those ``[examples, ...]`` of all."""
+    return {name: jax.ShapeDtypeStruct(spec.shape[1:], spec.dtype) for name, spec in columns.items()}
 
 
 Clients = ClientData | ClientSource

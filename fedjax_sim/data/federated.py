@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 
 from fedjax_sim._src import keys
-from fedjax_sim.data._columns import describe
+from fedjax_sim.data._columns import column_of, describe
 from fedjax_sim.data.client_data import ClientData
-from fedjax_sim.data.client_source import Clients
+from fedjax_sim.data.client_source import Clients, ClientSource, of_one_example
 
 # Purposes of the generator; above those of `keys`, so that no two decisions share a stream.
 _SPLIT = 101
@@ -49,12 +50,19 @@ class Federated:
             )
 
 
-def split(data: ClientData, test_fraction: float, seed: int) -> tuple[ClientData, ClientData]:
+@overload
+def split(data: ClientData, test_fraction: float, seed: int) -> tuple[ClientData, ClientData]: ...
+@overload
+def split(data: ClientSource, test_fraction: float, seed: int) -> tuple[ClientSource, ClientSource]: ...
+
+
+def split(data: Clients, test_fraction: float, seed: int) -> tuple[Clients, Clients]:
     """Divides each client's examples at random into a training and a test part.
 
     Both parts have all clients, in the same order. A client with ``n >= 2`` examples gives ``test_fraction * n`` of
     them to the test, rounded, but at least one, and keeps at least one; a client with one example trains on it and
-    has an empty test part. Rows keep their order.
+    has an empty test part. Rows keep their order. The parts of a ``ClientSource`` are sources: clients are divided when
+    they are wanted, each by a draw of its own, so not as the same clients in memory would be.
 
     Args:
       data: what to divide.
@@ -77,6 +85,8 @@ def split(data: ClientData, test_fraction: float, seed: int) -> tuple[ClientData
     sizes = np.diff(offsets)
     wanted = np.clip(np.rint(test_fraction * sizes), 1, np.maximum(sizes - 1, 1)).astype(np.int64)
     wanted[sizes < 2] = 0
+    if isinstance(data, ClientSource):
+        return Half(data, wanted, seed, is_test=False), Half(data, wanted, seed, is_test=True)
 
     # The examples that get a client's smallest draws are its test part.
     draws = keys.host_generator((seed,), _SPLIT).random(data.num_examples)
@@ -87,13 +97,28 @@ def split(data: ClientData, test_fraction: float, seed: int) -> tuple[ClientData
     return data.filter(~is_test), data.filter(is_test)
 
 
+class Half(ClientSource):
+    """The training or the test part of every client of a source; see ``split``. ``wanted``: examples in the test part."""
+
+    def __init__(self, source: ClientSource, wanted: np.ndarray, seed: int, is_test: bool):
+        sizes = wanted if is_test else source.sizes - wanted
+        super().__init__(sizes, of_one_example(source.columns), source.ids)
+        self._source, self._wanted, self._seed, self._is_test = source, wanted, seed, is_test
+
+    def make(self, client: int) -> dict[str, np.ndarray]:
+        order = keys.host_generator((self._seed,), _SPLIT, client).permutation(self._source.sizes[client])
+        mine = np.full(len(order), not self._is_test)
+        mine[order[: self._wanted[client]]] = self._is_test
+        return {name: column[mine] for name, column in self._source.client(client).items()}
+
+
 def holdout_clients(data: Federated, fraction: float, seed: int) -> tuple[Federated, Federated]:
     """Divides the clients at random into those that training sees and those that it never does.
 
     A model trained on ``seen.train`` is evaluated on ``seen.test`` (new examples of known clients) and on
     ``unseen.test`` (new clients); ``unseen.train`` is what an unseen client may personalise a model on. The distinction
     is that of Yuan et al. 2022 ("What Do We Mean by Generalization in Federated Learning?"): the participation gap is
-    the difference between the two.
+    the difference between the two. The clients of a ``ClientSource`` stay what they are, made when they are wanted.
 
     Args:
       data: the same clients in ``train`` and ``test``, in the same order.
@@ -112,6 +137,9 @@ def holdout_clients(data: Federated, fraction: float, seed: int) -> tuple[Federa
       >>> seen, unseen = fs.data.holdout_clients(data, fraction=0.25, seed=0)
       >>> seen.train.num_clients, unseen.train.num_clients, unseen.test.num_clients
       (15, 5, 5)
+      >>> writers = fs.data.glyphs(clients=1_000_000, test_fraction=0.2)  # none is drawn
+      >>> fs.data.holdout_clients(writers, fraction=0.25, seed=0)[1].train.num_clients
+      250000
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction is {fraction}, expected a number in (0, 1), ends excluded.")
@@ -203,16 +231,12 @@ def holdout_domain(data: Federated, by: str, domain: int) -> Federated:
       >>> data.train.columns["x"], data.test.columns["x"]
       (array([0, 1, 4, 5]), array([2, 2, 3, 3]))
     """
-    if by not in data.train.columns:
-        raise ValueError(
-            f"by is {by!r}, but there is no such column, expected one of {', '.join(data.train.columns)}."
-        )
     if not np.array_equal(data.train.ids, data.test.ids):
         raise ValueError(
             f"{data.name}: train and test have different clients, expected the same, in the same order."
         )
     parts = train, test = data.train.in_memory, data.test.in_memory
-    masks = [np.asarray(part.columns[by]) == domain for part in parts]
+    masks = [column_of(part.columns, by, "by") == domain for part in parts]
     found = sum(int(mask.sum()) for mask in masks)
     if found == 0 or masks[0].all():
         raise ValueError(

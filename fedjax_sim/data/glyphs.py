@@ -10,7 +10,7 @@ import numpy as np
 from fedjax_sim._src import checks, keys
 from fedjax_sim.data._outlines import BODY, FONTS, SIZE, fields
 from fedjax_sim.data.client_source import ClientSource
-from fedjax_sim.data.federated import Federated
+from fedjax_sim.data.federated import Federated, split
 
 # Purposes of the generators; above those of `keys`, so that no two decisions share a stream.
 _SIZES = 130
@@ -26,7 +26,12 @@ Classes = Literal[10, 47, 62]
 
 
 def glyphs(
-    clients: int = 1000, classes: Classes = 62, seed: int = 0, test_clients: int = 50, difficulty: float = 1.0
+    clients: int = 1000,
+    classes: Classes = 62,
+    seed: int = 0,
+    test_clients: int = 50,
+    difficulty: float = 1.0,
+    test_fraction: float | None = None,
 ) -> Federated:
     """Writers who write characters: an EMNIST-like set that needs no file and no memory.
 
@@ -42,6 +47,7 @@ def glyphs(
       seed: of the writers.
       test_clients: other writers, to evaluate on; their ids go on where those of the others end.
       difficulty: factor of everything that makes characters hard to read.
+      test_fraction: in (0, 1): every writer's characters are divided, as in ``split``, and there are no other writers.
 
     Raises:
       ValueError: a number out of range.
@@ -59,6 +65,9 @@ def glyphs(
     checks.positive_int("test_clients", test_clients)
     checks.one_of("classes", classes, (10, 47, 62))
     checks.positive("difficulty", difficulty)
+    if test_fraction is not None:
+        train, test = split(Writers(0, clients, classes, seed, difficulty), test_fraction, seed)
+        return Federated(train, test, name="glyphs", classes=classes)
     parts = [
         Writers(first, count, classes, seed, difficulty)
         for first, count in ((0, clients), (clients, test_clients))

@@ -7,6 +7,7 @@ serves every cohort and also the last, shorter chunk.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -124,11 +125,16 @@ class Planner:
         """Rows of the client-state table on one device."""
         return -(-self.population // self.devices)
 
+    @functools.cached_property
+    def _members(self) -> np.ndarray:
+        """Clients of each group, ``int64[groups]``; counted once, for every chunk of rounds asks."""
+        return np.bincount(self.group, minlength=self.groups)
+
     def queue_cap(self, group: int) -> int:
         """Entries that one device's queue of a group must have room for in the worst cohort."""
         cohort = self.cohort.cap(self.population)
         repeats = self.cohort.sampling == "with_replacement"
-        members = cohort if repeats else min(cohort, int(np.sum(self.group == group)))
+        members = cohort if repeats else min(cohort, int(self._members[group]))
         total = max(members, 1) * self.replicas
         if not self.homes:
             return -(-total // self.devices)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedjax_sim._src import checks, keys
+from fedjax_sim.data._columns import column_of
 from fedjax_sim.data.client_data import ClientData
 
 # Purposes of the generator; above those of `keys`, so that no two decisions share a stream.
@@ -36,7 +37,7 @@ def feature_noise(data: ClientData, std: float, seed: int, column: str = "x") ->
       [0, 2]
     """
     checks.positive("std", std)
-    old = _column(data, column)
+    old = column_of(data.columns, column, "column")
     clients = data.num_clients
     level = std * np.arange(clients) / max(clients - 1, 1)
     generator = keys.host_generator((seed,), _NOISE)
@@ -77,7 +78,7 @@ def rotated(
       >>> sorted(cluster.tolist())
       [0, 0, 0, 0, 1, 1, 1, 1]
     """
-    old = _column(data, column)
+    old = column_of(data.columns, column, "column")
     if old.ndim < 3 or old.shape[1] != old.shape[2]:
         raise ValueError(
             f"column {column!r} has shape {list(old.shape)}, expected square images [examples, size, size, ...]."
@@ -88,12 +89,6 @@ def rotated(
     for client, (start, stop) in enumerate(zip(data.offsets[:-1], data.offsets[1:], strict=True)):
         new[start:stop] = np.rot90(old[start:stop], quarter_turns[cluster[client]], axes=(1, 2))
     return _with(data, column, new), cluster
-
-
-def _column(data: ClientData, name: str) -> np.ndarray:
-    if name not in data.columns:
-        raise ValueError(f"column is {name!r}, expected one of {', '.join(data.columns)}.")
-    return np.asarray(data.columns[name])
 
 
 def _with(data: ClientData, name: str, column: np.ndarray) -> ClientData:

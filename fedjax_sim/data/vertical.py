@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_sim._src import checks, keys
+from fedjax_sim.data._columns import column_of
 
 _VERTICAL = 122  # purpose of the generator; above those of `keys`, so that no two decisions share a stream
 
@@ -49,9 +50,7 @@ def vertical(
       >>> list(bank.columns), shop.columns["x"].shape, shop.features
       (['x', 'y'], (5, 4), array([3, 4, 5, 6]))
     """
-    if column not in columns:
-        raise ValueError(f"column is {column!r}, expected one of {', '.join(columns)}.")
-    values = np.asarray(columns[column])
+    values = column_of(columns, column, "column")
     if values.ndim < 2:
         raise ValueError(
             f"column {column!r} has shape {list(values.shape)}, expected [examples, ..., features]."

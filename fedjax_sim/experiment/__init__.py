@@ -4,8 +4,9 @@
 would write down. ``register`` gives a factory of your own a name that files may use.
 """
 
+from fedjax_sim.experiment._about import about_clients, describe_data, sampled_clients
 from fedjax_sim.experiment._experiment import Experiment, load
-from fedjax_sim.experiment._folder import RunFolder, about_clients, describe_data, new_folder
+from fedjax_sim.experiment._folder import RunFolder, new_folder
 from fedjax_sim.experiment._forms import ConfigError
 from fedjax_sim.experiment._registry import Entry, find, kinds, names, register
 from fedjax_sim.experiment._run import Outcome, load_states, resume, run, sweep
@@ -27,5 +28,6 @@ __all__ = [
     "register",
     "resume",
     "run",
+    "sampled_clients",
     "sweep",
 ]

@@ -20,8 +20,8 @@ import numpy as np
 import tomli_w
 
 from fedjax_sim._src import keys
-from fedjax_sim.data import ClientData, Federated
-from fedjax_sim.data.client_source import Clients
+from fedjax_sim.data import Federated
+from fedjax_sim.experiment._about import about_clients
 from fedjax_sim.experiment._forms import ConfigError
 from fedjax_sim.experiment._settings import Settings
 from fedjax_sim.history import History
@@ -237,63 +237,6 @@ def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     with partial.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     partial.replace(path)
-
-
-def about_clients(federated: Federated) -> dict[str, np.ndarray]:
-    """Who the clients are and what they hold: the arrays of ``clients.npz`` that need no training."""
-    train, test = federated.train, federated.test
-    arrays = {"ids": train.ids, "train_examples": np.asarray(train.sizes)}
-    if test.num_clients == train.num_clients and np.array_equal(test.ids, train.ids):
-        arrays["test_examples"] = np.asarray(test.sizes)
-    elif test.num_examples:
-        arrays["eval_ids"] = test.ids
-        arrays["test_examples"] = np.asarray(test.sizes)
-    labels = _label_counts(train, federated.classes)
-    return arrays if labels is None else arrays | {"labels": labels}
-
-
-def describe_data(federated: Federated) -> dict[str, Any]:
-    """What there is to know about a set at a glance, in JSON's types.
-
-    ``divergence`` is the mean over clients, weighted by examples, of the total variation distance between the client's
-    labels and all labels: 0 when all are alike, towards 1 when each has labels of its own.
-    """
-    train, test = federated.train, federated.test
-    found: dict[str, Any] = {
-        "name": federated.name,
-        "clients": train.num_clients,
-        "training examples": train.num_examples,
-        "per client": "{:.0f} to {:.0f}, median {:.0f}".format(*np.quantile(train.sizes, [0, 1, 0.5])),
-        "test examples": f"{test.num_examples} of {test.num_clients} clients",
-        "columns": [
-            f"{name}: {column.dtype}{list(column.shape[1:])}" for name, column in train.columns.items()
-        ],
-        "classes": federated.classes,
-    }
-    labels = _label_counts(train, federated.classes)
-    if labels is not None and labels.sum():
-        here = labels.sum(axis=1)
-        whole = labels.sum(axis=0) / labels.sum()
-        shares = labels / np.maximum(here, 1)[:, None]
-        distance = 0.5 * np.abs(shares - whole).sum(axis=1)
-        found["examples of each class"] = labels.sum(axis=0).tolist()
-        found["classes per client"] = "{:.0f} to {:.0f}, median {:.0f}".format(
-            *np.quantile((labels > 0).sum(axis=1), [0, 1, 0.5])
-        )
-        found["divergence"] = round(float(np.average(distance, weights=here)), 4)
-    return found | {"notes": list(federated.notes)}
-
-
-def _label_counts(data: Clients, classes: int | None) -> np.ndarray | None:
-    """Examples of each class at each client, ``int64[clients, classes]``; ``None`` without one label per example."""
-    if not isinstance(data, ClientData):
-        return None  # examples that are made when they are wanted would all have to be made
-    labels = data.columns.get("y")
-    if classes is None or labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu":
-        return None
-    owner = np.repeat(np.arange(data.num_clients), data.sizes)
-    counts = np.bincount(owner * classes + labels.astype(np.int64), minlength=data.num_clients * classes)
-    return counts.reshape(data.num_clients, classes)
 
 
 def root_words_of(seed: int) -> list[tuple[int, ...]]:

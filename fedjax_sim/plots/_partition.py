@@ -1,4 +1,4 @@
-"""Which client has how much of which class."""
+"""Which client has how much of which class, and how far that is from the whole."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fedjax_sim.data._label_counts import divergences, mean_divergence
 from fedjax_sim.plots import _style
 from fedjax_sim.plots._read import RunData, read_run
 
 BUBBLES = 40
 """Up to so many clients have a bubble per class; more make a map, whose columns can be as thin as a pixel."""
+COLUMNS = 1200
+"""Of a map, in which a column is then a pixel wide; more clients share theirs with their neighbours."""
 
 
 @_style.styled
-def partition(run: RunData | str) -> Figure:
-    """The labels that every client has.
+def partition(run: RunData | str, *, population: int | None = None) -> Figure:
+    """The labels that every client has, how many examples, and how far its labels are from all labels.
 
     Few clients: a bubble per client and class, its area the number of examples. Many: a map of every client's shares,
-    clients in the order of their commonest class, with their sizes above.
+    clients in the order of their commonest class. Above stand the clients' sizes, and the total variation distance between
+    the client's labels and those of all clients together: 0 where they are alike, towards 1 where nobody else has them.
 
     Args:
       run: a run folder with ``labels`` (``int[clients, classes]``) in ``clients.npz``.
+      population: of how many clients these are a sample, where they are one: the picture then says so.
 
     Raises:
       ValueError: the folder has no such array, or it is no table with clients and classes.
@@ -35,20 +40,19 @@ def partition(run: RunData | str) -> Figure:
         raise ValueError(
             f"labels of {data.path} has the shape {list(labels.shape)}, expected [clients, classes], both at least 1."
         )
+    sample = population if population is not None and population > len(labels) else None
     if len(labels) <= BUBBLES and labels.shape[1] <= BUBBLES:
         ids = [str(name) for name in data.clients.get("ids", np.arange(len(labels)))]
-        return _bubbles(labels, ids)
-    return _map(labels)
+        return _bubbles(labels, ids, sample)
+    return _map(labels, sample)
 
 
-def _bubbles(labels: np.ndarray, ids: list[str]) -> Figure:
+def _bubbles(labels: np.ndarray, ids: list[str], sample: int | None) -> Figure:
     clients, classes = labels.shape
     step = min(0.34, (_style.WIDE - 1.2) / clients)  # inches between two bubbles
-    width = max(_style.NARROW, step * clients + 1.2)
     # The cell is a square, so that the largest bubble fills it both ways.
-    height = max(2.4, 0.34 * classes + 1.3)
-    figure, (axes,) = _style.panels(1)
-    figure.set_size_inches(width, height)
+    width, height = max(_style.NARROW, step * clients + 1.2), max(2.4, 0.34 * classes + 1.3)
+    figure, axes = _panels(labels, np.arange(clients), sample, width, height)
     x, y = np.nonzero(labels)
     largest = max(1, int(labels.max()))
     diameter = 72 * min(step, 0.34) * 0.98  # points
@@ -63,43 +67,86 @@ def _bubbles(labels: np.ndarray, ids: list[str]) -> Figure:
         axes.set_xticks(range(clients), cut, rotation=30, ha="right", rotation_mode="anchor")
     else:
         axes.xaxis.set_major_locator(_style.ticks(integer=True))
-    _class_ticks(axes, classes)
     axes.tick_params(length=0)
     axes.grid(axis="both", color="#F0F0F0")
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
     axes.set_xlabel("client")
-    axes.set_ylabel("class")
-    axes.set_title(f"Training examples by client and class; the largest bubble is {largest:,}")
+    axes.set_title(f"Examples of each class; the largest bubble is {largest:,}")
     return figure
 
 
-def _map(labels: np.ndarray) -> Figure:
+def _map(labels: np.ndarray, sample: int | None) -> Figure:
     clients, classes = labels.shape
     sizes = labels.sum(axis=1)
     shares = labels / np.maximum(sizes, 1)[:, None]
     # By commonest class, then by how common; clients without examples come last.
     order = np.lexsort((-shares.max(axis=1), shares.argmax(axis=1), sizes == 0))
-    figure = Figure(figsize=(_style.WIDE, min(6.5, max(3.6, 0.2 * classes + 1.9))), layout="constrained")
-    above, axes = figure.subplots(2, 1, sharex=True, height_ratios=[1, 4])
-    edges = np.arange(clients + 1) - 0.5
-    above.stairs(sizes[order], edges, fill=True, color=_style.GREY, linewidth=0.4)
-    above.set_ylabel("examples")
-    above.yaxis.set_major_locator(_style.ticks(integer=True, nbins=3))
-    above.tick_params(bottom=False, labelbottom=False)
-    above.set_title(f"{clients:,} clients, {int(sizes.sum()):,} training examples")
+    # A few small clients have shares that nobody else comes near: they would leave the rest pale.
+    largest = float(shares.max())
+    ceiling = max(1e-9, min(largest, 1.25 * float(np.quantile(shares, 0.995))))
+    height = min(5.2, max(2.8, 0.2 * classes + 1.1))
+    figure, axes = _panels(labels, order, sample, _style.WIDE, height)
     image = axes.imshow(
-        shares[order].T, aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=max(1e-9, float(shares.max())),
-        interpolation_stage="data", extent=(-0.5, clients - 0.5, -0.5, classes - 0.5),
+        _columns(shares[order]).T, aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=ceiling,
+        interpolation="nearest", extent=(-0.5, clients - 0.5, -0.5, classes - 0.5),
     )  # fmt: skip
-    bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=30, fraction=0.03)
+    bar = figure.colorbar(
+        image, ax=axes, pad=0.01, aspect=30, fraction=0.03, extend="max" if largest > ceiling else "neither"
+    )
     bar.set_label("share of the client")
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-    _class_ticks(axes, classes)
     axes.set_xlim(-0.5, clients - 0.5)
     axes.set_xlabel("clients, by their commonest class")
-    axes.set_ylabel("class")
+    axes.set_title("Share of each class")
     return figure
+
+
+def _columns(shares: np.ndarray) -> np.ndarray:
+    """Shares ``[clients, classes]`` as columns that a picture has room for: the mean of neighbours where they are too many."""
+    if len(shares) <= COLUMNS:
+        return shares
+    starts = np.arange(COLUMNS) * len(shares) // COLUMNS
+    return np.add.reduceat(shares, starts) / np.diff(starts, append=len(shares))[:, None]
+
+
+def _panels(
+    labels: np.ndarray, order: np.ndarray, sample: int | None, width: float, height: float
+) -> tuple[Figure, Axes]:
+    """Sizes and divergences of clients in an order, and below them the axes for their classes, ``height`` inches high."""
+    sizes, clients = labels.sum(axis=1), len(labels)
+    above = 1.0  # inches
+    figure = Figure(figsize=(width, height + 2 * above), layout="constrained")
+    rows = figure.subplots(3, 1, sharex=True, height_ratios=[above, above, height])
+    whole = "all labels" if sample is None else "the sample's labels"
+    mean = f", weighted mean {mean_divergence(labels):.2f}" if sizes.any() else ""
+    for axes, values, title in (
+        (rows[0], sizes, f"{_clients(clients, sample)}, {int(sizes.sum()):,} training examples"),
+        (rows[1], divergences(labels), f"Divergence of clients from {whole}{mean}"),
+    ):
+        if clients <= BUBBLES:
+            axes.bar(np.arange(clients), values[order], width=0.6, color=_style.GREY)
+        else:
+            axes.stairs(
+                values[order], np.arange(clients + 1) - 0.5, fill=True, color=_style.GREY, linewidth=0.4
+            )
+        axes.set_title(title)
+        axes.tick_params(bottom=False, labelbottom=False)
+    rows[0].set_ylabel("examples")
+    rows[0].set_ylim(0, max(1.0, 1.05 * sizes.max()))
+    rows[0].yaxis.set_major_locator(_style.ticks(integer=True, nbins=4))
+    rows[1].set_ylabel("divergence")
+    rows[1].set_ylim(0, 1)
+    rows[1].set_yticks([0, 0.5, 1])
+    rows[2].set_ylabel("class")
+    _class_ticks(rows[2], labels.shape[1])
+    return figure, rows[2]
+
+
+def _clients(count: int, sample: int | None) -> str:
+    if sample is None and count == 1:
+        return "1 client"
+    return f"{count:,} clients" if sample is None else f"A sample: {count:,} of {sample:,} clients"
 
 
 def _class_ticks(axes: Axes, classes: int) -> None:

@@ -305,6 +305,9 @@ def test_data_show(tmp_path):
     result = invoke("data", "show", "digits", "--clients", "12", "--alpha", "0.1", "--out", "mine.png")
     assert result.exit_code == 0, result.stderr
     assert "divergence" in result.stdout and (tmp_path / "mine.png").stat().st_size > 1000
+    result = invoke("data", "show", "glyphs", "--clients", "100000", "--classes", "10", "--out", "glyphs.png")
+    assert "200 of 100000 clients, drawn at random" in result.stdout, result.stderr
+    assert "divergence in the sample" in result.stdout and (tmp_path / "glyphs.png").stat().st_size > 1000
     content = json.loads(
         invoke("data", "show", "digits", "--set", "partition={name='shards',clients=7}", "--json").stdout
     )

@@ -6,8 +6,8 @@ import pytest
 from laws.members import LANES, NAMES, SIZES, bits_equal, make_data, named, new_trial
 
 import fedjax_sim as fs
-from fedjax_sim import engines
-from fedjax_sim._feed import Streamed, capacity
+from fedjax_sim import _feed, engines
+from fedjax_sim._feed import Resident, Streamed, capacity
 from fedjax_sim.data import ClientSource
 
 COHORTS = [(8, 1, 5, 0, 4), (5,), (), tuple(range(len(SIZES))), (2, 3), (0,), (9, 8, 7)]
@@ -46,6 +46,30 @@ def test_streaming_changes_nothing(name):
         for key in resident.metrics
     )
     assert sim.compilations == 1
+
+
+@pytest.mark.parametrize(
+    ("memory", "feed"), [(lambda bytes_: 2 * bytes_ - 1, Streamed), (lambda bytes_: 2 * bytes_, Resident), (lambda _: None, Resident)]
+)  # fmt: skip
+def test_data_that_fill_more_than_half_of_a_device_stream(monkeypatch, memory, feed):
+    """By size alone, without ``stream``; where the memory is not known, data lie on the device."""
+    data = make_data()
+    monkeypatch.setattr(_feed, "device_bytes", lambda: memory(data.nbytes))
+    sim, state, history = run("scaffold", data, None)
+    assert type(sim._feed) is feed
+    _, expected, resident = run("scaffold", data, False)
+    assert bits_equal(state, expected)
+    assert all(
+        np.array_equal(history.metrics[key], resident.metrics[key], equal_nan=True)
+        for key in resident.metrics
+    )
+
+
+@pytest.mark.parametrize(("stream", "feed"), [(False, Resident), (True, Streamed)])
+def test_what_was_asked_for_outweighs_the_size(monkeypatch, stream, feed):
+    monkeypatch.setattr(_feed, "device_bytes", lambda: 1 if stream is False else 10**12)
+    sim = new_trial(named("fedavg"), engines.lanes(3), make_data(), stream).sim
+    assert type(sim._feed) is feed
 
 
 def test_a_source_is_asked_for_the_cohorts_alone():

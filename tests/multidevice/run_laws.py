@@ -1,15 +1,19 @@
 """The sharded engine against the oracle, for every algorithm: prints one line of JSON per algorithm and mesh.
 
-A program of its own, because the number of devices is fixed when JAX starts. ``test_sharded.py`` runs it and asserts.
+With ``streams`` as its first argument: streamed runs of the sharded engine against resident ones. A program of its own,
+because the number of devices is fixed when JAX starts. ``test_sharded.py`` runs it and asserts.
 """
 
 import json
 import sys
+from unittest import mock
 
 import jax
+import numpy as np
 from laws import members
+from laws.test_compiled_once import backend_compilations
 
-from fedjax_sim import engines
+from fedjax_sim import _feed, engines
 
 
 def measure(name: str, devices: int) -> dict:
@@ -24,6 +28,31 @@ def measure(name: str, devices: int) -> dict:
     return {"name": name, "devices": devices, "error": max(errors), "compilations": trial.sim.compilations}
 
 
+def streamed(name: str, devices: int) -> dict:
+    """Whether data that are too large for a device, by their size alone, train to the same bits as resident ones."""
+    runs, feeds = [], []
+    for memory in (None, 1):  # bytes of a device: not known, and too few for anything
+        with mock.patch.object(_feed, "device_bytes", return_value=memory):
+            trial = members.new_trial(
+                members.named(name), engines.sharded(engines.client_mesh(devices), lanes=2)
+            )
+        trial.script.cohorts = list(members.COHORTS.values())
+        start, _ = trial.sim.run(trial.sim.init(seed=3), rounds=1)
+        with backend_compilations() as events:
+            runs.append(trial.sim.run(start, rounds=2 * len(members.COHORTS)))
+        feeds.append(type(trial.sim._feed).__name__)
+    (state, history), (other, others) = runs
+    same = [np.array_equal(x, others.metrics[key], equal_nan=True) for key, x in history.metrics.items()]
+    return {
+        "name": name,
+        "devices": devices,
+        "feeds": feeds,
+        "bits_equal": members.bits_equal(state, other),
+        "metrics_equal": all(same) and history.metrics.keys() == others.metrics.keys(),
+        "compilations": len(events),
+    }
+
+
 def padded(state, rows: int):
     """The state with a client table of so many rows: equal shares for the devices."""
     grow = lambda x: jax.numpy.pad(x, [(0, rows - x.shape[0])] + [(0, 0)] * (x.ndim - 1))  # noqa: E731
@@ -33,6 +62,10 @@ def padded(state, rows: int):
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["streams"]:
+        for name in sys.argv[2:]:
+            print(json.dumps(streamed(name, devices=2)), flush=True)
+        sys.exit()
     for devices in members.MESHES:
         for name in sys.argv[1:] or members.NAMES:
             print(json.dumps(measure(name, devices)), flush=True)

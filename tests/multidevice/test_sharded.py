@@ -1,4 +1,4 @@
-"""Laws 1 and 5 for the sharded engine over 1, 2 and 8 devices."""
+"""Laws 1 and 5 for the sharded engine over 1, 2 and 8 devices, and streamed data on 2."""
 
 import json
 import os
@@ -12,9 +12,12 @@ from laws.members import MESHES, NAMES, TOLERANCE
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def measured():
-    """What ``run_laws.py`` measures, in a process with eight virtual devices."""
+STREAMED = ("fedavg_shuffled", "fedavg_explicit_rows", "scaffold", "heterofl")
+"""Keyed batches, rows from the plan, clients with state on a home device, groups with queues of their own."""
+
+
+def rows(*arguments: str) -> list[dict]:
+    """What ``run_laws.py`` prints, in a process with eight virtual devices."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={max(MESHES)}",
@@ -23,14 +26,23 @@ def measured():
         "PYTHONWARNINGS": "error",
     }
     done = subprocess.run(
-        [sys.executable, ROOT / "tests/multidevice/run_laws.py"],
+        [sys.executable, ROOT / "tests/multidevice/run_laws.py", *arguments],
         env=environment,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    return {(row["name"], row["devices"]): row for row in rows}
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return {(row["name"], row["devices"]): row for row in rows()}
+
+
+@pytest.fixture(scope="module")
+def streamed():
+    return {row["name"]: row for row in rows("streams", *STREAMED)}
 
 
 @pytest.mark.multidevice
@@ -41,3 +53,13 @@ def test_one_round_equals_the_oracle(measured, name, devices):
     row = measured[name, devices]
     assert row["error"] < TOLERANCE
     assert row["compilations"] == 1
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("name", STREAMED)
+def test_data_too_large_for_a_device_stream_to_a_mesh(streamed, name):
+    """By size alone, without ``stream``: the same state and metrics as resident data, bit for bit."""
+    row = streamed[name]
+    assert row["feeds"] == ["Resident", "Streamed"]
+    assert row["bits_equal"] and row["metrics_equal"]
+    assert row["compilations"] == 0  # after the first chunk

@@ -123,12 +123,30 @@ def test_settings_name_them():
     assert history.rounds == 2
 
 
+def test_writers_are_tested_on_characters_of_their_own():
+    data, whole = glyphs(clients=5, test_fraction=0.25), glyphs(clients=5).train
+    assert data.test.ids.tolist() == data.train.ids.tolist() == list(range(5))
+    assert data.test.sizes.tolist() == np.rint(0.25 * whole.sizes).tolist()
+    for writer in range(5):
+        both = [image.tobytes() for part in (data.train, data.test) for image in part.client(writer)["x"]]
+        assert sorted(both) == sorted(image.tobytes() for image in whole.client(writer)["x"])
+
+
+def test_settings_hold_writers_out():
+    found = experiment.load(
+        changes=["data={name='glyphs',clients=1000000,test_fraction=0.2}", "unseen={fraction=0.1,seed=0}"]
+    )
+    sets = found.evaluation_sets()
+    assert [sets[name].num_clients for name in ("eval", "unseen")] == [900_000, 100_000]
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
         ({"clients": 0}, "clients is 0"),
         ({"classes": 26}, "classes is 26, expected one of 10, 47, 62"),
         ({"difficulty": 0.0}, "difficulty is 0.0"),
+        ({"test_fraction": 1.0}, "test_fraction is 1.0"),
     ],
 )
 def test_what_cannot_be_written(options, match):

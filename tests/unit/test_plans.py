@@ -338,3 +338,11 @@ def test_a_group_without_members_has_room_for_one_and_none_in_it():
     planner = make_planner([3, 3], fs.cohorts.all_clients(), group=[0, 2])
     assert [int(queue.count[0, 0]) for queue in plan_of(planner).queues] == [1, 0, 1]
     assert planner.queue_cap(1) == 1
+
+
+def test_groups_are_counted_once():
+    planner = make_planner([3] * 6, fs.cohorts.all_clients(), group=[0, 2, 2, 0, 2, 0])
+    caps = [planner.queue_cap(group) for group in range(3)]
+    planner.group[:] = 0  # nobody looks again
+    assert [planner.queue_cap(group) for group in range(3)] == caps == [3, 1, 3]
+    assert dataclasses.replace(planner).queue_cap(0) == 6

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from unit.run_folders import CONFIG, clients, rows, write_run
 
 from fedjax_sim import plots
+from fedjax_sim.data._label_counts import divergences
 from fedjax_sim.plots import _labels, _save, _style
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -270,7 +271,43 @@ def test_partitions_of_every_size(tmp_path, number, classes):
     table = generator.integers(0, 9, (number, classes))
     table[0] = 0
     figure = plots.partition(write_run(tmp_path / "a", arrays={"ids": np.arange(number), "labels": table}))
-    assert figure.axes[-1].get_xlabel() or figure.axes[1].get_xlabel()
+    sizes, distances, axes = figure.axes[:3]
+    assert axes.get_xlabel() and axes.get_ylabel() == "class"
+    assert heights(sizes).sum() == table.sum()
+    assert sorted(heights(distances)) == pytest.approx(sorted(divergences(table)))
+
+
+def heights(axes):
+    """Of the bars, or of the steps, of a panel."""
+    return np.array(
+        [p.get_height() for p in axes.patches if hasattr(p, "get_height")]
+        or axes.patches[0].get_data().values
+    )
+
+
+def test_a_picture_of_a_sample_says_so(tmp_path):
+    run = write_run(tmp_path / "a", arrays={"ids": np.arange(3), "labels": np.eye(3, dtype=int)})
+    for population, title in (
+        (1_000_000, "A sample: 3 of 1,000,000 clients, 3 training"),
+        (3, "3 clients, 3 training"),
+        (None, "3 clients"),
+    ):
+        figure = plots.partition(run, population=population)
+        assert figure.axes[0].get_title("left").startswith(title)
+        assert ("the sample's labels" in figure.axes[1].get_title("left")) == (population == 1_000_000)
+
+
+def test_very_many_clients_share_columns_of_the_map(tmp_path):
+    """Each column is the mean of its neighbours, so the classes' shares stay what they are."""
+    table = np.random.default_rng(0).integers(0, 9, (5001, 3)) + 1
+    figure = plots.partition(write_run(tmp_path / "a", arrays={"ids": np.arange(5001), "labels": table}))
+    (image,) = figure.axes[2].images
+    shown = np.asarray(image.get_array())
+    assert shown.shape == (3, 1200)
+    np.testing.assert_allclose(shown.sum(axis=0), 1)
+    np.testing.assert_allclose(
+        shown.mean(axis=1), (table / table.sum(axis=1, keepdims=True)).mean(axis=0), rtol=0.01
+    )
 
 
 def test_the_map_shows_every_share_in_its_place(tmp_path):
@@ -278,7 +315,7 @@ def test_the_map_shows_every_share_in_its_place(tmp_path):
     table[np.arange(50), np.arange(50) % 3] = 4
     table[7] = 0  # a client without examples stands last
     figure = plots.partition(write_run(tmp_path / "a", arrays={"ids": np.arange(50), "labels": table}))
-    (image,) = figure.axes[1].images
+    (image,) = figure.axes[2].images
     expected = np.repeat([0, 1, 2], [17, 16, 16])
     shown = np.asarray(image.get_array())
     np.testing.assert_array_equal(shown[:, :49].argmax(axis=0), expected)
@@ -289,7 +326,7 @@ def test_bubbles_have_the_area_of_the_count(tmp_path):
     figure = plots.partition(
         write_run(tmp_path / "a", arrays={"ids": np.arange(2), "labels": np.array([[4, 0], [1, 2]])})
     )
-    (bubbles,) = figure.axes[0].collections
+    (bubbles,) = figure.axes[2].collections
     np.testing.assert_allclose(bubbles.get_sizes() / bubbles.get_sizes().max(), [1, 0.25, 0.5])
 
 

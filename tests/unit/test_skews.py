@@ -52,7 +52,10 @@ def test_a_client_is_turned_as_a_whole():
     ("call", "match"),
     [
         (lambda: d.feature_noise(images(), 0.0, 0), "std is 0.0"),
-        (lambda: d.feature_noise(images(), 1.0, 0, "z"), "column is 'z', expected one of x, y"),
+        (
+            lambda: d.feature_noise(images(), 1.0, 0, "z"),
+            "column is 'z', but there is no such column, expected one of x, y",
+        ),
         (lambda: d.rotated(images(), column="y"), r"column 'y' has shape \[60\], expected square images"),
     ],
 )
@@ -83,7 +86,7 @@ def test_every_feature_has_one_party(features, parties, seed):
         (8, "x", "parties is 8, but there are 7 features"),
         ([3, 3], "x", "parties have 6 features together, but there are 7"),
         ([7, 0], "x", "expected how many features each has"),
-        (2, "z", "column is 'z', expected one of x, y"),
+        (2, "z", "column is 'z', but there is no such column, expected one of x, y"),
         (2, "y", r"column 'y' has shape \[5\], expected \[examples, ..., features\]"),
     ],
 )

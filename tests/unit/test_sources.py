@@ -131,7 +131,7 @@ def test_npz_classes(write, labels, classes):
             r"column 'client_name' has shape \[3\], expected 6 rows, one for each owner",
         ),
         ({}, {"columns": {"mask": "x"}}, "'mask' has a reserved name"),
-        ({}, {"channel_axis": "z"}, "channel_axis names 'z', expected one of the columns x, y"),
+        ({}, {"channel_axis": "z"}, "channel_axis is 'z', but there is no such column, expected one of x, y"),
         ({}, {"channel_axis": "y"}, r"column 'y' has shape \[6\], expected \[examples, height, width\]"),
         ({}, {"test_fraction": 0.2}, r"it has a split of its own \('split'\)"),
         (

@@ -571,4 +571,4 @@ def test_lazy_refuses(tmp_path):
     with pytest.raises(
         ValueError, match=r"client 'A' has int32\[5, 2\] in column 'x', expected int32\[2, 2\]"
     ):
-        plays.train.select([0])
+        plays.train.select([0]).in_memory  # noqa: B018

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from fedjax_sim._src import checks
+from fedjax_sim.data._columns import column_of
 from fedjax_sim.data._ids import as_ids
 from fedjax_sim.data.partitions._partition import (
     Columns,
     Partition,
     Partitioner,
-    column,
     count_examples,
     dealt_evenly,
     described,
@@ -36,7 +36,7 @@ def natural(by: str) -> Partitioner:
 
     def assign(generator: np.random.Generator, columns: Columns) -> Partition:
         del generator
-        ids, owner = np.unique(as_ids(by, column(columns, by, "by")), return_inverse=True)
+        ids, owner = np.unique(as_ids(by, column_of(columns, by, "by")), return_inverse=True)
         return Partition(owner.astype(np.int64), ids, np.zeros(len(ids), np.int64))
 
     return Partitioner(assign, described("natural", by=by))
@@ -62,7 +62,7 @@ def grouped(by: str, clients: int = 50) -> Partitioner:
     checks.positive_int("clients", clients)
 
     def assign(generator: np.random.Generator, columns: Columns) -> Partition:
-        values, index = np.unique(as_ids(by, column(columns, by, "by")), return_inverse=True)
+        values, index = np.unique(as_ids(by, column_of(columns, by, "by")), return_inverse=True)
         if clients > len(values):
             raise ValueError(f"clients is {clients}, but column {by!r} has {len(values)} different values.")
         return numbered(dealt_evenly(generator, len(values), clients)[index], clients)

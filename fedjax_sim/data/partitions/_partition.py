@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_sim._src import keys
-from fedjax_sim.data._columns import gather_rows
+from fedjax_sim.data._columns import column_of, gather_rows
 from fedjax_sim.data.client_data import ClientData
 
 _PARTITION = 100  # purpose of the generator; above those of `keys`, so that no two decisions share a stream
@@ -109,22 +109,9 @@ def described(name: str, **settings: Any) -> str:
     return ", ".join([name, *(f"{key} {value}" for key, value in settings.items())])
 
 
-def column(columns: Columns, name: str, of: str) -> np.ndarray:
-    """The column that a partition reads.
-
-    Raises:
-      ValueError: there is none of this name.
-    """
-    if name not in columns:
-        raise ValueError(
-            f"{of} is {name!r}, but there is no such column, expected one of {', '.join(columns)}."
-        )
-    return np.asarray(columns[name])
-
-
 def labels_of(columns: Columns, name: str) -> np.ndarray:
     """The label column: one integer for each example."""
-    labels = column(columns, name, "label")
+    labels = column_of(columns, name, "label")
     if labels.ndim != 1 or labels.dtype.kind not in "iub":
         raise TypeError(
             f"column {name!r} is {labels.dtype}{list(labels.shape)}, expected one integer label per example."
