@@ -13,12 +13,15 @@ from fedjax_sim.data import augmentations, preprocessing, text
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.client_source import ClientSource
 from fedjax_sim.data.federated import Federated, holdout_clients, holdout_domain, holdout_public, split
-from fedjax_sim.data.flat import arrays, npz
+from fedjax_sim.data.formats.flat import arrays, npz
+from fedjax_sim.data.formats.huggingface import huggingface
+from fedjax_sim.data.formats.image_sets import digits, images, mnist_by_writer
+from fedjax_sim.data.formats.leaf import leaf
+from fedjax_sim.data.formats.parquet import parquet
+from fedjax_sim.data.formats.stored import stored, write
+from fedjax_sim.data.formats.tfds import tfds
+from fedjax_sim.data.formats.tff import tff
 from fedjax_sim.data.glyphs import glyphs
-from fedjax_sim.data.huggingface import huggingface
-from fedjax_sim.data.image_sets import digits, images, mnist_by_writer
-from fedjax_sim.data.leaf import leaf
-from fedjax_sim.data.parquet import parquet
 from fedjax_sim.data.presets.cifar import cifar10, cifar100
 from fedjax_sim.data.presets.emnist import emnist
 from fedjax_sim.data.presets.flamby import heart_disease, tcga_brca
@@ -28,10 +31,7 @@ from fedjax_sim.data.presets.shakespeare import shakespeare
 from fedjax_sim.data.repartition import repartition
 from fedjax_sim.data.skews import feature_noise, rotated
 from fedjax_sim.data.sources import load
-from fedjax_sim.data.stored import stored, write
 from fedjax_sim.data.synthetic_sets import synthetic
-from fedjax_sim.data.tfds import tfds
-from fedjax_sim.data.tff import tff
 from fedjax_sim.data.vertical import Party, vertical
 
 __all__ = [

@@ -8,22 +8,22 @@ from collections.abc import Callable
 from typing import Any
 
 from fedjax_sim.data.federated import Federated
-from fedjax_sim.data.flat import npz
+from fedjax_sim.data.formats.flat import npz
+from fedjax_sim.data.formats.huggingface import huggingface
+from fedjax_sim.data.formats.image_sets import digits, images, mnist_by_writer
+from fedjax_sim.data.formats.leaf import leaf
+from fedjax_sim.data.formats.parquet import parquet
+from fedjax_sim.data.formats.stored import stored
+from fedjax_sim.data.formats.tfds import tfds
+from fedjax_sim.data.formats.tff import tff
 from fedjax_sim.data.glyphs import glyphs
-from fedjax_sim.data.huggingface import huggingface
-from fedjax_sim.data.image_sets import digits, images, mnist_by_writer
-from fedjax_sim.data.leaf import leaf
-from fedjax_sim.data.parquet import parquet
 from fedjax_sim.data.presets.cifar import cifar10, cifar100
 from fedjax_sim.data.presets.emnist import emnist
 from fedjax_sim.data.presets.flamby import heart_disease, tcga_brca
 from fedjax_sim.data.presets.leaf_sets import celeba, sent140
 from fedjax_sim.data.presets.school import school
 from fedjax_sim.data.presets.shakespeare import shakespeare
-from fedjax_sim.data.stored import stored
 from fedjax_sim.data.synthetic_sets import synthetic
-from fedjax_sim.data.tfds import tfds
-from fedjax_sim.data.tff import tff
 
 SOURCES: dict[str, Callable[..., Federated]] = {
     "digits": digits,

@@ -5,7 +5,7 @@ import pytest
 
 from fedjax_sim import partitions
 from fedjax_sim.data import digits, images, load, repartition
-from fedjax_sim.data.image_sets import _enlarged
+from fedjax_sim.data.formats.image_sets import _enlarged
 
 
 def test_enlarged_digits():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim.data import text
-from fedjax_sim.data._plays import read_roles, read_speakers
+from fedjax_sim.data.presets._plays import read_roles, read_speakers
 
 ROLES = [
     {"play": "Ham", "role": "GHOST", "speeches": ["Mark me.", "Alas,\npoor\nghost!", "List"]},

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fedjax_sim import experiment, partitions
 from fedjax_sim.data import load, repartition, tfds
-from fedjax_sim.data._tfrecord import crc32c, read_tfrecord
+from fedjax_sim.data.formats._tfrecord import crc32c, read_tfrecord
 
 library = pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("array_record", reason="ArrayRecord files are written on Linux alone")
@@ -446,7 +446,7 @@ def test_a_file_that_tensorflow_wrote(tmp_path):
 
 
 def test_batches_of_checksums_cover_all_records(tmp_path, monkeypatch):
-    from fedjax_sim.data import _tfrecord
+    from fedjax_sim.data.formats import _tfrecord
 
     monkeypatch.setattr(_tfrecord, "_BATCH", 100)
     records = [bytes([number]) * 30 for number in range(11)]

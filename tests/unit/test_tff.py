@@ -13,7 +13,7 @@ from unit.tff_files import example, field, varint, write_hdf5, write_sqlite
 
 import fedjax_sim as fs
 from fedjax_sim.data import load, tff
-from fedjax_sim.data._tf_example import parse_example
+from fedjax_sim.data.formats._tf_example import parse_example
 
 # --- examples ------------------------------------------------------------------------------------------------
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from fedjax_sim._src import checks
 from fedjax_sim.data import text
-from fedjax_sim.data._leaf_file import User, as_list, numbers
-from fedjax_sim.data._leaf_folder import Users, join_users, read_users
 from fedjax_sim.data.federated import Federated, split
+from fedjax_sim.data.formats._leaf_file import User, as_list, numbers
+from fedjax_sim.data.formats._leaf_folder import Users, join_users, read_users
 
 _TEXT = 4
 """Place of the text in Sent140's fields, without the label: id, date, query, user, text."""

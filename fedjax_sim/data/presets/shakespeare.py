@@ -12,11 +12,11 @@ import numpy as np
 from fedjax_sim._src import checks
 from fedjax_sim.data import text
 from fedjax_sim.data._files import errors_name
-from fedjax_sim.data._leaf_file import User, as_list
-from fedjax_sim.data._leaf_folder import Users, join_users, read_users
-from fedjax_sim.data._plays import Role, read_roles, read_speakers
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.federated import Federated
+from fedjax_sim.data.formats._leaf_file import User, as_list
+from fedjax_sim.data.formats._leaf_folder import Users, join_users, read_users
+from fedjax_sim.data.presets._plays import Role, read_roles, read_speakers
 
 
 def shakespeare(

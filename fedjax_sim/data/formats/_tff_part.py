@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_sim.data import _tables
 from fedjax_sim.data._columns import describe, offsets_of
 from fedjax_sim.data._files import errors_name
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.client_source import ClientSource
+from fedjax_sim.data.formats import _tables
 
 Values = dict[str, "np.ndarray | list"]
 """A client's fields: an array ``[examples, ...]`` each, or a list of what each example holds: text (bytes, where it is no

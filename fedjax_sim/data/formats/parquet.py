@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedjax_sim.data._arrow import SUFFIXES, read_table
-from fedjax_sim.data._arrow_sets import Piece, check_shards, from_pieces
 from fedjax_sim.data._files import check_is_file
-from fedjax_sim.data._tables import Columns, Decode, renamed
 from fedjax_sim.data.federated import Federated
+from fedjax_sim.data.formats._arrow import SUFFIXES, read_table
+from fedjax_sim.data.formats._arrow_sets import Piece, check_shards, from_pieces
+from fedjax_sim.data.formats._tables import Columns, Decode, renamed
 
 
 def parquet(

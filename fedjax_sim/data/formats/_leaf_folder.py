@@ -10,8 +10,8 @@ import numpy as np
 
 from fedjax_sim.data._columns import offsets_of
 from fedjax_sim.data._files import check_is_file
-from fedjax_sim.data._leaf_file import Convert, User, read_file
 from fedjax_sim.data.client_data import ClientData
+from fedjax_sim.data.formats._leaf_file import Convert, User, read_file
 
 _SUFFIXES = (".json", ".json.gz")
 

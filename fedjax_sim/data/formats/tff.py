@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim._src import checks
-from fedjax_sim.data import _tables, _tff_hdf5, _tff_sqlite
 from fedjax_sim.data._files import check_is_file, errors_name
-from fedjax_sim.data._tables import Columns, Decode
-from fedjax_sim.data._tff_part import Layout, LazyPart, Part, in_memory
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.federated import Federated, split
+from fedjax_sim.data.formats import _tables, _tff_hdf5, _tff_sqlite
+from fedjax_sim.data.formats._tables import Columns, Decode
+from fedjax_sim.data.formats._tff_part import Layout, LazyPart, Part, in_memory
 
 _COMPRESSED = (".lzma", ".xz")
 _HDF5 = (".h5", ".hdf5")

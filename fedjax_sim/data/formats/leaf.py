@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim._src import checks
-from fedjax_sim.data._leaf_file import numbers
-from fedjax_sim.data._leaf_folder import join_users, read_users
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.federated import Federated, split
+from fedjax_sim.data.formats._leaf_file import numbers
+from fedjax_sim.data.formats._leaf_folder import join_users, read_users
 
 
 def leaf(

@@ -13,8 +13,8 @@ import numpy as np
 
 from fedjax_sim.data._files import check_is_file
 from fedjax_sim.data._ids import as_ids
-from fedjax_sim.data._pictures import pictures
-from fedjax_sim.data._tables import text_ids
+from fedjax_sim.data.formats._pictures import pictures
+from fedjax_sim.data.formats._tables import text_ids
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedjax_sim.data._files import errors_name
-from fedjax_sim.data._tables import text_ids
-from fedjax_sim.data._tff_part import Part, Values, text
+from fedjax_sim.data.formats._tables import text_ids
+from fedjax_sim.data.formats._tff_part import Part, Values, text
 
 if TYPE_CHECKING:
     import h5py

@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fedjax_sim.data._arrow import read_table
-from fedjax_sim.data._arrow_sets import Piece, check_shards, from_pieces
 from fedjax_sim.data._files import check_is_file, errors_name
-from fedjax_sim.data._tables import Columns, Decode, renamed
 from fedjax_sim.data.federated import Federated
+from fedjax_sim.data.formats._arrow import read_table
+from fedjax_sim.data.formats._arrow_sets import Piece, check_shards, from_pieces
+from fedjax_sim.data.formats._tables import Columns, Decode, renamed
 
 if TYPE_CHECKING:
     import pyarrow as pa

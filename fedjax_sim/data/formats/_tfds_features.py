@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.data._tfds_files import records_of
+from fedjax_sim.data.formats._tfds_files import records_of
 
 
 class Feature(NamedTuple):

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim.data._files import errors_name
-from fedjax_sim.data._tables import text_ids
-from fedjax_sim.data._tf_example import Features, parse_example
-from fedjax_sim.data._tff_part import Part, Values, errors_name_client, text
+from fedjax_sim.data.formats._tables import text_ids
+from fedjax_sim.data.formats._tf_example import Features, parse_example
+from fedjax_sim.data.formats._tff_part import Part, Values, errors_name_client, text
 
 MAGIC = b"SQLite format 3\0"
 

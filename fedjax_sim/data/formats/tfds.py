@@ -11,11 +11,11 @@ import numpy as np
 
 from fedjax_sim.data._files import errors_name
 from fedjax_sim.data._ids import as_ids
-from fedjax_sim.data._tables import make_labels
-from fedjax_sim.data._tfds_features import Feature, examples_of, feature_called, features_of
-from fedjax_sim.data._tfds_files import find_folder, open_builder
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.federated import Federated, split
+from fedjax_sim.data.formats._tables import make_labels
+from fedjax_sim.data.formats._tfds_features import Feature, examples_of, feature_called, features_of
+from fedjax_sim.data.formats._tfds_files import find_folder, open_builder
 
 _LABEL = "y"
 

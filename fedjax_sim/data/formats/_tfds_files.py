@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_sim.data._files import check_is_file, errors_name
-from fedjax_sim.data._tfrecord import read_tfrecord
+from fedjax_sim.data.formats._tfrecord import read_tfrecord
 
 _INFO, _FEATURES = "dataset_info.json", "features.json"
 _VERSION = re.compile(r"\d+\.\d+\.\d+")

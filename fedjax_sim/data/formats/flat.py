@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.data import _tables
 from fedjax_sim.data._columns import check_columns
 from fedjax_sim.data._files import Npz, errors_name
 from fedjax_sim.data._ids import as_ids
-from fedjax_sim.data._tables import Columns
 from fedjax_sim.data.federated import Federated
+from fedjax_sim.data.formats import _tables
+from fedjax_sim.data.formats._tables import Columns
 
 
 def arrays(
