@@ -23,6 +23,7 @@ from fedjax_sim.data.presets.flamby import heart_disease, tcga_brca
 from fedjax_sim.data.presets.leaf_sets import celeba, sent140
 from fedjax_sim.data.presets.school import school
 from fedjax_sim.data.presets.shakespeare import shakespeare
+from fedjax_sim.data.presets.stackoverflow import stackoverflow
 from fedjax_sim.data.synthetic_sets import synthetic
 
 SOURCES: dict[str, Callable[..., Federated]] = {
@@ -46,6 +47,7 @@ SOURCES: dict[str, Callable[..., Federated]] = {
     "tfds": tfds,
     "shakespeare": shakespeare,
     "sent140": sent140,
+    "stackoverflow": stackoverflow,
     "celeba": celeba,
 }
 """Every source by its name."""
