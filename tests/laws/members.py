@@ -306,7 +306,8 @@ def named(name: str) -> Member:
     return next(member for member in ALGORITHMS if member.name == name)
 
 
-def new_trial(member: Member, engine: engines.Engine, data: Any = None, stream: bool | None = None) -> Trial:
+def new_trial(member: Member, engine: engines.Engine, data: Any = None, **options: Any) -> Trial:
+    """``options``: further ones of a simulation."""
     script = Script()
     sim = fs.Simulation(
         member.build(),
@@ -316,7 +317,7 @@ def new_trial(member: Member, engine: engines.Engine, data: Any = None, stream: 
         engine=engine,
         groups=member.groups,
         rounds_per_chunk=2,
-        stream=stream,
+        **options,
     )
     return Trial(sim, script)
 
