@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from laws.members import MESHES, NAMES, TOLERANCE
+from laws.members import MESHES, NAMES, ON_HOST, TOLERANCE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,3 +41,13 @@ def test_one_round_equals_the_oracle(measured, name, devices):
     row = measured[name, devices]
     assert row["error"] < TOLERANCE
     assert row["compilations"] == 1
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("devices", MESHES)
+@pytest.mark.parametrize("name", ON_HOST)
+def test_client_state_may_lie_on_the_host(measured, name, devices):
+    """Bit for bit the same; each device has room for two cohorts of two of its home's clients, of a population of 40."""
+    row = measured[f"host: {name}", devices]
+    assert row["same"]
+    assert row["rows"] == 4 * devices
