@@ -20,6 +20,7 @@ from fedjax_sim.engines._state import ClientTable
 Where = Literal["device", "host"]
 
 _NOBODY = ClientTable((), (), ())
+_PIECE = 1 << 16
 
 
 class ClientStates(abc.ABC):
@@ -99,7 +100,7 @@ class OnHost(ClientStates):
     """The whole table is in numpy arrays; the devices have the rows of a chunk's clients, one after the other.
 
     A chunk's table has the same shape for every chunk. Its rows are gathered when the chunk before has ended, which may have
-    changed them, and are written back when it ends itself, into a table that no one else has.
+    changed them, and are written back when it ends itself, into a table that no one else has: a run copies it when it starts.
 
     Args:
       planner: of the simulation.
@@ -141,7 +142,7 @@ class OnHost(ClientStates):
     def start(self, rounds_fn: RoundFn, state: SimState) -> SimState:
         table = self.fitted(state).clients
         placed = rounds_fn.place_state(dataclasses.replace(state, clients=_NOBODY))
-        return dataclasses.replace(placed, clients=jax.tree.map(np.array, table))
+        return dataclasses.replace(placed, clients=jax.tree.map(copied, table))
 
     def lend(
         self, rounds_fn: RoundFn, state: SimState, plan: Plan
@@ -188,6 +189,17 @@ def client_states_of(
     if where == "device" or not keeps_client_state(template):
         return OnDevice(rows, rows, replicated)
     return OnHost(planner, replicated, table // rows)
+
+
+def copied(array: np.ndarray) -> np.ndarray:
+    """A copy that takes no memory where the array is zero, as in rows that nobody has written yet."""
+    copy = np.zeros(array.shape, array.dtype)
+    source, target = (x.reshape(-1).view(np.uint8) for x in (np.ascontiguousarray(array), copy))
+    for start in range(0, len(source), _PIECE):
+        piece = source[start : start + _PIECE]
+        if piece.any():
+            target[start : start + _PIECE] = piece
+    return copy
 
 
 def compacted(plan: Plan, population: int, capacity: int) -> tuple[Plan, Members]:

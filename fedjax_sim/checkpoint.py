@@ -83,7 +83,7 @@ class Saved:
     """What a checkpoint holds.
 
     Attributes:
-      state: the state after ``rounds`` rounds.
+      state: the state after ``rounds`` rounds, its client table in numpy arrays.
       histories: one per replica.
       rounds: rounds done, counted from the state with round 0.
     """

@@ -59,7 +59,8 @@ class Simulation:
       local: local work of every client.
       engine: from ``fs.engines``; ``lanes()`` by default.
       groups: name of each client's group, ``[clients]``, for algorithms whose clients differ.
-      rounds_per_chunk: rounds that run without the host; metrics come back and callbacks run between chunks.
+      rounds_per_chunk: rounds that run without the host; metrics come back and callbacks run between chunks. Fewer, where
+        the rows that ``client_state="host"`` brings for them could fill more than a quarter of a device.
       public: public data for server updates that use it, a pytree.
       client_state: where the state that clients keep lies: on the ``"device"``, or in the ``"host"``'s memory, from where each
         chunk brings the rows of its cohorts; results are the same. By default ``"host"`` where it would fill more than a

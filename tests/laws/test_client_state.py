@@ -231,6 +231,17 @@ def test_a_chunk_may_be_looked_at_and_measured():
     assert bits_equal(state, before)
 
 
+def test_a_copy_without_its_zeros_is_a_copy():
+    generator = np.random.default_rng(0)
+    large = np.zeros((5000, 7, 3), np.float32)
+    large[[0, 41, 4999]] = generator.normal(size=(3, 7, 3))
+    large[100, 2, 2], large[3000, 0, 0] = -0.0, np.nan
+    for array in (large, large[1:9], large[:, ::2], large > 0, large[:0], large[:9].astype(jnp.bfloat16)):
+        copy = _client_state.copied(array)
+        assert bits_equal(copy, array) and copy.dtype == array.dtype
+        assert not np.shares_memory(copy, array) and copy.flags.writeable
+
+
 # --- where it lies by default --------------------------------------------------------------------------------
 
 
