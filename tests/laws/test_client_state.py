@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from laws.members import (
     ENGINES,
     LANES,
@@ -27,6 +29,8 @@ import fedjax_sim as fs
 from fedjax_sim import _client_state
 from fedjax_sim import aggregation as agg
 from fedjax_sim._client_state import OnDevice, OnHost
+from fedjax_sim._feed import turns_of_queue
+from fedjax_sim.data.plans import Planner
 from fedjax_sim.engines._problem import keeps_client_state
 
 STATEFUL = ["scaffold", "ifca", "ifca_clipped", "top_k", "batch_norm_local"]
@@ -229,6 +233,41 @@ def test_a_chunk_may_be_looked_at_and_measured():
     before = jax.tree.map(lambda x: x.copy(), state)
     assert sim.tune(state, layouts=[fs.engines.Layout(1, "compact")], repeats=1, keep=False).timings
     assert bits_equal(state, before)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    population=st.integers(1, 40),
+    devices=st.integers(1, 4),
+    replicas=st.integers(1, 3),
+    rounds=st.integers(1, 4),
+    rate=st.sampled_from([0.02, 0.3, 1.0]),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_turn_finds_its_own_row(seed, population, devices, replicas, rounds, rate):
+    """On every device and in every replica: one row for each client, within the capacity, none for anybody else."""
+    group = np.arange(population) % 2
+    planner = Planner(
+        np.full(population, 3), 3 * np.arange(population), fs.cohorts.poisson(rate), (fs.LocalWork(),), group,
+        groups=2, replicas=replicas, devices=devices, homes=devices > 1,
+    )  # fmt: skip
+    plan = planner.plan([(seed, index) for index in range(replicas)], 0, rounds, rounds)
+    states = OnHost(planner, True, 1)
+    capacity = states.capacity(rounds)
+    moved, rows = _client_state.compacted(plan, population, capacity)
+    clients = dict(zip(zip(rows.replica.tolist(), rows.row.tolist(), strict=True), rows.client, strict=True))
+    assert len(clients) == len(rows.client)
+    met = set()
+    for before, after in zip(plan.queues, moved.queues, strict=True):
+        for index, device, place in np.argwhere(turns_of_queue(before)):
+            entry = jax.tree.map(lambda x, at=(index, device, place): x[at], after.entries)
+            assert 0 <= entry.slot < capacity
+            key = int(entry.replica), int(device * capacity + entry.slot)
+            assert clients[key] == entry.client
+            met.add(key)
+        same = before.entries._replace(slot=after.entries.slot)
+        assert jax.tree.all(jax.tree.map(np.array_equal, same, after.entries))
+    assert met == set(clients)
 
 
 def test_a_copy_without_its_zeros_is_a_copy():
