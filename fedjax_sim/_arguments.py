@@ -16,8 +16,8 @@ from fedjax_sim.checkpoint import Checkpoints
 from fedjax_sim.data import ClientData, ClientSource
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
-from fedjax_sim.engines import Engine
-from fedjax_sim.engines._problem import aggregate, group_names
+from fedjax_sim.engines import Engine, SimState
+from fedjax_sim.engines._problem import aggregate, group_names, keeps_client_state
 
 
 def check_rounds(rounds: int | None, checkpoints: Checkpoints | None) -> None:
@@ -28,10 +28,19 @@ def check_rounds(rounds: int | None, checkpoints: Checkpoints | None) -> None:
         raise ValueError("rounds is None without checkpoints: say how many rounds, or where they were saved.")
 
 
-def check_sampling(algorithm: Algorithm, cohort: Cohort) -> None:
-    """Noise is scaled to the bound of one message: a client that is drawn twice would enter the sum twice."""
+def check_sampling(algorithm: Algorithm, cohort: Cohort, state: SimState) -> None:
+    """Who is drawn twice breaks two things: noise is scaled to the bound of one message, and a state has one successor.
+
+    ``state``: its specs.
+    """
     if cohort.sampling != "with_replacement":
         return
+    if keeps_client_state(state):
+        raise ValueError(
+            f"{algorithm.name} keeps state per client, and the cohort is drawn with replacement: a client that stands in a "
+            "cohort twice would start both turns from the same state and one result would be lost. Draw without "
+            "replacement."
+        )
     for stage in algorithm.stages:
         for fact in aggregate(stage).facts:
             if fact.noise_multiplier is not None:

@@ -125,7 +125,7 @@ def capacity(planner: Planner, rounds: int) -> int:
 
 def members(plan: Plan) -> np.ndarray:
     """Clients that take part in a plan's rounds, ``int64[clients]``, ascending."""
-    found = [queue.entries.client[_turns(queue)] for queue in plan.queues]
+    found = [queue.entries.client[turns_of_queue(queue)] for queue in plan.queues]
     return np.unique(np.concatenate(found)).astype(np.int64)
 
 
@@ -137,12 +137,12 @@ def moved(plan: Plan, clients: np.ndarray, sizes: np.ndarray) -> Plan:
     queues = []
     for queue in plan.queues:
         place = np.minimum(np.searchsorted(clients, queue.entries.client), len(clients) - 1)
-        start = np.where(_turns(queue), starts[place], 0).astype(np.int32)
+        start = np.where(turns_of_queue(queue), starts[place], 0).astype(np.int32)
         queues.append(queue._replace(entries=queue.entries._replace(start=start)))
     return plan._replace(queues=tuple(queues))
 
 
-def _turns(queue) -> np.ndarray:
+def turns_of_queue(queue) -> np.ndarray:
     """``bool[rounds, devices, cap]``: which entries are turns."""
     return np.arange(queue.entries.client.shape[-1]) < queue.count[..., None]
 

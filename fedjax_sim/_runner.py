@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim._books import MetricRows, examples, round_metrics
+from fedjax_sim._client_state import ClientStates
 from fedjax_sim._feed import Feed
 from fedjax_sim.checkpoint import CheckpointError, Store
 from fedjax_sim.data.plans import Plan, Planner
@@ -81,6 +81,7 @@ class Runner:
       rounds_fn: the compiled round function.
       planner: makes its plans.
       feed: makes plans, and brings their examples to the engine's devices.
+      clients: brings the state that clients keep to the engine's devices.
       ids: names of the clients.
       rounds_per_chunk: room of a plan.
       turn_costs: costs of a client's turn, one for each group.
@@ -97,6 +98,7 @@ class Runner:
     rounds_fn: RoundFn
     planner: Planner
     feed: Feed
+    clients: ClientStates
     ids: np.ndarray
     rounds_per_chunk: int
     turn_costs: tuple[TurnCosts, ...]
@@ -126,11 +128,12 @@ class Runner:
         roots = root_words(state)
         state, done = self._restore(state, rounds)
         rounds = done if rounds is None else rounds
-        state = self.rounds_fn.place_state(state)
+        state = self.clients.start(self.rounds_fn, state)
         self._started = time.perf_counter()
         chunk = self._chunk(roots, done, self._length(done, rounds))
         while chunk is not None:
             plan, columns = chunk
+            state, plan, lent = self.clients.lend(self.rounds_fn, state, plan)
             compiled, clock = self.rounds_fn.compilations(), time.perf_counter()
             state, report = self.rounds_fn(state, columns, plan, self.hyper)
             if self.rounds_fn.compilations() > compiled:
@@ -139,6 +142,7 @@ class Runner:
             after = done + int(plan.rounds)
             upcoming = self._chunk(roots, after, self._length(after, rounds))
             self._collect(jax.device_get(report), plan, done)
+            state = self.clients.back(state, lent)
             self._clock()
             self._evaluate(state, after, rounds)
             stop = self._call(state, done, after, rounds)
@@ -225,7 +229,7 @@ class Runner:
         """Whether a callback asked to stop. Every callback is called."""
 
         def snapshot() -> SimState:
-            return jax.tree.map(lambda x: jnp.array(x, copy=True), state)
+            return jax.tree.map(lambda x: x.copy(), state)
 
         if not self.callbacks:
             return False

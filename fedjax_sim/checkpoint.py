@@ -83,7 +83,7 @@ class Saved:
     """What a checkpoint holds.
 
     Attributes:
-      state: the state after ``rounds`` rounds.
+      state: the state after ``rounds`` rounds, its client table in numpy arrays.
       histories: one per replica.
       rounds: rounds done, counted from the state with round 0.
     """
@@ -295,8 +295,10 @@ def _raw(state: SimState) -> SimState:
 
 
 def _typed(state: SimState) -> SimState:
+    """The key as a key, and the rest on the device but for the client table: a run brings that to where it belongs."""
     key = jax.random.wrap_key_data(jax.numpy.asarray(state.key), impl="threefry2x32")
-    return jax.tree.map(jax.numpy.asarray, dataclasses.replace(state, key=key))
+    placed = jax.tree.map(jax.numpy.asarray, dataclasses.replace(state, key=key, clients=()))
+    return dataclasses.replace(placed, clients=jax.tree.map(np.asarray, state.clients))
 
 
 def _named(state: SimState) -> list[tuple[str, Any]]:

@@ -108,10 +108,11 @@ class Personaliser:
                 stop = min(start + width, count)
                 cut = functools.partial(_padded, start=start, stop=stop, width=width)
                 entries, rows = jax.tree.map(cut, (queue.entries, queue.rows))
+                known, entries = _with_rows(state, entries)
                 first = test.offsets[:-1][entries.client].astype(np.int32)
                 # Padding stands for client 0, without steps and without test examples.
                 size = np.where(np.arange(width) < stop - start, test.sizes[entries.client], 0)
-                sums = jax.device_get(block(state, columns, own, entries, rows, first, size.astype(np.int32)))
+                sums = jax.device_get(block(known, columns, own, entries, rows, first, size.astype(np.int32)))
                 there = slice(0, stop - start)
                 found.append((place[entries.client[there]], jax.tree.map(lambda x, s=there: x[s], sums)))
         order = np.argsort(np.concatenate([places for places, _ in found]))
@@ -133,7 +134,7 @@ class Personaliser:
         hyper, root, turns = self._problem.example_hyper, _root(state), self._turns[group]
         algorithm, table = self._problem.build(hyper), state.clients
         row = Row(table.states[group] if table.states else (), (), table.seen)
-        row = jax.tree.map(lambda x: x[entry.client], row)
+        row = jax.tree.map(lambda x: x[entry.slot], row)
         models = ()
         for index, (stage, turn) in enumerate(zip(algorithm.stages, turns, strict=True)):
             last = index == len(turns) - 1
@@ -219,6 +220,15 @@ def _moved(name: str, start: Variables, sent: Message) -> Variables:
         )
     stats = tree.add(start.stats, update.stats) if jax.tree.leaves(update.stats) else start.stats
     return start._replace(params=tree.add(start.params, update.params), stats=stats)
+
+
+def _with_rows(state: SimState, entries: Entry) -> tuple[SimState, Entry]:
+    """Of a table in the host's memory, the rows of a block's clients alone."""
+    if not any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(state.clients)):
+        return state, entries
+    rows = jax.tree.map(lambda x: x[entries.client], state.clients)
+    slots = np.arange(len(entries.client), dtype=np.int32)
+    return dataclasses.replace(state, clients=rows), entries._replace(slot=slots)
 
 
 def _padded(array: np.ndarray, start: int, stop: int, width: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from fedjax_sim._arguments import (
     group_indices,
     replica_hyperparameters,
 )  # fmt: skip
+from fedjax_sim._client_state import Where, client_states_of
 from fedjax_sim._description import describe, model_precision
 from fedjax_sim._feed import Resident, feed_of
 from fedjax_sim._runner import Callback, NonFiniteModelError, Progress, Runner, root_words
@@ -33,7 +34,13 @@ from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.data.plans import Plan, Planner
 from fedjax_sim.engines import Engine, Layout, SimState
 from fedjax_sim.engines._costs import TurnCosts, turn_costs
-from fedjax_sim.engines._problem import Problem, group_names, initial_state, keeps_client_state
+from fedjax_sim.engines._problem import (
+    Problem,
+    example_row,
+    group_names,
+    initialiser,
+    keeps_client_state,
+)  # fmt: skip
 from fedjax_sim.engines._state import check_is_state, check_state
 from fedjax_sim.evaluation import Evaluation, evaluate, named_sets
 from fedjax_sim.history import Histories, History
@@ -52,8 +59,12 @@ class Simulation:
       local: local work of every client.
       engine: from ``fs.engines``; ``lanes()`` by default.
       groups: name of each client's group, ``[clients]``, for algorithms whose clients differ.
-      rounds_per_chunk: rounds that run without the host; metrics come back and callbacks run between chunks.
+      rounds_per_chunk: rounds that run without the host; metrics come back and callbacks run between chunks. Fewer, where
+        the rows that ``client_state="host"`` brings for them could fill more than a quarter of a device.
       public: public data for server updates that use it, a pytree.
+      client_state: where the state that clients keep lies: on the ``"device"``, or in the ``"host"``'s memory, from where each
+        chunk brings the rows of its cohorts; results are the same. By default ``"host"`` where it would fill more than a
+        quarter of a device.
       stream: whether each chunk's examples are brought to the devices while the chunk before trains, instead of all data
         at the beginning; results are the same. By default where the data would fill more than half of a device.
 
@@ -85,9 +96,11 @@ class Simulation:
         rounds_per_chunk: int = 10,
         public: Any = None,
         stream: bool | None = None,
+        client_state: Where | None = None,
     ):
         check_types(algorithm, data, cohort, local, engine)
         checks.positive_int("rounds_per_chunk", rounds_per_chunk)
+        checks.one_of("client_state", client_state, (None, "device", "host"))
         self.data, self.cohort = data, cohort
         self.local = LocalWork() if local is None else local
         self.engine = engines.lanes() if engine is None else engine
@@ -97,6 +110,7 @@ class Simulation:
                 f"the data has {data.num_clients} clients and no example: there is nothing to train on."
             )
         self._groups, self._public, self._stream = groups, public, stream
+        self._where: Where | None = client_state
         self._group = group_indices(algorithm, groups, data.num_clients)
         self._prepare(self._make_problem(lambda hyper: algorithm))
         self._rounds = self.engine.compile(self._problem)
@@ -112,9 +126,15 @@ class Simulation:
         self._problem, self.algorithm = problem, problem.algorithm()
         self._feed = feed_of(self.data, self._stream, self.algorithm.task.check)
         self.cohort.cap(self.data.num_clients)
-        check_sampling(self.algorithm, self.cohort)
-        self._initialise = self._initialiser(problem)
-        self._template = self._check_state()
+        self._initialise = initialiser(problem, self._slots())
+        # Tracing its specs finds rules and transforms that do not fit together.
+        self._template = jax.eval_shape(self._initialise, problem.example_hyper, keys.root_key(0))
+        check_sampling(self.algorithm, self.cohort, self._template)
+        planner, replicated = self.planner(problem.replicas or 1), problem.replicas is not None
+        self._clients = client_states_of(self._where, self._template, planner, replicated)
+        self.rounds_per_chunk = self._clients.rounds(self.rounds_per_chunk)
+        if self._clients.rows_at_first != self._slots():
+            self._initialise = initialiser(problem, self._clients.rows_at_first)
 
     def _variant(self, problem: Problem) -> Simulation:
         """This simulation with the algorithm of a sweep, which may have other stages, groups and state."""
@@ -142,28 +162,10 @@ class Simulation:
         root = keys.root_key(seed)
         if variables is not None:
             drawn = jax.eval_shape(
-                lambda: self.algorithm.task.init(keys.fold(root, keys.INIT), self._sample())
+                lambda: self.algorithm.task.init(keys.fold(root, keys.INIT), example_row(self._problem))
             )
             check_variables(variables, drawn)
-        return self._initialise((), root, variables)
-
-    def _initialiser(self, problem: Problem) -> Callable[..., SimState]:
-        """Compiled ``(hyper, root, variables or None)`` to the state before the first round."""
-
-        def initialise(hyper, root, variables=None) -> SimState:
-            algorithm = problem.build(hyper)
-            if variables is None:
-                variables = algorithm.task.init(keys.fold(root, keys.INIT), self._sample())
-            return initial_state(problem, algorithm, variables, root, self._slots())
-
-        return jax.jit(initialise)
-
-    def _sample(self) -> dict[str, jax.Array]:
-        """One row of zeros, for models that learn their input's shape at initialisation."""
-        rows = {
-            name: jnp.zeros((1, *spec.shape[1:]), spec.dtype) for name, spec in self._column_specs().items()
-        }
-        return rows | {"mask": jnp.ones(1, bool)}
+        return self._clients.initial(self._initialise((), root, variables))
 
     def _column_specs(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Columns as the device will hold them: without 64-bit mode, JAX keeps int64 and float64 in 32 bits."""
@@ -189,17 +191,6 @@ class Simulation:
             replicas,
             self._public,
         )
-
-    def _check_state(self) -> SimState:
-        """Specs of the state; tracing them finds rules and transforms that do not fit together."""
-        template = jax.eval_shape(self._initialise, self._problem.example_hyper, keys.root_key(0))
-        if keeps_client_state(template) and self.cohort.sampling == "with_replacement":
-            raise ValueError(
-                f"{self.algorithm.name} keeps state per client, and the cohort is drawn with replacement: a client that "
-                "stands in a cohort twice would start both turns from the same state and one result would be lost. "
-                "Draw without replacement."
-            )
-        return template
 
     # --- running ---
 
@@ -287,7 +278,7 @@ class Simulation:
         one = lambda index: jax.tree.map(lambda x: x[index], hyper)  # noqa: E731
         variant = self._variant(self._make_problem(build, one(0), len(seeds)))
         states = [variant._initialise(one(index), keys.root_key(seed)) for index, seed in enumerate(seeds)]
-        state = jax.tree.map(lambda *x: jnp.stack(x), *states)
+        state = variant._clients.initial(jax.tree.map(lambda *x: jnp.stack(x), *states))
         rounds_fn, costs = self.engine.compile(variant._problem), turn_costs(variant._problem, state)
         algorithms = tuple(build(one(index)) for index in range(len(seeds)))
         runner = variant._runner(
@@ -320,8 +311,8 @@ class Simulation:
             return {name: self._evaluate(algorithms[replica], state, data) for name, data in sets.items()}
 
         return Runner(
-            rounds_fn, self.planner(len(algorithms)), self._feed, self.data.ids, self.rounds_per_chunk,
-            costs, hyper, single, evaluation if sets else None, every, callbacks,
+            rounds_fn, self.planner(len(algorithms)), self._feed, self._clients, self.data.ids,
+            self.rounds_per_chunk, costs, hyper, single, evaluation if sets else None, every, callbacks,
             precision=model_precision(self.algorithm, self._problem, self._template),
         )  # fmt: skip
 
@@ -411,7 +402,8 @@ class Simulation:
             self._personalisers[program] = Personaliser(problem, block_size, batch_size)
         planner, columns = self._feed.of(self.planner(), self._rounds.place_columns, chosen)
         if self.engine.devices > 1:
-            state, columns = jax.device_put((state, columns), jax.devices()[0])
+            one = lambda x: x if isinstance(x, np.ndarray) else jax.device_put(x, jax.devices()[0])  # noqa: E731
+            state, columns = jax.tree.map(one, (state, columns))
         return self._personalisers[program](state, columns, planner, test, chosen)
 
     # --- speed ---
@@ -456,8 +448,8 @@ class Simulation:
         checks.positive_int("repeats", repeats)
         rounds = self.rounds_per_chunk if rounds is None else rounds
         checks.positive_int("rounds", rounds)
-        plan, columns = self.chunk(state, rounds)
-        tuning = tune(self.engine, self._problem, state, columns, plan, layouts, repeats, keep)
+        lent, columns, plan = self._lent(state, rounds)
+        tuning = tune(self.engine, self._problem, lent, columns, plan, layouts, repeats, keep)
         assert self.engine.at is not None  # tune would have raised
         self.engine = self.engine.at(tuning.best)
         self._rounds = self.engine.compile(self._problem)
@@ -496,8 +488,7 @@ class Simulation:
 
     def lower(self, state: SimState):
         """The lowered program of a chunk of rounds: its memory, cost and text can be looked at."""
-        plan, columns = self.chunk(state, self.rounds_per_chunk)
-        return self._rounds.lower(state, columns, plan)
+        return self._rounds.lower(*self._lent(state, self.rounds_per_chunk))
 
     @property
     def compilations(self) -> int:
@@ -508,3 +499,9 @@ class Simulation:
         """The plan of the next rounds, in arrays with room for as many, and the examples on the devices."""
         place, roots = self._rounds.place_columns, root_words(state)
         return self._feed.chunk(self.planner(), place, roots, int(state.round), rounds, rounds)
+
+    def _lent(self, state: SimState, rounds: int) -> tuple[SimState, Any, Plan]:
+        """What the engine gets for the chunk of the next rounds: state, columns and plan."""
+        plan, columns = self.chunk(state, rounds)
+        lent, plan, _ = self._clients.lend(self._rounds, self._clients.fitted(state), plan)
+        return lent, columns, plan

@@ -12,7 +12,7 @@ from fedjax_sim.data.plans import Plan
 from fedjax_sim.engines._auto import Layout
 from fedjax_sim.engines._chunk import RoundReport
 from fedjax_sim.engines._problem import Problem
-from fedjax_sim.engines._state import SimState
+from fedjax_sim.engines._state import ClientTable, SimState
 
 
 class RoundFn(abc.ABC):
@@ -30,7 +30,11 @@ class RoundFn(abc.ABC):
 
     @abc.abstractmethod
     def place_state(self, state: SimState) -> SimState:
-        """A copy of the state that the engine may consume."""
+        """A copy of the state that the engine may consume; its client table has equal shares for the devices."""
+
+    @abc.abstractmethod
+    def place_clients(self, table: ClientTable) -> ClientTable:
+        """A client table of numpy arrays on the engine's devices, which may keep the arrays; for ``place_state``'s copy."""
 
     @abc.abstractmethod
     def compilations(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from fedjax_sim.engines._auto import FinishForm, Layout, choose, default_finish
 from fedjax_sim.engines._chunk import Chunk, RoundReport
 from fedjax_sim.engines._engine import Engine, RoundFn, programs
 from fedjax_sim.engines._problem import Problem
-from fedjax_sim.engines._state import SimState
+from fedjax_sim.engines._state import ClientTable, SimState
 
 AXIS = "clients"
 
@@ -99,14 +98,6 @@ def _engine(name: str, mesh: Mesh | None, lanes, finish) -> Engine:
     return Engine(name, 1 if mesh is None else mesh.size, compile_, at)
 
 
-def _with_rows(table: jax.Array, rows: int, axis: int) -> jax.Array:
-    """A client table with as many rows as the devices share evenly: a state from another mesh fits, too."""
-    have = table.shape[axis]
-    if have >= rows:
-        return jax.lax.slice_in_dim(table, 0, rows, axis=axis)
-    return jnp.pad(table, [(0, rows - have if i == axis else 0) for i in range(table.ndim)])
-
-
 class _LaneRounds(RoundFn):
     """Owns the jitted program, and where its arguments live."""
 
@@ -140,21 +131,22 @@ class _LaneRounds(RoundFn):
     def place_state(self, state: SimState) -> SimState:
         """A copy of the state on the engine's devices, which the compiled program may take over."""
         copy, mesh = jax.tree.map(lambda x: jnp.array(x, copy=True), state), self._mesh
-        devices = 1 if mesh is None else mesh.size
-        rows = -(-self._problem.population // devices) * devices
-        axis = 0 if self._problem.replicas is None else 1
-        copy = dataclasses.replace(
-            copy, clients=jax.tree.map(lambda x: _with_rows(x, rows, axis), copy.clients)
-        )
         if mesh is None:
             return copy
         shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), self._state_specs(state, 0))
         return jax.tree.map(jax.device_put, copy, shardings)
 
+    def place_clients(self, table: ClientTable) -> ClientTable:
+        sharding = None if self._mesh is None else NamedSharding(self._mesh, self._row_spec(0))
+        return jax.tree.map(lambda x: jax.device_put(x, sharding), table)
+
+    def _row_spec(self, shift: int) -> PartitionSpec:
+        replica_axes = (None,) if shift or self._problem.replicas is not None else ()
+        return PartitionSpec(*replica_axes, AXIS)
+
     def _state_specs(self, state: SimState, shift: int) -> SimState:
         """Rows of the client table are split over devices; everything else is everywhere."""
-        replica_axes = (None,) if shift or self._problem.replicas is not None else ()
-        rows = PartitionSpec(*replica_axes, AXIS)
+        rows = self._row_spec(shift)
         everywhere = jax.tree.map(lambda x: PartitionSpec(), state)
         return SimState(
             everywhere.server,

@@ -108,6 +108,12 @@ def example_batch(
     return batch | {"mask": jax.ShapeDtypeStruct(shape, jnp.bool_)}
 
 
+def example_row(problem: Problem) -> dict[str, jax.Array]:
+    """One row of zeros, for models that learn their input's shape at initialisation."""
+    rows = {name: jnp.zeros((1, *spec.shape[1:]), spec.dtype) for name, spec in problem.columns.items()}
+    return rows | {"mask": jnp.ones(1, bool)}
+
+
 def turn_specs(problem: Problem, algorithm: Algorithm, stage: int, group: int, broadcast, state):
     """Specs of what one client's turn makes: its message before any layer, the state it keeps, its step metrics.
 
@@ -171,6 +177,18 @@ def initial_state(
     for index in range(len(algorithm.stages)):
         jax.eval_shape(lambda s, index=index: _try_server_step(problem, algorithm, index, s), state)
     return state
+
+
+def initialiser(problem: Problem, slots: int) -> Callable[..., SimState]:
+    """Compiled ``(hyper, root, variables or None)`` to the state before the first round, as ``initial_state`` makes it."""
+
+    def initialise(hyper, root, variables=None) -> SimState:
+        algorithm = problem.build(hyper)
+        if variables is None:
+            variables = algorithm.task.init(keys.fold(root, keys.INIT), example_row(problem))
+        return initial_state(problem, algorithm, variables, root, slots)
+
+    return jax.jit(initialise)
 
 
 def _try_server_step(problem: Problem, algorithm: Algorithm, stage: int, state: SimState):

@@ -45,7 +45,10 @@ class _SequentialRounds(RoundFn):
         return {name: jnp.asarray(column) for name, column in columns.items()}
 
     def place_state(self, state: SimState) -> SimState:
-        return state
+        return jax.tree.map(jnp.asarray, state)  # nothing of it is consumed
+
+    def place_clients(self, table: ClientTable) -> ClientTable:
+        return jax.tree.map(jnp.asarray, table)
 
     def compilations(self) -> int:
         return sum(programs(turn.step) for stage in self._turns for turn in stage)
@@ -84,7 +87,7 @@ class _SequentialRounds(RoundFn):
                     if entry.replica != replica:
                         continue
                     rows = None if queue.rows[stage] is None else queue.rows[stage][position]
-                    row = _read(table, stage, group, entry.client)
+                    row = _read(table, stage, group, entry.slot)
                     sent = turn(
                         hyper,
                         broadcast,
@@ -97,7 +100,7 @@ class _SequentialRounds(RoundFn):
                         row,
                         stage,
                     )
-                    table = _write(table, stage, group, entry.client, sent.row)
+                    table = _write(table, stage, group, entry.slot, sent.row)
                     steps += int(entry.steps[stage])
                     healthy.append((position, sent.finite))
                     messages.append(sent.message)
@@ -242,13 +245,13 @@ def _by_position(healthy: list, cap: int) -> np.ndarray:
     return result
 
 
-def _read(table: ClientTable, stage: int, group: int, client) -> Row:
+def _read(table: ClientTable, stage: int, group: int, slot) -> Row:
     row = Row(table.states[group] if table.states else (), table.parts[stage], table.seen)
-    return jax.tree.map(lambda x: x[client], row)
+    return jax.tree.map(lambda x: x[slot], row)
 
 
-def _write(table: ClientTable, stage: int, group: int, client, row: Row) -> ClientTable:
-    put = lambda x, value: x.at[client].set(value)  # noqa: E731
+def _write(table: ClientTable, stage: int, group: int, slot, row: Row) -> ClientTable:
+    put = lambda x, value: x.at[slot].set(value)  # noqa: E731
     states, parts = list(table.states), list(table.parts)
     if states:
         states[group] = jax.tree.map(put, states[group], row.state)

@@ -229,6 +229,8 @@ def narrow(member: Member, dtype) -> Member:
 
 MESHES = (1, 2, 8)
 """Devices of the sharded engine, which ``tests/multidevice`` runs."""
+ON_HOST = ("scaffold", "top_k")
+"""Algorithms whose client state lies in the host's memory there, too: the rule's, the chain's."""
 ENGINES = {
     "sequential": engines.sequential,
     "lanes(1)": lambda: engines.lanes(1),
@@ -306,7 +308,8 @@ def named(name: str) -> Member:
     return next(member for member in ALGORITHMS if member.name == name)
 
 
-def new_trial(member: Member, engine: engines.Engine, data: Any = None, stream: bool | None = None) -> Trial:
+def new_trial(member: Member, engine: engines.Engine, data: Any = None, **options: Any) -> Trial:
+    """``options``: further ones of a simulation."""
     script = Script()
     sim = fs.Simulation(
         member.build(),
@@ -316,7 +319,7 @@ def new_trial(member: Member, engine: engines.Engine, data: Any = None, stream: 
         engine=engine,
         groups=member.groups,
         rounds_per_chunk=2,
-        stream=stream,
+        **options,
     )
     return Trial(sim, script)
 

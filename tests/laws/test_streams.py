@@ -28,7 +28,7 @@ class Source(ClientSource):
 
 def run(name: str, data, stream: bool | None, engine: str = LANES):
     trial = new_trial(
-        named(name), engines.lanes(3) if engine == LANES else engines.sequential(), data, stream
+        named(name), engines.lanes(3) if engine == LANES else engines.sequential(), data, stream=stream
     )
     trial.script.cohorts = COHORTS
     state, history = trial.sim.run(trial.sim.init(seed=3), rounds=len(COHORTS))

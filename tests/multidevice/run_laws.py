@@ -1,4 +1,6 @@
-"""The sharded engine against the oracle, for every algorithm: prints one line of JSON per algorithm and mesh.
+"""The sharded engine against the oracle, for every algorithm, and client state on the host against that on the devices.
+
+Prints one line of JSON per algorithm and mesh.
 
 With ``streams`` as its first argument: streamed runs of the sharded engine against resident ones. A program of its own,
 because the number of devices is fixed when JAX starts. ``test_sharded.py`` runs it and asserts.
@@ -6,6 +8,7 @@ because the number of devices is fixed when JAX starts. ``test_sharded.py`` runs
 
 import json
 import sys
+from collections.abc import Mapping
 from unittest import mock
 
 import jax
@@ -53,6 +56,37 @@ def streamed(name: str, devices: int) -> dict:
     }
 
 
+def where_it_lies(name: str, devices: int) -> dict:
+    """Whether runs, a sweep and clients' own models are the same, bit for bit, with client state in the host's memory."""
+    member, data, found = members.named(name), members.make_data(members.SIZES * 4), []
+    for where in ("device", "host"):
+        sim = members.fs.Simulation(
+            member.build(),
+            data,
+            cohort=members.fs.cohorts.uniform(2),
+            local=member.local,
+            engine=engines.sharded(engines.client_mesh(devices), lanes=2),
+            rounds_per_chunk=2,
+            client_state=where,
+        )
+        half, _ = sim.run(sim.init(seed=3), 2)
+        whole, history = sim.run(half, 3)
+        swept = sim.sweep([4, 5], 3)
+        own = sim.personalised(whole, data, block_size=3)
+        found.append((half, whole, history.metrics, swept.states, own.after.per_client))
+        rows = {len(leaf) for leaf in jax.tree.leaves(sim._lent(half, 2)[0].clients)}
+    same = members.bits_equal(*(jax.tree.map(np.asarray, plain(one)) for one in found))
+    return {"name": f"host: {name}", "devices": devices, "same": same, "rows": max(rows)}
+
+
+def plain(found):
+    """Keys and mappings as what they hold."""
+    return jax.tree.map(
+        lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x,
+        [dict(part) if isinstance(part, Mapping) else part for part in found],
+    )
+
+
 def padded(state, rows: int):
     """The state with a client table of so many rows: equal shares for the devices."""
     grow = lambda x: jax.numpy.pad(x, [(0, rows - x.shape[0])] + [(0, 0)] * (x.ndim - 1))  # noqa: E731
@@ -69,3 +103,5 @@ if __name__ == "__main__":
     for devices in members.MESHES:
         for name in sys.argv[1:] or members.NAMES:
             print(json.dumps(measure(name, devices)), flush=True)
+        for name in members.ON_HOST:
+            print(json.dumps(where_it_lies(name, devices)), flush=True)

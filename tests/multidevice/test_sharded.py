@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from laws.members import MESHES, NAMES, TOLERANCE
+from laws.members import MESHES, NAMES, ON_HOST, TOLERANCE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,3 +63,13 @@ def test_data_too_large_for_a_device_stream_to_a_mesh(streamed, name):
     assert row["feeds"] == ["Resident", "Streamed"]
     assert row["bits_equal"] and row["metrics_equal"]
     assert row["compilations"] == 0  # after the first chunk
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("devices", MESHES)
+@pytest.mark.parametrize("name", ON_HOST)
+def test_client_state_may_lie_on_the_host(measured, name, devices):
+    """Bit for bit the same; each device has room for two cohorts of two of its home's clients, of a population of 40."""
+    row = measured[f"host: {name}", devices]
+    assert row["same"]
+    assert row["rows"] == 4 * devices

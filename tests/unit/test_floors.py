@@ -22,6 +22,7 @@ FLOORS = [
         "simulate",
         "_arguments",
         "_books",
+        "_client_state",
         "_description",
         "_feed",
         "_runner",
