@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--limit", type=float, default=1.0, help="gigabytes that the streamed run may allocate"
     )
-    parser.add_argument("--models", nargs="+", default=["linear", "mlp", "emnist_cnn"])
+    parser.add_argument("--models", nargs="+", default=["linear", "mlp"])
     parser.add_argument("--cohort", type=int, default=100, help="clients a round")
     parser.add_argument("--rounds", type=int, default=4, help="rounds of a chunk")
     parser.add_argument("--chunks", type=int, default=5, help="chunks that are measured")

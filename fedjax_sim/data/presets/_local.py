@@ -24,3 +24,9 @@ def needed(folder: Path, name: str, origin: str) -> Path:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error} Nothing downloads by itself. Get it from {origin}.") from None
     return path
+
+
+def present(path: str | Path, origin: str) -> Path:
+    """The path of a set that is there, a file or a folder; ``origin`` and errors as for ``needed``."""
+    path = Path(path)
+    return path if path.is_dir() else needed(path.parent, path.name, origin)

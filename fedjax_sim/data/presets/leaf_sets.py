@@ -14,12 +14,17 @@ from fedjax_sim.data import text
 from fedjax_sim.data.federated import Federated, split
 from fedjax_sim.data.formats._leaf_file import User, as_list, numbers
 from fedjax_sim.data.formats._leaf_folder import Users, join_users, read_users
+from fedjax_sim.data.presets._local import present
 
 _TEXT = 4
 """Place of the text in Sent140's fields, without the label: id, date, query, user, text."""
 
 _MOST_PIXELS = 1 << 24
 """Of one image file: far more than CelebA's, and little enough for memory."""
+
+
+def _origin(name: str) -> str:
+    return f"LEAF: the repository TalwalkarLab/leaf, data/{name}, preprocess.sh"
 
 
 def sent140(
@@ -69,7 +74,7 @@ def sent140(
       ([[5, 3, 4, 5, 0], [3, 5, 4, 5, 0]], ('2 words, 6 ids',))
     """
     checks.positive_int("length", length)
-    users = read_users(path, test, test_fraction, _tweets)
+    users = read_users(present(path, _origin("sent140")), test, test_fraction, _tweets)
     if isinstance(vocabulary, int):
         said = [tweet for user in users.train.values() for tweet in user.columns["x"]]
         vocabulary = text.most_frequent(said, vocabulary, split="punctuation", lower=lower)
@@ -135,7 +140,8 @@ def celeba(
       ClientData(1 clients with 1 to 1 of 1 examples, x: uint8[84, 84, 3], y: int32[], 21.2 kB)
     """
     checks.positive_int("image_size", image_size)
-    folder = Path(path) / "raw" / "img_align_celeba" if images is None else Path(images)
+    path = present(path, _origin("celeba"))
+    folder = path / "raw" / "img_align_celeba" if images is None else Path(images)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder, expected the one with the images. Give images=.")
 

@@ -16,7 +16,10 @@ from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.federated import Federated
 from fedjax_sim.data.formats._leaf_file import User, as_list
 from fedjax_sim.data.formats._leaf_folder import Users, join_users, read_users
+from fedjax_sim.data.presets._local import present
 from fedjax_sim.data.presets._plays import Role, read_roles, read_speakers
+
+_ORIGIN = "LEAF (the repository TalwalkarLab/leaf, data/shakespeare, preprocess.sh), or write the plays as JSON lines"
 
 
 def shakespeare(
@@ -81,12 +84,12 @@ def shakespeare(
     checks.positive_int("min_lines", min_lines)
     if test_fraction is not None and not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction is {test_fraction}, expected a number in (0, 1), ends excluded.")
-    path, encoder = Path(path), text.characters(vocabulary, oov_buckets)
+    path, encoder = present(path, _ORIGIN), text.characters(vocabulary, oov_buckets)
     name = path.name
     if name.endswith((".jsonl", ".jsonl.gz", ".txt")):
         roles = read_speakers(path) if name.endswith(".txt") else read_roles(path)
         return _from_roles(path, roles, encoder, length, join, test_fraction or 0.2, min_lines)
-    if path.exists() and not path.is_dir() and not name.endswith((".json", ".json.gz")):
+    if not path.is_dir() and not name.endswith((".json", ".json.gz")):
         raise ValueError(
             f"{path}: expected a name that ends in .jsonl, .jsonl.gz, .txt, .json or .json.gz, or a folder of LEAF's JSON."
         )

@@ -11,6 +11,9 @@ from fedjax_sim.data import text
 from fedjax_sim.data._files import errors_name, parse_json, read_text
 from fedjax_sim.data.federated import Federated
 from fedjax_sim.data.formats.tff import tff
+from fedjax_sim.data.presets._local import present
+
+_ORIGIN = "TensorFlow Federated: tff.simulation.datasets.stackoverflow.load_data() leaves the file in its cache folder"
 
 
 def stackoverflow(
@@ -56,14 +59,8 @@ def stackoverflow(
     checks.positive_int("words", words)
     known = _counted(Path(vocabulary)) if isinstance(vocabulary, str | Path) else list(vocabulary)
     encoder = text.words(known[:words], oov_buckets=oov_buckets)
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} does not exist, expected StackOverflow as TensorFlow Federated publishes it. Nothing downloads by itself. "
-            "Get it with tff.simulation.datasets.stackoverflow.load_data(), which leaves the file in its cache folder."
-        )
     sentences = functools.partial(text.next_token, encoder=encoder, length=length, truncate=True)
-    found = tff(path, columns={"tokens": "tokens"}, decode={"tokens": sentences}, lazy=lazy)
+    found = tff(present(path, _ORIGIN), columns={"tokens": "tokens"}, decode={"tokens": sentences}, lazy=lazy)
     return Federated(found.train, found.test, name="stackoverflow", classes=encoder.size, notes=found.notes)
 
 
