@@ -131,14 +131,14 @@ def drawn_hand(generator: np.random.Generator, difficulty: float) -> Hand:
     normal = generator.standard_normal
     return Hand(
         font=int(generator.integers(len(FONTS))),
-        size=20 + 1.5 * difficulty * float(normal()),
-        aspect=float(np.exp(0.18 * difficulty * normal())),
-        slant=0.25 * difficulty * float(np.clip(normal(), -2, 2)),
-        turn=0.12 * difficulty * float(normal()),
-        stroke=0.3 + 0.5 * difficulty * float(np.clip(normal(), -1.5, 2)),
+        size=20 + 1.8 * difficulty * float(normal()),
+        aspect=float(np.exp(0.22 * difficulty * normal())),
+        slant=0.3 * difficulty * float(np.clip(normal(), -2, 2)),
+        turn=0.145 * difficulty * float(normal()),
+        stroke=0.3 + 0.6 * difficulty * float(np.clip(normal(), -1.5, 2)),
         blur=0.7 + 0.9 * float(generator.random()),
         ink=1 - 0.25 * float(generator.random()),
-        bend=1.1 * difficulty * normal((62, 2, _KNOTS * _KNOTS), np.float32),
+        bend=1.32 * difficulty * normal((62, 2, _KNOTS * _KNOTS), np.float32),
         unsteady=float(0.5 + generator.random()),
     )
 
@@ -154,20 +154,20 @@ def written(
     middle = (_SIDE - 1) / 2
     y, x = np.meshgrid(np.arange(_SIDE) - middle, np.arange(_SIDE) - middle, indexing="ij")
     places = np.stack([y, x]).reshape(2, -1).astype(np.float32)
-    bent = (hand.bend[character] + 0.9 * shaky * normal(2, _KNOTS * _KNOTS)) @ _smooth()
-    places = places + bent - 0.8 * shaky * normal(2, 1)
-    turn = hand.turn + 0.07 * shaky * normal()
-    slant = hand.slant + 0.08 * shaky * normal()
-    size = np.maximum(hand.size + 0.8 * shaky * normal(), 8.0)
+    bent = (hand.bend[character] + 1.08 * shaky * normal(2, _KNOTS * _KNOTS)) @ _smooth()
+    places = places + bent - 0.96 * shaky * normal(2, 1)
+    turn = hand.turn + 0.085 * shaky * normal()
+    slant = hand.slant + 0.096 * shaky * normal()
+    size = np.maximum(hand.size + 0.96 * shaky * normal(), 8.0)
     sine, cosine = np.sin(turn)[:, None], np.cos(turn)[:, None]
     v = cosine * places[:, 0] - sine * places[:, 1]
     u = sine * places[:, 0] + cosine * places[:, 1] + slant[:, None] * v
     scale = (BODY / size)[:, None]
     depth = _looked_up(fields()[hand.font][character], v * scale, u * scale / hand.aspect) / scale
-    stroke = hand.stroke + 0.15 * shaky * normal(1)
+    stroke = hand.stroke + 0.18 * shaky * normal(1)
     ink = np.clip(0.5 + (depth + stroke) / hand.blur, 0, 1) * hand.ink
     # Paper and scanner: a little noise where there is ink, none where there is not, as in EMNIST.
-    ink = np.clip(ink + 0.08 * difficulty * normal(_SIDE * _SIDE) * (ink > 0.02), 0, 1)
+    ink = np.clip(ink + 0.096 * difficulty * normal(_SIDE * _SIDE) * (ink > 0.02), 0, 1)
     return np.rint(255 * ink).astype(np.uint8).reshape(count, _SIDE, _SIDE, 1)
 
 
