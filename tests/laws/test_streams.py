@@ -68,7 +68,7 @@ def test_data_that_fill_more_than_half_of_a_device_stream(monkeypatch, memory, f
 @pytest.mark.parametrize(("stream", "feed"), [(False, Resident), (True, Streamed)])
 def test_what_was_asked_for_outweighs_the_size(monkeypatch, stream, feed):
     monkeypatch.setattr(_feed, "device_bytes", lambda: 1 if stream is False else 10**12)
-    sim = new_trial(named("fedavg"), engines.lanes(3), make_data(), stream).sim
+    sim = new_trial(named("fedavg"), engines.lanes(3), make_data(), stream=stream).sim
     assert type(sim._feed) is feed
 
 
