@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -251,9 +252,28 @@ class ClientData:
           out: name to array ``[rows, ...]`` with room for them.
         """
         rows = _rows_of(self.offsets, positions)
+        for column in self.columns.values():
+            _announce(column, self.offsets[positions], self.offsets[np.asarray(positions) + 1])
         for name, column in self.columns.items():
             # With another mode, numpy would make a second copy before it writes.
             np.take(np.asarray(column), rows, axis=0, out=out[name][: len(rows)], mode="clip")
+
+
+def _announce(column: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> None:
+    """Asks the system for the rows of a memory-mapped file, all at once: read as they are touched, they come page by page."""
+    memory = getattr(column, "_mmap", None)
+    if (
+        not isinstance(memory, mmap.mmap)
+        or not hasattr(mmap, "MADV_WILLNEED")
+        or not column.flags.c_contiguous
+    ):
+        return
+    begin = np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
+    first, row = column.__array_interface__["data"][0] - begin, column.strides[0]
+    for start, stop in zip(first + starts * row, first + stops * row, strict=True):
+        page = int(start) // mmap.PAGESIZE * mmap.PAGESIZE
+        if stop > page:
+            memory.madvise(mmap.MADV_WILLNEED, page, int(stop) - page)
 
 
 def positions_of(ids: np.ndarray, clients: Any) -> np.ndarray:

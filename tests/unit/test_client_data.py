@@ -348,3 +348,18 @@ def test_held_out_clients_need_two_clients_with_parts_of_their_own():
 def test_federated_parts_have_the_same_columns():
     with pytest.raises(ValueError, match=r"toy: train has columns .*uint8\[2\].*test has .*float64\[\]"):
         Federated(example(), example(columns={"x": np.zeros(6)}), name="toy")
+
+
+def test_memory_mapped_rows_are_read_as_they_are(tmp_path):
+    """Also from an array that begins in the middle of its file, and from one that begins in the middle of a map."""
+    x = np.arange(6_000, dtype=np.int16).reshape(1_000, 6)
+    (tmp_path / "x.bin").write_bytes(b"12345678" + x.tobytes())
+    mapped = np.memmap(tmp_path / "x.bin", np.int16, "r", offset=8, shape=(1_000, 6))
+    offsets = np.array([0, 1, 1, 400, 900])
+    for column, first in ((mapped[:900], 0), (mapped[100:], 100)):
+        data = ClientData({"x": column}, offsets, np.arange(4))
+        assert isinstance(data.columns["x"], np.memmap)
+        out = {"x": np.zeros((1_000, 6), np.int16)}
+        data.read(np.array([3, 1, 0]), out)
+        rows = first + np.r_[np.arange(400, 900), [0]]
+        np.testing.assert_array_equal(out["x"][:501], x[rows])
