@@ -276,6 +276,7 @@ class Past:
     """
 
     def __init__(self) -> None:
+        self._roots: tuple = ()
         self._round, self._steps = 0, np.zeros((0, 0, 0), np.int64)
 
     def before(
@@ -287,8 +288,9 @@ class Past:
         population: int,
     ) -> np.ndarray:
         """Steps ``int64[turns, stages]`` that each turn's client has behind it, earlier draws of the round included."""
-        if not self._steps.size or round_ < self._round:
-            self._round, self._steps = 0, np.zeros((len(roots), population, turns.steps.shape[-1]), np.int64)
+        if self._roots != tuple(roots) or round_ < self._round:
+            self._roots, self._round = tuple(roots), 0
+            self._steps = np.zeros((len(roots), population, turns.steps.shape[-1]), np.int64)
         for earlier in range(self._round, round_):
             done = drawn(roots, earlier)
             np.add.at(self._steps, (done.replica, done.client), done.steps)

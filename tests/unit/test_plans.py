@@ -277,6 +277,15 @@ def test_what_a_client_has_behind_it_is_what_it_did(first, replace, later):
                     assert mine["before"][turn, 0] == expected[(start + index, *who)]
 
 
+def test_what_a_client_has_behind_it_is_of_its_own_seed():
+    planner = make_planner([4, 0, 7, 2, 9, 1], fs.cohorts.uniform(3), works=(GOES_ON,))
+    planner.plan([ROOTS[0]], 0, 5, 5)
+    other = dataclasses.replace(planner, past=plans.Past()).plan([ROOTS[1]], 5, 1, 1)
+    np.testing.assert_array_equal(
+        planner.plan([ROOTS[1]], 5, 1, 1).queues[0].entries.before, other.queues[0].entries.before
+    )
+
+
 def rows_of_half(generator, size):
     """Half of a client's rows, drawn; padded with -1 to batches of two."""
     chosen = generator.permutation(size)[: size // 2]
