@@ -1,6 +1,6 @@
 """fedjax_sim: federated-learning simulation on JAX, whole rounds of many clients as one compiled program."""
 
-from fedjax_sim import aggregation, algorithms, data, engines, metrics, models, rules, tasks
+from fedjax_sim import aggregation, algorithms, data, engines, metrics, models, privacy, rules, tasks
 from fedjax_sim._src.types import (
     Algorithm,
     ClientContext,
@@ -64,6 +64,7 @@ __all__ = [
     "metrics",
     "models",
     "partitions",
+    "privacy",
     "rules",
     "tasks",
 ]

@@ -43,7 +43,7 @@ def check_sampling(algorithm: Algorithm, cohort: Cohort, state: SimState) -> Non
         )
     for stage in algorithm.stages:
         for fact in aggregate(stage).facts:
-            if fact.noise_multiplier is not None:
+            if fact.noise is not None:
                 raise ValueError(
                     f"{algorithm.name} has {fact.name} in its chain, and the cohort is drawn with replacement: a client "
                     "that is drawn k times adds k messages to the sum, which the noise is not scaled to. Draw without "

@@ -45,6 +45,8 @@ from fedjax_sim.engines._state import check_is_state, check_state
 from fedjax_sim.evaluation import Evaluation, evaluate, named_sets
 from fedjax_sim.history import Histories, History
 from fedjax_sim.personalisation import Personalised, Personaliser, check_clients
+from fedjax_sim.privacy import Guarantee, Ledger, ledger_of, price
+from fedjax_sim.privacy._laws import Accountant, Neighbour
 
 __all__ = ["Callback", "NonFiniteModelError", "Progress", "Simulation", "Timing", "Tuning"]
 
@@ -405,6 +407,42 @@ class Simulation:
             one = lambda x: x if isinstance(x, np.ndarray) else jax.device_put(x, jax.devices()[0])  # noqa: E731
             state, columns = jax.tree.map(one, (state, columns))
         return self._personalisers[program](state, columns, planner, test, chosen)
+
+    # --- privacy ---
+
+    def ledger(self, rounds: int, first: int = 0) -> Ledger:
+        """What ``rounds`` rounds release, from the ``first`` on: read off the algorithm's chains and the cohort sampler.
+
+        Raises:
+          ValueError: a stage releases its sum without noise.
+        """
+        return ledger_of(self.algorithm, self.cohort, self.data.num_clients, rounds, first)
+
+    def privacy(
+        self,
+        rounds: int,
+        delta: float,
+        *,
+        accountant: Accountant | None = None,
+        neighbour: Neighbour | None = None,
+    ) -> Guarantee:
+        """What ``rounds`` rounds cost, from the first on: epsilon at ``delta``, between neighbours that differ in one client.
+
+        Arguments and errors as for ``fs.privacy.price``; ValueError also where a stage adds no noise.
+
+        Example:
+          >>> import fedjax_sim as fs, optax
+          >>> from fedjax_sim import aggregation as agg
+          >>> data = fs.data.load("digits", clients=100, alpha=1.0, seed=0)
+          >>> task = fs.tasks.classification(fs.models.linear(classes=10))
+          >>> private = agg.chain(agg.clip_by_global_norm(1.0), agg.mean(over="expected_cohort"), agg.gaussian_noise(1.0))
+          >>> sim = fs.Simulation(
+          ...     fs.algorithms.fedavg(task, optax.sgd(0.1), aggregate=private), data.train, cohort=fs.cohorts.uniform(10))
+          >>> price = sim.privacy(rounds=10, delta=1e-3)
+          >>> round(price.epsilon, 1), price.neighbour
+          (12.9, 'replace_one')
+        """
+        return price(self.ledger(rounds), delta, accountant=accountant, neighbour=neighbour)
 
     # --- speed ---
 

@@ -283,6 +283,21 @@ ServerPart = Any
 ClientPart = Any
 
 
+class Noise(NamedTuple):
+    """What an accountant has to know of the noise that a layer adds.
+
+    Attributes:
+      law: by which an accountant knows its price, such as ``"gaussian"``.
+      multiplier: scale of the noise on the SUM over the bound on one client's message: standard deviation over L2
+        bound, for ``"laplace"`` scale over L1 bound. A number, traced or not, or a function of the round to one.
+      details: what else the price depends on, by name.
+    """
+
+    law: str
+    multiplier: Any
+    details: Mapping[str, Any] = {}
+
+
 class Facts(NamedTuple):
     """What is true of a transform whatever its input; ``chain`` reads it to refuse wrong compositions.
 
@@ -292,8 +307,7 @@ class Facts(NamedTuple):
       limits_norm: the encoded value's L2 norm has a bound that does not depend on the data.
       breaks_bound: the encoded value may exceed a bound that held before it.
       divisor: what ``decode`` divides the sum by: nothing, a public constant, or something the data decides.
-      noise_multiplier: standard deviation of the noise on the sum over the bound; ``None`` without noise.
-      neighbour: neighbour relation that the noise is meant for.
+      noise: what the layer adds to the sum; ``None`` without noise.
       count_noise_std: standard deviation of the noise on the number of clients that the layer's next state depends
         on; ``None`` for layers that count nobody.
     """
@@ -303,8 +317,7 @@ class Facts(NamedTuple):
     limits_norm: bool = False
     breaks_bound: bool = False
     divisor: Literal["none", "public", "data"] = "none"
-    noise_multiplier: Any = None
-    neighbour: Literal["add_or_remove_one", "replace_one"] | None = None
+    noise: Noise | None = None
     count_noise_std: Any = None
 
 

@@ -55,10 +55,6 @@ def chain(*transforms: Transform) -> Transform:
     """
     for transform in transforms:
         _check_transform(transform)
-    for transform in transforms:
-        _check_transform(transform)
-    for transform in transforms:
-        _check_transform(transform)
     layers = tuple(layer for transform in transforms for layer in _layers(transform))
     facts = tuple(layer.facts[0] for layer in layers)
     _check_order(facts)
@@ -158,7 +154,7 @@ def _check_aux(facts: tuple[Facts, ...], spec: MessageSpec) -> None:
                 f"summed: a coordinate or model that a client lacks would count as an update of zero. Aggregate with "
                 "the algorithm's own mean (coverage_mean() for HeteroFL, mean_by_model() for IFCA)."
             )
-        if fact.noise_multiplier is not None:
+        if fact.noise is not None:
             raise ValueError(
                 f"{fact.name} covers the clients' updates, but the clients send {names} beside them, which is neither "
                 f"clipped nor noised: their exact sum would be released. Leave {fact.name} out, or use a rule that "
@@ -177,7 +173,7 @@ def _check_order(facts: tuple[Facts, ...]) -> None:
                     f"rows: chain({fact.name}(...), {', '.join(f.name + '(...)' for f in facts[:index])}, ...)."
                 )
             gather = fact
-        if gather is not None and (fact.divisor != "none" or fact.noise_multiplier is not None):
+        if gather is not None and (fact.divisor != "none" or fact.noise is not None):
             raise ValueError(
                 f"{fact.name} acts on a sum over clients, but {gather.name} gathers the messages instead of summing "
                 f"them. Leave {fact.name} out, or aggregate with mean(...) instead of {gather.name}."
@@ -205,7 +201,7 @@ def _check_order(facts: tuple[Facts, ...]) -> None:
             bounded = True
         if fact.breaks_bound:
             bounded = False
-        if fact.noise_multiplier is not None:
+        if fact.noise is not None:
             noise = fact
             for counting in facts[:index]:
                 std = counting.count_noise_std

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from fedjax_sim._src import checks
-from fedjax_sim._src.types import Facts, Transform
+from fedjax_sim._src.types import Facts, Noise, Transform
 
 
-def gaussian_noise(noise_multiplier: float) -> Transform:
+def gaussian_noise(noise_multiplier: float | Callable[[Any], Any]) -> Transform:
     """Adds Gaussian noise to the SUM of the clients' messages (McMahan et al. 2018, algorithm 1).
 
     Guarantees:
@@ -17,15 +20,18 @@ def gaussian_noise(noise_multiplier: float) -> Transform:
       bound that holds where the layer stands. It is drawn once per round on the server, whatever the devices.
 
     Args:
-      noise_multiplier: standard deviation over bound; above 0; may be traced.
+      noise_multiplier: standard deviation over bound; above 0; may be traced. Or a schedule, a function of the round,
+        ``int32[]``, to it.
 
     Raises:
       ValueError: ``noise_multiplier`` is not a finite number above 0; the refusals of ``chain``.
     """
-    checks.positive("noise_multiplier", noise_multiplier)
+    if not callable(noise_multiplier):
+        checks.positive("noise_multiplier", noise_multiplier)
 
     def decode(message, server, ctx):
-        std = noise_multiplier * ctx.bound
+        z = noise_multiplier(ctx.round) if callable(noise_multiplier) else noise_multiplier
+        std = jnp.asarray(z * ctx.bound, jnp.float32)
         leaves, structure = jax.tree.flatten(message.value)
         keys = jax.random.split(ctx.key, max(len(leaves), 1))
         noisy = [
@@ -39,5 +45,5 @@ def gaussian_noise(noise_multiplier: float) -> Transform:
         bound=lambda server, incoming: jnp.asarray(incoming),
         encode=lambda message, client, server, ctx: (message, client, {}),
         decode=decode,
-        facts=(Facts("gaussian_noise", noise_multiplier=noise_multiplier, neighbour="add_or_remove_one"),),
+        facts=(Facts("gaussian_noise", noise=Noise("gaussian", noise_multiplier)),),
     )

@@ -1,0 +1,21 @@
+"""Differential privacy: the price of a run, read off the chain that adds the noise and the sampler that draws the cohorts.
+
+The noise itself is a layer of a chain, in ``fedjax_sim.aggregation``.
+"""
+
+from fedjax_sim.privacy._accounting import Guarantee, calibrate, epsilon, price
+from fedjax_sim.privacy._gaussian import gaussian_delta, gaussian_sigma
+from fedjax_sim.privacy._ledger import Entry, Ledger, Sampling, ledger_of
+
+__all__ = [
+    "Entry",
+    "Guarantee",
+    "Ledger",
+    "Sampling",
+    "calibrate",
+    "epsilon",
+    "gaussian_delta",
+    "gaussian_sigma",
+    "ledger_of",
+    "price",
+]

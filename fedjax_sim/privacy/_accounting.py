@@ -1,0 +1,235 @@
+"""The price of a run: an accountant composes what the ledger holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from scipy import optimize
+
+from fedjax_sim._src import checks
+from fedjax_sim._src.types import Algorithm, Noise, Transform
+from fedjax_sim.data.cohorts import Cohort
+from fedjax_sim.privacy._gaussian import check_delta
+from fedjax_sim.privacy._laws import AMPLIFIED, Accountant, Neighbour, accountant_for, events_of, relation_of
+from fedjax_sim.privacy._ledger import Ledger, ledger_of
+
+_FINE, _COARSE = 1e-4, 1e-3
+_MANY = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Guarantee:
+    """What holds of the released models: (epsilon, delta)-differential privacy, and between what.
+
+    Attributes:
+      epsilon: of all rounds together.
+      delta: that it holds for.
+      neighbour: what two data sets differ by: ``"add_or_remove_one"`` a client is there or is not; ``"replace_one"`` a
+        client is another one; ``"replace_special"`` a client has its data or has none, and takes part in either case.
+      unit: whose data: a whole ``"client"``'s.
+      accountant: which composed it, ``"pld"`` or ``"rdp"``.
+      rounds: of how many rounds.
+      sampling: laws by which cohorts were drawn.
+      amplified: whether chance in who takes part lowered the price.
+    """
+
+    epsilon: float
+    delta: float
+    neighbour: Neighbour
+    accountant: Accountant
+    rounds: int
+    sampling: tuple[str, ...]
+    amplified: bool
+    unit: str = "client"
+
+    def __str__(self) -> str:
+        cohorts = " and ".join(self.sampling)
+        amplified = "amplified by sampling" if self.amplified else "no amplification by sampling"
+        return (
+            f"epsilon {self.epsilon:.4g} at delta {self.delta:.3g} for one {self.unit} ({self.neighbour}), {self.rounds} rounds\n"
+            f"{cohorts} cohorts, {amplified}, {self.accountant.upper()} accountant\n"
+            "It covers the models alone: no metric on private data, no choice of settings by them. The seed must stay secret."
+        )
+
+
+def price(
+    ledger: Ledger,
+    delta: float,
+    *,
+    accountant: Accountant | None = None,
+    neighbour: Neighbour | None = None,
+    interval: float = _FINE,
+) -> Guarantee:
+    """The price of everything in a ledger.
+
+    Args:
+      ledger: what was, or would be, released.
+      delta: in (0, 1), well below one over the population.
+      accountant: ``"pld"`` (privacy loss distributions, the tighter one) or ``"rdp"`` (Renyi moments). By default PLD
+        where it knows the sampler and there are at most 20 different releases.
+      neighbour: the relation to account for; by default the one of the sampler.
+      interval: discretisation of the privacy loss, for PLD.
+
+    Raises:
+      ValueError: a sampler without a bound, an accountant or a relation that does not know it, entries of different
+        relations, a delta outside (0, 1).
+    """
+    import dp_accounting as dp
+
+    check_delta(delta)
+    checks.one_of("accountant", accountant, (None, "pld", "rdp"))
+    checks.one_of("neighbour", neighbour, (None, "add_or_remove_one", "replace_one", "replace_special"))
+    samplings = list(dict.fromkeys(entry.sampling for entry in ledger.entries))
+    if not samplings:
+        raise ValueError("the ledger is empty: nothing was released, and nothing has a price.")
+    relations: set[Neighbour] = {relation_of(sampling, neighbour) for sampling in samplings}
+    if len(relations) > 1:
+        raise ValueError(
+            f"the ledger's cohorts are accounted for with different neighbour relations, {' and '.join(sorted(relations))}: "
+            "name one that all of them know with neighbour=..."
+        )
+    (relation,) = relations
+    able: set[Accountant] = {accountant_for(sampling, accountant) for sampling in samplings}
+    if len(able) > 1:
+        raise ValueError(
+            "the ledger's cohorts are drawn without replacement and by a truncated Poisson law, and no accountant knows both."
+        )
+    chosen = accountant or _cheaper(ledger, able.pop())
+    kind = {
+        "add_or_remove_one": dp.NeighboringRelation.ADD_OR_REMOVE_ONE,
+        "replace_one": dp.NeighboringRelation.REPLACE_ONE,
+        "replace_special": dp.NeighboringRelation.REPLACE_SPECIAL,
+    }[relation]
+    if chosen == "pld":
+        book = dp.pld.PLDAccountant(kind, value_discretization_interval=interval)
+    else:
+        book = dp.rdp.RdpAccountant(neighboring_relation=kind)
+    try:
+        for event, count in events_of(ledger.entries, relation, chosen):
+            book.compose(event, count)
+    except dp.UnsupportedEventError as error:
+        raise ValueError(
+            f"the {chosen.upper()} accountant does not know these releases under {relation}: {error}"
+        ) from None
+    return Guarantee(
+        epsilon=float(book.get_epsilon(float(delta))),
+        delta=float(delta),
+        neighbour=relation,
+        accountant=chosen,
+        rounds=_rounds(ledger),
+        sampling=tuple(dict.fromkeys(sampling.law for sampling in samplings)),
+        amplified=all(sampling.law in AMPLIFIED for sampling in samplings),
+    )
+
+
+def _cheaper(ledger: Ledger, able: Accountant) -> Accountant:
+    """Every different release costs PLD half a second, as a schedule has one for each round."""
+    many = len({(entry.multiplier, entry.sampling) for entry in ledger.entries}) > _MANY
+    truncated = any(entry.sampling.law == "truncated_poisson" for entry in ledger.entries)
+    return "rdp" if many and not truncated else able
+
+
+def _rounds(ledger: Ledger) -> int:
+    return len({round_ for e in ledger.entries for round_ in range(e.first, e.first + e.rounds)})
+
+
+def epsilon(
+    source: Algorithm | Transform | Noise | float,
+    cohort: Cohort,
+    *,
+    rounds: int,
+    delta: float,
+    population: int | None = None,
+    accountant: Accountant | None = None,
+    neighbour: Neighbour | None = None,
+) -> float:
+    """Epsilon of ``rounds`` rounds, for one client; ``Simulation.privacy`` reads all but ``rounds`` and ``delta`` off a run.
+
+    Args:
+      source: an algorithm, a chain of ``fs.aggregation``, or the noise multiplier: standard deviation of the noise on the
+        sum over the clip norm.
+      cohort: the sampler, whose law decides the price.
+      rounds: how many.
+      delta: in (0, 1), well below one over the population.
+      population: number of clients. A Poisson law does without it, for a program with room for every cohort.
+      accountant: as for ``price``.
+      neighbour: as for ``price``.
+
+    Raises:
+      ValueError: as ``price``; a chain without noise.
+
+    Source: Abadi et al. 2016; Mironov 2017 (RDP); Koskela et al. 2020 and Doroshenko et al. 2022 (PLD), by dp-accounting.
+
+    Example:
+      >>> import fedjax_sim as fs
+      >>> round(fs.privacy.epsilon(1.0, fs.cohorts.poisson(0.01), rounds=1000, delta=1e-5, accountant="rdp"), 4)
+      2.1014
+    """
+    ledger = ledger_of(source, cohort, population, rounds)
+    return price(ledger, delta, accountant=accountant, neighbour=neighbour).epsilon
+
+
+def calibrate(
+    epsilon: float,
+    cohort: Cohort,
+    *,
+    rounds: int,
+    delta: float,
+    population: int | None = None,
+    accountant: Accountant | None = None,
+    neighbour: Neighbour | None = None,
+    source: Callable[[float], Algorithm | Transform | Noise | float] = float,
+) -> float:
+    """The smallest noise multiplier with which a run costs at most ``epsilon``.
+
+    Args:
+      epsilon: what may be spent, above 0.
+      cohort: the sampler.
+      rounds: how many.
+      delta: in (0, 1).
+      population: as for ``epsilon``.
+      accountant: as for ``epsilon``.
+      neighbour: as for ``epsilon``.
+      source: noise multiplier to what releases it, for a chain whose price is more than that of its noise, such as one that
+        clips adaptively.
+
+    Returns:
+      The multiplier, to a relative 1e-5 and never below what is needed.
+
+    Raises:
+      ValueError: as ``epsilon``; no multiplier up to 10^6 is enough.
+
+    Example:
+      >>> import fedjax_sim as fs
+      >>> z = fs.privacy.calibrate(2.0, fs.cohorts.poisson(0.001), rounds=1500, delta=1e-6, accountant="rdp")
+      >>> round(z, 3)
+      0.714
+    """
+    checks.positive("epsilon", epsilon)
+
+    def excess(log_z: float, which: Accountant | None, interval: float) -> float:
+        ledger = ledger_of(source(math.exp(log_z)), cohort, population, rounds)
+        got = price(ledger, delta, accountant=which, neighbour=neighbour, interval=interval).epsilon
+        # The logarithm of epsilon is close to a straight line in that of the noise; PLD may find none at all.
+        return math.log(min(max(got, 1e-12), 1e12) / epsilon)
+
+    def root(low: float, high: float, interval: float, tolerance: float) -> float:
+        while excess(high, accountant, interval) > 0:
+            low, high = high, high + 1.0
+            if high > math.log(1e6):
+                raise ValueError(
+                    f"epsilon is {epsilon}, which no noise multiplier up to 10^6 reaches in {rounds} rounds at delta "
+                    f"{delta}: something in the chain costs more than that whatever the noise, or delta is too small."
+                )
+        while excess(low, accountant, interval) < 0:
+            low, high = low - 1.0, low
+        value = lambda x: excess(x, accountant, interval)  # noqa: E731
+        return optimize.root_scalar(value, bracket=(low, high), xtol=tolerance).root
+
+    coarse = root(-1.0, 1.0, _COARSE, 1e-3)
+    fine = root(coarse - 2e-3, coarse + 2e-3, _FINE, 2e-6)
+    while excess(fine, accountant, _FINE) > 0:
+        fine += 2e-6
+    return math.exp(fine)

@@ -1,0 +1,142 @@
+"""From the ledger's entries to the events that an accountant composes. ``dp_accounting`` is imported where it is used."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple
+
+from fedjax_sim.privacy._ledger import Entry, Sampling
+
+Accountant = Literal["pld", "rdp"]
+Neighbour = Literal["add_or_remove_one", "replace_one", "replace_special"]
+
+
+class Event(NamedTuple):
+    """What an accountant composes.
+
+    Attributes:
+      event: a ``dp_accounting.DpEvent``.
+      count: how many times.
+    """
+
+    event: Any
+    count: int
+
+
+NEIGHBOURS: dict[str, tuple[Neighbour, ...]] = {
+    "poisson": ("add_or_remove_one", "replace_one", "replace_special"),
+    "truncated_poisson": ("replace_special",),
+    "without_replacement": ("replace_one",),
+    "all": ("add_or_remove_one", "replace_one", "replace_special"),
+    "fixed": ("replace_special", "add_or_remove_one", "replace_one"),
+    # Without a client another one would come in its place: its data are taken away, the client is not.
+    "shuffled": ("replace_special", "replace_one"),
+    "weighted": ("replace_special", "replace_one"),
+    "availability": ("replace_special", "replace_one"),
+}
+"""Neighbour relations under which a sampler's price is known; the first is the one to take."""
+AMPLIFIED = ("poisson", "truncated_poisson", "without_replacement")
+"""Laws by which chance decides who takes part, so that a release costs less."""
+
+
+def relation_of(sampling: Sampling, wanted: Neighbour | None) -> Neighbour:
+    """The neighbour relation to account for.
+
+    Raises:
+      ValueError: the law has no bound, or none under the relation that is wanted.
+    """
+    if sampling.law not in NEIGHBOURS:
+        raise ValueError(
+            f"cohorts drawn by {sampling.law!r} have no epsilon: no accountant here knows the law. Use "
+            "fs.cohorts.poisson(rate) or fs.cohorts.uniform(size)."
+        )
+    known = NEIGHBOURS[sampling.law]
+    if wanted is None:
+        return known[0]
+    if wanted not in known:
+        raise ValueError(
+            f"neighbour is {wanted!r}, but for cohorts drawn by {sampling.law!r} the price is known for "
+            f"{' and '.join(map(repr, known))}."
+        )
+    return wanted
+
+
+def accountant_for(sampling: Sampling, wanted: Accountant | None) -> Accountant:
+    """The accountant that knows the law; the tighter one where both do.
+
+    Raises:
+      ValueError: the wanted one does not.
+    """
+    only: dict[str, Accountant] = {"truncated_poisson": "pld", "without_replacement": "rdp"}
+    able = only.get(sampling.law)
+    if able is not None and wanted not in (None, able):
+        raise ValueError(
+            f"accountant is {wanted!r}, but {sampling.law!r} cohorts are known to {able!r} alone."
+        )
+    return wanted or able or "pld"
+
+
+def sampled_gaussian(
+    z: float, sampling: Sampling, relation: Neighbour, accountant: Accountant, first: int, rounds: int
+) -> Event:
+    """Gaussian noise in every round, of standard deviation ``z`` bounds."""
+    import dp_accounting as dp
+
+    # The RDP accountant takes a replacement for a change of one bound, where it is one of two; the PLD accountant knows.
+    scale = float(z) / 2 if relation == "replace_one" and accountant == "rdp" else float(z)
+    gaussian = dp.GaussianDpEvent(scale)
+    if sampling.law == "poisson":
+        rate = float(_known(sampling.rate))
+        return Event(dp.PoissonSampledDpEvent(rate, gaussian) if rate < 1 else gaussian, rounds)
+    if sampling.law == "truncated_poisson":
+        population, size = _known(sampling.population), _known(sampling.size)
+        event = dp.TruncatedSubsampledGaussianDpEvent(population, float(_known(sampling.rate)), size, scale)
+        return Event(event, rounds)
+    if sampling.law == "without_replacement":
+        population, size = _known(sampling.population), _known(sampling.size)
+        return Event(dp.SampledWithoutReplacementDpEvent(population, size, gaussian), rounds)
+    return Event(gaussian, sampling.participations(first, rounds))
+
+
+def _gaussians(entries: list[Entry], relation: Neighbour, accountant: Accountant) -> list[Event]:
+    """Noises in the same round are one: one client moves all of them together, whoever was drawn.
+
+    So they are folded before the sampling: ``1 / z^2 = sum of 1 / z_i^2``.
+    """
+    events = []
+    for sampling in dict.fromkeys(entry.sampling for entry in entries):
+        mine = [entry for entry in entries if entry.sampling == sampling]
+        edges = sorted({edge for entry in mine for edge in (entry.first, entry.first + entry.rounds)})
+        for start, stop in itertools.pairwise(edges):
+            there = [e.multiplier for e in mine if e.first <= start and stop <= e.first + e.rounds]
+            if there:
+                z = math.fsum(multiplier**-2 for multiplier in there) ** -0.5
+                events.append(sampled_gaussian(z, sampling, relation, accountant, start, stop - start))
+    return events
+
+
+LAWS: dict[str, Callable[[list[Entry], Neighbour, Accountant], list[Event]]] = {"gaussian": _gaussians}
+"""Law of noise to what turns its entries into events."""
+
+
+def events_of(entries: Iterable[Entry], relation: Neighbour, accountant: Accountant) -> list[Event]:
+    """What an accountant has to compose.
+
+    Raises:
+      ValueError: a law of noise without a price.
+    """
+    entries, events = list(entries), []
+    for law in dict.fromkeys(entry.law for entry in entries):
+        if law not in LAWS:
+            raise ValueError(
+                f"noise has the law {law!r}, whose price is not known; known are {', '.join(LAWS)}."
+            )
+        events += LAWS[law]([entry for entry in entries if entry.law == law], relation, accountant)
+    return events
+
+
+def _known(value):
+    assert value is not None  # Sampling.of has seen to it
+    return value

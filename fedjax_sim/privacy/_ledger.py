@@ -1,0 +1,190 @@
+"""The ledger: what was released about the clients' data, and who could take part in it. All of it is data, for JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from fedjax_sim._src import checks
+from fedjax_sim._src.types import Algorithm, Facts, Noise, Transform
+from fedjax_sim.data.cohorts import Cohort
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """Who takes part in a round, as far as it matters for privacy.
+
+    Attributes:
+      law: of the cohort sampler.
+      population: number of clients; ``None`` for one that is not known, and so large that no cohort is cut.
+      rate: probability that a client takes part, where the law has one.
+      size: the largest cohort.
+    """
+
+    law: str
+    population: int | None = None
+    rate: float | None = None
+    size: int | None = None
+
+    @classmethod
+    def of(cls, cohort: Cohort, population: int | None) -> Sampling:
+        """Reads a sampler, which for a Poisson law needs no population.
+
+        Raises:
+          ValueError: a law that needs the population, and none.
+        """
+        if not isinstance(cohort, Cohort):
+            raise TypeError(
+                f"cohort is {type(cohort).__name__}, expected a Cohort: use one of fs.cohorts, such as "
+                "fs.cohorts.poisson(rate=0.01)."
+            )
+        if population is None:
+            if cohort.sampling == "truncated_poisson":
+                return cls("poisson", rate=cohort.rate)
+            if cohort.sampling in ("without_replacement", "shuffled"):
+                raise ValueError(
+                    f"the price under {cohort.sampling} sampling depends on the number of clients: give population=..."
+                )
+            return cls(cohort.sampling, rate=cohort.rate)
+        checks.positive_int("population", population)
+        size, law = cohort.cap(population), cohort.sampling
+        if law == "truncated_poisson" and size >= population:
+            law = "poisson"
+        return cls(law, population, cohort.rate, size)
+
+    def participations(self, first: int, rounds: int) -> int:
+        """The most rounds, of so many from the ``first`` on, that one client can take part in."""
+        if self.law == "shuffled":
+            assert self.population is not None and self.size is not None
+            rounds_of_pass = -(-self.population // self.size)
+            return (first + rounds - 1) // rounds_of_pass - first // rounds_of_pass + 1
+        return rounds
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Releases of one kind, one in each of some rounds that follow on one another.
+
+    Attributes:
+      law: of the noise, a key of ``LAWS``.
+      multiplier: as ``Noise.multiplier``, a number.
+      first: index of the first round.
+      rounds: how many.
+      sampling: who took part.
+      details: as ``Noise.details``.
+    """
+
+    law: str
+    multiplier: float
+    first: int
+    rounds: int
+    sampling: Sampling
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """Everything that a run released, or will have released. Two of them add up: ``pretraining + fine_tuning``.
+
+    Attributes:
+      entries: in the order of their rounds.
+    """
+
+    entries: tuple[Entry, ...]
+
+    def __add__(self, other: Ledger) -> Ledger:
+        return Ledger(self.entries + other.entries)
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """In JSON's types."""
+        return [dataclasses.asdict(entry) for entry in self.entries]
+
+    @classmethod
+    def from_json(cls, content: Iterable[Mapping[str, Any]]) -> Ledger:
+        """From what ``as_json`` gives.
+
+        Raises:
+          ValueError: content of another form.
+        """
+        try:
+            entries = [{**entry, "sampling": Sampling(**entry["sampling"])} for entry in content]
+            return cls(tuple(Entry(**entry) for entry in entries))
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"this is no ledger, which Ledger.as_json writes: {error}.") from None
+
+
+def ledger_of(
+    source: Algorithm | Transform | Noise | float,
+    cohort: Cohort,
+    population: int | None,
+    rounds: int,
+    first: int = 0,
+) -> Ledger:
+    """What ``rounds`` rounds release, read off the chain that adds the noise and the sampler that draws the cohorts.
+
+    Args:
+      source: an algorithm, a chain of ``fs.aggregation``, or a noise multiplier of Gaussian noise on the sum.
+      cohort: the sampler.
+      population: number of clients; a Poisson law alone does without it.
+      rounds: how many.
+      first: index of the first one.
+
+    Raises:
+      ValueError: a stage whose sum is released without noise.
+    """
+    checks.positive_int("rounds", rounds)
+    sampling = Sampling.of(cohort, population)
+    entries = []
+    for number, (noises, counts) in enumerate(_stages(source)):
+        if not noises:
+            which = f"stage {number} of the algorithm" if number else "the chain"
+            raise ValueError(
+                f"{which} adds no noise to what it releases, so there is no epsilon: use for example "
+                "agg.chain(agg.clip_by_global_norm(1.0), agg.mean(over='expected_cohort'), agg.gaussian_noise(0.8))."
+            )
+        for noise in (*noises, *counts):
+            entries += _entries(noise, sampling, first, rounds)
+    return Ledger(tuple(entries))
+
+
+def _stages(source: Any) -> list[tuple[list[Noise], list[Noise]]]:
+    """Of each stage the noise on the sum, and on the counts that are released with it."""
+    if isinstance(source, Algorithm):
+        return [_noises(stage.aggregate.facts) for stage in source.stages]
+    if isinstance(source, Transform):
+        return [_noises(source.facts)]
+    if isinstance(source, Noise):
+        return [([source], [])]
+    checks.positive("noise_multiplier", source)
+    return [([Noise("gaussian", source)], [])]
+
+
+def _noises(facts: Iterable[Facts]) -> tuple[list[Noise], list[Noise]]:
+    sums = [fact.noise for fact in facts if fact.noise is not None]
+    # A bit is sent as plus or minus one half, so that one client moves the count by a half (Andrew et al. 2021, theorem 1).
+    counts = [
+        Noise("gaussian", 2 * float(fact.count_noise_std))
+        for fact in facts
+        if fact.count_noise_std is not None and float(fact.count_noise_std) > 0
+    ]
+    return sums, counts
+
+
+def _entries(noise: Noise, sampling: Sampling, first: int, rounds: int) -> list[Entry]:
+    """One entry for each stretch of rounds with one multiplier."""
+    details = dict(noise.details)
+    if not callable(noise.multiplier):
+        checks.positive("noise multiplier", noise.multiplier)
+        return [Entry(noise.law, float(noise.multiplier), first, rounds, sampling, details)]
+    schedule: Callable[[int], Any] = noise.multiplier
+    entries: list[Entry] = []
+    for round_ in range(first, first + rounds):
+        value = float(schedule(round_))
+        checks.positive(f"noise multiplier of round {round_}", value)
+        last = entries[-1] if entries else None
+        if last is not None and last.multiplier == value:
+            entries[-1] = dataclasses.replace(last, rounds=last.rounds + 1)
+        else:
+            entries.append(Entry(noise.law, value, round_, 1, sampling, details))
+    return entries
