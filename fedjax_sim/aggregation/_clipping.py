@@ -55,7 +55,8 @@ def adaptive_clip(
     """Clips to a norm that follows a quantile of the update norms (Andrew et al. 2021, algorithm 1).
 
     After each round ``C <- C * exp(-learning_rate * (b - target_quantile))``, where ``b`` is the noisy fraction of
-    clients that were NOT clipped: ``(sum of bits + N(0, count_noise_std^2)) / expected cohort``.
+    clients that were NOT clipped. A bit is sent as plus or minus one half, so that one client moves the sum by a half:
+    ``b = 1/2 + (sum of (bits - 1/2) + N(0, count_noise_std^2)) / expected cohort``.
 
     Guarantees:
       The bound of a round is the norm that the round before left. The bit travels beside the value, so that it is
@@ -80,14 +81,14 @@ def adaptive_clip(
 
     def encode(message, client, server, ctx):
         value, clipped, finite = _clip(message.value, server.clip_norm)
-        unclipped = (~clipped & finite).astype(jnp.float32)
+        unclipped = (~clipped & finite).astype(jnp.float32) - 0.5
         sent = message._replace(value=value, stack=(*message.stack, unclipped))
         return sent, client, _clip_metrics(clipped, finite, ctx)
 
     def decode(message, server, ctx):
         *stack, unclipped = message.stack
         noise = count_noise_std * jax.random.normal(ctx.key, (), jnp.float32)
-        fraction = (unclipped + noise) / ctx.expected_clients
+        fraction = 0.5 + (unclipped + noise) / ctx.expected_clients
         norm = server.clip_norm * jnp.exp(-learning_rate * (fraction - target_quantile))
         measured = {
             "clip_norm": Mean(server.clip_norm, jnp.ones(())),

@@ -4,7 +4,7 @@ The noise itself is a layer of a chain, in ``fedjax_sim.aggregation``.
 """
 
 from fedjax_sim.privacy._accounting import Guarantee, calibrate, epsilon, price
-from fedjax_sim.privacy._gaussian import gaussian_delta, gaussian_sigma
+from fedjax_sim.privacy._gaussian import gaussian_delta, gaussian_sigma, update_noise_multiplier
 from fedjax_sim.privacy._ledger import Entry, Ledger, Sampling, ledger_of
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "gaussian_sigma",
     "ledger_of",
     "price",
+    "update_noise_multiplier",
 ]

@@ -33,6 +33,7 @@ class Guarantee:
       rounds: of how many rounds.
       sampling: laws by which cohorts were drawn.
       amplified: whether chance in who takes part lowered the price.
+      simulated: the epsilon is that of a larger deployment which the run stands for; the run itself has less noise.
     """
 
     epsilon: float
@@ -43,12 +44,14 @@ class Guarantee:
     sampling: tuple[str, ...]
     amplified: bool
     unit: str = "client"
+    simulated: bool = False
 
     def __str__(self) -> str:
         cohorts = " and ".join(self.sampling)
         amplified = "amplified by sampling" if self.amplified else "no amplification by sampling"
+        simulated = "simulated, not that of this run: " if self.simulated else ""
         return (
-            f"epsilon {self.epsilon:.4g} at delta {self.delta:.3g} for one {self.unit} ({self.neighbour}), {self.rounds} rounds\n"
+            f"{simulated}epsilon {self.epsilon:.4g} at delta {self.delta:.3g} for one {self.unit} ({self.neighbour}), {self.rounds} rounds\n"
             f"{cohorts} cohorts, {amplified}, {self.accountant.upper()} accountant\n"
             "It covers the models alone: no metric on private data, no choice of settings by them. The seed must stay secret."
         )
@@ -121,6 +124,7 @@ def price(
         rounds=_rounds(ledger),
         sampling=tuple(dict.fromkeys(sampling.law for sampling in samplings)),
         amplified=all(sampling.law in AMPLIFIED for sampling in samplings),
+        simulated=any(sampling.simulated for sampling in samplings),
     )
 
 

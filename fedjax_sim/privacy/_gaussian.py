@@ -70,6 +70,36 @@ def gaussian_sigma(epsilon: float, delta: float, sensitivity: float = 1.0) -> fl
     return sensitivity * math.exp(root + 1e-12)
 
 
+def update_noise_multiplier(noise_multiplier: float, count_noise_std: float) -> float:
+    """Splits noise between the updates and the count of an adaptive clip, at the price of ``noise_multiplier`` alone.
+
+    Args:
+      noise_multiplier: that the two releases of a round cost together.
+      count_noise_std: of ``agg.adaptive_clip``; the paper takes a twentieth of the cohort.
+
+    Returns:
+      What ``agg.gaussian_noise`` has to be given, above ``noise_multiplier``.
+
+    Raises:
+      ValueError: the count alone costs more than ``noise_multiplier``.
+
+    Source: Andrew et al. 2021, theorem 1: ``(z^-2 - (2 count_noise_std)^-2)^(-1/2)``.
+
+    Example:
+      >>> import fedjax_sim as fs
+      >>> round(fs.privacy.update_noise_multiplier(1.0, count_noise_std=5.0), 7)
+      1.0050378
+    """
+    checks.positive("noise_multiplier", noise_multiplier)
+    checks.positive("count_noise_std", count_noise_std)
+    if 2 * count_noise_std <= noise_multiplier:
+        raise ValueError(
+            f"count_noise_std is {count_noise_std}, expected more than half of the noise multiplier {noise_multiplier}: the "
+            "count alone would cost as much as the whole round may."
+        )
+    return (noise_multiplier**-2 - (2 * count_noise_std) ** -2) ** -0.5
+
+
 def check_delta(delta: float) -> None:
     """0 < delta < 1."""
     checks.positive("delta", delta)

@@ -20,12 +20,14 @@ class Sampling:
       population: number of clients; ``None`` for one that is not known, and so large that no cohort is cut.
       rate: probability that a client takes part, where the law has one.
       size: the largest cohort.
+      simulated: not of the run, but of a deployment that it stands for.
     """
 
     law: str
     population: int | None = None
     rate: float | None = None
     size: int | None = None
+    simulated: bool = False
 
     @classmethod
     def of(cls, cohort: Cohort, population: int | None) -> Sampling:
@@ -145,6 +147,11 @@ def ledger_of(
             )
         for noise in (*noises, *counts):
             entries += _entries(noise, sampling, first, rounds)
+    if len({entry.sampling.simulated for entry in entries}) > 1:
+        raise ValueError(
+            "some noise of the chain is that of a simulated cohort and some is that of the run itself (the noise on the count "
+            "of an adaptive clip is): together they have no price. Simulate all of it, or nothing."
+        )
     return Ledger(tuple(entries))
 
 
@@ -174,6 +181,9 @@ def _noises(facts: Iterable[Facts]) -> tuple[list[Noise], list[Noise]]:
 def _entries(noise: Noise, sampling: Sampling, first: int, rounds: int) -> list[Entry]:
     """One entry for each stretch of rounds with one multiplier."""
     details = dict(noise.details)
+    if "simulated_cohort" in details:
+        cohort, population = details["simulated_cohort"], details["simulated_population"]
+        sampling = Sampling("poisson", population, cohort / population, simulated=True)
     if not callable(noise.multiplier):
         checks.positive("noise multiplier", noise.multiplier)
         return [Entry(noise.law, float(noise.multiplier), first, rounds, sampling, details)]

@@ -88,9 +88,10 @@ def test_adaptive_clip_moves_by_the_fraction_of_unclipped_clients():
 
 
 def test_the_bit_of_adaptive_clip_travels_beside_the_value():
-    """It is no part of the value, and a message that is not finite sends 0; a client without examples sends 1."""
+    """It is no part of the value, and minus a half where the message is clipped or not finite; else a half, also without
+    examples."""
     clip = agg.adaptive_clip(1.0)
-    for value, examples, bit in [([0.5], 1, 1.0), ([2.0], 1, 0.0), ([np.nan], 1, 0.0), ([0.0], 0, 1.0)]:
+    for value, examples, bit in [([0.5], 1, 0.5), ([2.0], 1, -0.5), ([np.nan], 1, -0.5), ([0.0], 0, 0.5)]:
         message, _, _ = clip.encode(
             fs.Message(jnp.array(value)),
             (),
@@ -112,7 +113,7 @@ def test_the_fraction_of_adaptive_clip_is_noisy():
         return metrics["unclipped"].total, after.clip_norm
 
     fractions, norms = jax.vmap(fraction)(jax.random.split(KEY, 4000))
-    noise = (np.asarray(fractions) * expected - 12) / std
+    noise = ((np.asarray(fractions) - 0.5) * expected - 12) / std
     assert abs(noise.mean()) < 5 / np.sqrt(4000)
     assert abs(noise.var() - 1) < 5 * np.sqrt(2 / 4000)
     np.testing.assert_allclose(norms, np.exp(-0.2 * (fractions - 0.5)), rtol=1e-5)
