@@ -39,7 +39,7 @@ def trainable(task: Task, predicate: str | Callable[[str], bool]) -> Task:
 
     def init(key: Key, sample: Batch | None = None) -> Variables:
         variables = task.init(key, sample)
-        flat = _flat(variables.params)
+        flat = flat_params(variables.params)
         trained = {path for path in flat if is_trained("/".join(path))}
         if not trained:
             raise ValueError(
@@ -56,13 +56,14 @@ def trainable(task: Task, predicate: str | Callable[[str], bool]) -> Task:
 
     def apply(variables: Variables, batch: Batch, key: Key | None, *, train: bool) -> tuple[Outputs, PyTree]:
         frozen, inner = variables.frozen
-        params = traverse_util.unflatten_dict({**_flat(frozen), **_flat(variables.params)})
+        params = traverse_util.unflatten_dict({**flat_params(frozen), **flat_params(variables.params)})
         return task.apply(Variables(params, inner, variables.stats), batch, key, train=train)
 
     return task._replace(init=init, apply=apply)
 
 
-def _flat(params: PyTree) -> dict[tuple[str, ...], Any]:
+def flat_params(params: PyTree) -> dict[tuple[str, ...], Any]:
+    """Path to array; TypeError for what is no nested dict."""
     if not isinstance(params, dict):
         raise TypeError(
             f"the parameters are {type(params).__name__}, expected nested dicts with string keys."
