@@ -3,7 +3,7 @@
 ``ClientData`` holds the examples of all clients as flat columns with offsets. ``load`` and the sources that it
 names return a ``Federated``: a training and a test part; so does ``arrays``, for what is in memory. ``parquet``,
 ``huggingface`` and ``tff`` read files of other packages without those. ``repartition`` deals the examples of a whole set anew by one of
-``fs.partitions``, ``split`` divides each client's examples into training and test; ``holdout_clients``, ``holdout_domain`` and
+``fs.partitions``, ``redraw`` makes many clients of few, ``split`` divides each client's examples into training and test; ``holdout_clients``, ``holdout_domain`` and
 ``holdout_public`` keep clients or a domain for evaluation, or examples for a public set. ``feature_noise`` and ``rotated``
 make clients' features differ, ``vertical`` splits them between parties. ``augmentations`` change images while a model
 trains, ``preprocessing`` also when it is evaluated. ``text`` makes integers of texts.
@@ -29,6 +29,7 @@ from fedjax_sim.data.presets.leaf_sets import celeba, sent140
 from fedjax_sim.data.presets.school import school
 from fedjax_sim.data.presets.shakespeare import shakespeare
 from fedjax_sim.data.presets.stackoverflow import stackoverflow
+from fedjax_sim.data.redraw import redraw
 from fedjax_sim.data.repartition import repartition
 from fedjax_sim.data.skews import feature_noise, rotated
 from fedjax_sim.data.sources import load
@@ -61,6 +62,7 @@ __all__ = [
     "npz",
     "parquet",
     "preprocessing",
+    "redraw",
     "repartition",
     "rotated",
     "school",
