@@ -3,7 +3,7 @@
 from fedjax_sim.tasks import losses
 from fedjax_sim.tasks.classification import classification
 from fedjax_sim.tasks.flax_modules import from_flax
-from fedjax_sim.tasks.freeze import trainable
+from fedjax_sim.tasks.freeze import most_important, trainable
 from fedjax_sim.tasks.lora import Adapters, lora, merge_lora
 from fedjax_sim.tasks.precision import with_precision
 from fedjax_sim.tasks.regression import regression
@@ -17,6 +17,7 @@ __all__ = [
     "lora",
     "losses",
     "merge_lora",
+    "most_important",
     "pretrained",
     "regression",
     "save_weights",

@@ -157,6 +157,35 @@ def test_only_adapters_merge():
         tasks.merge_lora(task_of(fs.models.mlp(10)).init(KEY))
 
 
+@pytest.mark.parametrize("numbers", [10, 2010, 2210, 10**6])
+def test_what_is_most_important_is_what_public_gradients_say(numbers):
+    """Leaves in the order of their mean squared gradient, as many as fit: against plain gradients of all examples."""
+    task = task_of(fs.models.mlp(10))
+    variables = task.init(KEY)
+
+    def loss(params):
+        return jnp.mean(
+            task.loss(task.apply(variables._replace(params=params), BATCH, None, train=False)[0], BATCH)
+        )
+
+    gradients = jax.grad(loss)(variables.params)
+    leaves = {f"{layer}/{name}": g for layer, parts in gradients.items() for name, g in parts.items()}
+    expected, left = set(), numbers
+    for path in sorted(leaves, key=lambda path: -float(jnp.mean(leaves[path] ** 2))):
+        if leaves[path].size <= left:
+            expected.add(path)
+            left -= leaves[path].size
+    public = {name: BATCH[name] for name in ("x", "y")}
+    chosen = tasks.most_important(task, variables, public, numbers)
+    assert {path for path in leaves if chosen(path)} == expected
+    part = tasks.trainable(task, chosen).init(KEY).params
+    assert sum(x.size for x in jax.tree.leaves(part)) <= numbers
+    with pytest.raises(ValueError, match="no examples"):
+        tasks.most_important(task, variables, {name: x[:0] for name, x in public.items()}, numbers)
+    with pytest.raises(ValueError, match="numbers is 3, but the smallest leaf has 10"):
+        tasks.most_important(task, variables, public, 3)
+
+
 # --- weights in files ---------------------------------------------------------------------------------------------
 
 
