@@ -28,7 +28,7 @@ from fedjax_sim.data.presets.flamby import heart_disease, tcga_brca
 from fedjax_sim.data.presets.leaf_sets import celeba, sent140
 from fedjax_sim.data.presets.school import school
 from fedjax_sim.data.presets.shakespeare import shakespeare
-from fedjax_sim.data.presets.stackoverflow import stackoverflow
+from fedjax_sim.data.presets.stackoverflow import stackoverflow, stackoverflow_tags
 from fedjax_sim.data.repartition import repartition
 from fedjax_sim.data.skews import feature_noise, rotated
 from fedjax_sim.data.sources import load
@@ -68,6 +68,7 @@ __all__ = [
     "shakespeare",
     "split",
     "stackoverflow",
+    "stackoverflow_tags",
     "stored",
     "synthetic",
     "tcga_brca",
