@@ -6,10 +6,11 @@ names return a ``Federated``: a training and a test part; so does ``arrays``, fo
 ``fs.partitions``, ``split`` divides each client's examples into training and test; ``holdout_clients``, ``holdout_domain`` and
 ``holdout_public`` keep clients or a domain for evaluation, or examples for a public set. ``feature_noise`` and ``rotated``
 make clients' features differ, ``vertical`` splits them between parties. ``augmentations`` change images while a model
-trains, ``preprocessing`` also when it is evaluated. ``text`` makes integers of texts.
+trains, ``preprocessing`` also when it is evaluated. ``text`` makes integers of texts,
+``decoders`` arrays of columns that hold texts or encoded images.
 """
 
-from fedjax_sim.data import augmentations, preprocessing, text
+from fedjax_sim.data import augmentations, decoders, preprocessing, text
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.client_source import ClientSource
 from fedjax_sim.data.federated import Federated, holdout_clients, holdout_domain, holdout_public, split
@@ -45,6 +46,7 @@ __all__ = [
     "celeba",
     "cifar10",
     "cifar100",
+    "decoders",
     "digits",
     "emnist",
     "feature_noise",

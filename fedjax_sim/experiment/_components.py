@@ -63,6 +63,9 @@ BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
         for name in ("shift", "crop", "rotate", "brightness", "horizontal_flip", "cutout", "mixup")
     },
     "preprocessing": {name: getattr(data.preprocessing, name) for name in ("bag_of_words", "centre_crop", "normalise", "standardise")},
+    "decoders": {
+        name: getattr(data.decoders, name) for name in ("pictures", "padded_words", "next_words", "next_characters")
+    },
     "models": {
         name: getattr(models, name)
         for name in (

@@ -180,10 +180,15 @@ def test_columns_splits_and_fractions(root):
 
 
 def test_text_is_decoded_by_a_function(root):
-    decode = {"x": lambda text: [ord(letter) for letter in text]}
+    decode = {"writer": lambda texts: [[ord(letter) for letter in text] for text in texts]}
     data = tfds("toy", data_dir=root, columns={"x": "writer", "y": "label"}, decode=decode)
     assert {tuple(row) for row in data.train.columns["x"].tolist()} == {(119, 48 + k) for k in range(4)}
-    data = tfds("toy", data_dir=root, columns={"x": "words"}, decode={"x": lambda words: words.sum()})
+    data = tfds(
+        "toy",
+        data_dir=root,
+        columns={"x": "words"},
+        decode={"words": lambda rows: [row.sum() for row in rows]},
+    )
     assert sorted(data.train.columns["x"]) == sorted(n * (n - 1) // 2 for n in range(10))
 
 
@@ -258,7 +263,7 @@ def test_configurations_and_versions(root):
             {"columns": ["words"]},
             r"record \d has 'words' of shape .* expected one shape. Give decode=\{'words'",
         ),
-        ({"columns": {"x": "writer"}}, r"feature 'writer' is text, .* Give decode=\{'x': function\}"),
+        ({"columns": {"x": "writer"}}, r"feature 'writer' is text, .* Give decode=\{'writer': function\}"),
         ({"columns": ["nested"]}, "no feature is called 'nested', the set has image, label, nested/pair"),
         ({"columns": []}, "columns is empty"),
         ({"client": "author"}, "no feature is called 'author'"),
@@ -266,7 +271,8 @@ def test_configurations_and_versions(root):
         ({"train": "valid"}, "split 'valid' cannot be read, the set has 'train', 'test'"),
         ({"test": "train[:70"}, r"split 'train\[:70' cannot be read"),
         ({"train": "train[5:5]"}, r"split 'train\[5:5\]' has no example"),
-        ({"decode": {"z": len}}, "decode names 'z', expected one of the columns x, y"),
+        ({"decode": {"z": len}}, "decode names 'z', expected one of the columns image, label"),
+        ({"decode": {"image": lambda images: [0]}}, r"column 'x' has shape \[1\], expected \d+ rows"),
         ({"test": "test", "test_fraction": 0.1}, "test is 'test' and test_fraction is 0.1, expected one"),
         ({"columns": {"mask": "number"}}, "column 'mask' has a reserved name"),
     ],

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedjax_sim.data._files import check_is_file
 from fedjax_sim.data._ids import as_ids
-from fedjax_sim.data.formats._pictures import pictures
+from fedjax_sim.data.formats._pictures import is_encoded, pictures
 from fedjax_sim.data.formats._tables import text_ids
 
 if TYPE_CHECKING:
@@ -145,8 +145,8 @@ def ids_of(table: pa.Table, name: str, what: str = "column") -> np.ndarray:
 def to_numpy(column: pa.ChunkedArray, name: str) -> np.ndarray:
     """A column of at least one row as an array ``[rows, ...]``.
 
-    Numbers keep their dtype. Lists of one length become axes. Images as the ``datasets`` package stores them become
-    arrays, where all have one shape.
+    Numbers keep their dtype. Lists of one length become axes. Encoded images, as they are or as the ``datasets`` package
+    stores them, become arrays, where all have one shape.
 
     Raises:
       ValueError: the column holds nulls, text, lists of several lengths or something else that is no array.
@@ -157,6 +157,10 @@ def to_numpy(column: pa.ChunkedArray, name: str) -> np.ndarray:
     if pa.types.is_struct(column.type) and {field.name for field in column.type} == {"bytes", "path"}:
         encoded = (raw.as_py() for chunk in column.chunks for raw in chunk.field("bytes"))
         return pictures(encoded, f"column {name!r}")
+    if (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)) and is_encoded(
+        column[0].as_py()
+    ):
+        return pictures((raw.as_py() for raw in column), f"column {name!r}")
     chunks = [chunk for chunk in column.chunks if len(chunk)]
     arrays = [_array(chunk, name) for chunk in chunks]
     shapes = {array.shape[1:] for array in arrays}

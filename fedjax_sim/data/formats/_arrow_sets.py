@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fedjax_sim.data._files import errors_name
+from fedjax_sim.data.decoders import Decode
 from fedjax_sim.data.federated import Federated
 from fedjax_sim.data.formats import _arrow, _tables
-from fedjax_sim.data.formats._tables import Decode
 
 if TYPE_CHECKING:
     import pyarrow as pa

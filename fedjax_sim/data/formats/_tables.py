@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,12 @@ import numpy as np
 from fedjax_sim.data._columns import column_of
 from fedjax_sim.data._ids import as_ids
 from fedjax_sim.data.client_data import ClientData
+from fedjax_sim.data.decoders import Decode, Decoder
 from fedjax_sim.data.federated import Federated
 from fedjax_sim.data.federated import split as split_examples  # sources have an argument called split
 
 Columns = Iterable[str] | Mapping[str, str]
 """What to keep: names, or new name to old name."""
-
-Decode = Mapping[str, Callable[[list], Any]]
-"""By old name: a function from the values of a column to an array ``[rows, ...]``, or to several by new name."""
 
 _USUAL = {"pixels": "x", "image": "x", "img": "x", "label": "y"}
 
@@ -48,9 +46,7 @@ def check_chosen(columns: Mapping[str, str], names: Collection[str], what: str =
             raise ValueError(f"no {what} is called {name!r}, the file has {', '.join(names) or 'none'}.")
 
 
-def decoded(
-    columns: Mapping[str, Any], functions: Mapping[str, Callable[[list], Any]]
-) -> dict[str, np.ndarray]:
+def decoded(columns: Mapping[str, Any], functions: Mapping[str, Decoder]) -> dict[str, np.ndarray]:
     """Columns, those with a function replaced by what it makes of them.
 
     Args:
@@ -70,9 +66,7 @@ def decoded(
     return found
 
 
-def functions_by_new_name(
-    decode: Decode | None, columns: Mapping[str, str]
-) -> dict[str, Callable[[list], Any]]:
+def functions_by_new_name(decode: Decode | None, columns: Mapping[str, str]) -> dict[str, Decoder]:
     """The functions of ``decode`` by new name of their column.
 
     Raises:
@@ -197,11 +191,7 @@ def federated(
     Raises:
       TypeError, ValueError: something does not fit together.
     """
-    for new, array in columns.items():
-        if array.shape[:1] != owner.shape:
-            raise ValueError(
-                f"column {new!r} has shape {list(array.shape)}, expected {len(owner)} rows, one for each owner."
-            )
+    check_rows(columns, len(owner))
     found = make_labels(columns, label)
     if classes is not None and found is not None and found > classes:
         raise ValueError(f"label column {label!r} holds {found - 1}, expected labels below {classes}.")
@@ -217,6 +207,15 @@ def federated(
     if test_fraction is not None:
         train, test = split_examples(train, test_fraction, seed)
     return Federated(train, test, name=name, classes=found if classes is None else classes, notes=notes)
+
+
+def check_rows(columns: Mapping[str, np.ndarray], rows: int) -> None:
+    """Raises ``ValueError`` for a column of another length."""
+    for name, array in columns.items():
+        if array.shape[:1] != (rows,):
+            raise ValueError(
+                f"column {name!r} has shape {list(array.shape)}, expected {rows} rows, one for each owner."
+            )
 
 
 def make_labels(columns: dict[str, np.ndarray], label: str) -> int | None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fedjax_sim.data._files import check_is_file, errors_name
+from fedjax_sim.data.decoders import Decode
 from fedjax_sim.data.federated import Federated
 from fedjax_sim.data.formats._arrow import read_table
 from fedjax_sim.data.formats._arrow_sets import Piece, check_shards, from_pieces
-from fedjax_sim.data.formats._tables import Columns, Decode, renamed
+from fedjax_sim.data.formats._tables import Columns, renamed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -70,7 +71,7 @@ def huggingface(
       label: the label column (its new name), if there is one.
       channel_axis: columns ``[examples, height, width]`` that get a trailing axis of length 1, as convolutions expect.
       decode: by name in the set, a function for a column that holds no numbers: it gets the list of all values and
-        returns an array ``[examples, ...]``, or several by new name.
+        returns an array ``[examples, ...]``, or several by new name; see ``fedjax_sim.data.decoders``.
       test_fraction: divides the examples of each client, by ``fedjax_sim.data.split``, where there is no split.
       seed: for ``test_fraction``.
 

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fedjax_sim.data._files import check_is_file
+from fedjax_sim.data.decoders import Decode
 from fedjax_sim.data.federated import Federated
 from fedjax_sim.data.formats._arrow import SUFFIXES, read_table
 from fedjax_sim.data.formats._arrow_sets import Piece, check_shards, from_pieces
-from fedjax_sim.data.formats._tables import Columns, Decode, renamed
+from fedjax_sim.data.formats._tables import Columns, renamed
 
 
 def parquet(
@@ -34,8 +35,8 @@ def parquet(
     some are named after the parts (``train-0.parquet``, ``test/a.parquet``), the names divide them; otherwise a column
     may. Training and test part have the same clients in the same order, sorted; a client may be empty in either.
 
-    Numbers keep their type. Lists of one length become axes. Images as the ``datasets`` package stores them,
-    ``{bytes, path}``, are decoded where all have one shape: ``uint8[examples, height, width(, channels)]``. The label
+    Numbers keep their type. Lists of one length become axes. Encoded images, PNG or JPEG for example,
+    as bytes or as ``{bytes, path}``, are decoded where all have one shape: ``uint8[examples, height, width(, channels)]``. The label
     column becomes int32 if it holds integers. It also gives ``classes``: as many as the schema names, or the largest
     label plus one unless there are negative ones.
 
@@ -53,7 +54,7 @@ def parquet(
       label: the label column (its new name), if there is one.
       channel_axis: columns ``[examples, height, width]`` that get a trailing axis of length 1, as convolutions expect.
       decode: by name in the file, a function for a column that holds no numbers: it gets the list of all values and
-        returns an array ``[examples, ...]``, or several by new name.
+        returns an array ``[examples, ...]``, or several by new name; see ``fedjax_sim.data.decoders``.
       test_fraction: divides the examples of each client, by ``fedjax_sim.data.split``, where there is no split.
       seed: for ``test_fraction``.
 

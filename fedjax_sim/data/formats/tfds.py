@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,19 @@ import numpy as np
 from fedjax_sim.data._files import errors_name
 from fedjax_sim.data._ids import as_ids
 from fedjax_sim.data.client_data import ClientData
+from fedjax_sim.data.decoders import Decode, Decoder
 from fedjax_sim.data.federated import Federated, split
-from fedjax_sim.data.formats._tables import make_labels
+from fedjax_sim.data.formats import _tables
+from fedjax_sim.data.formats._tables import Columns
 from fedjax_sim.data.formats._tfds_features import Feature, examples_of, feature_called, features_of
 from fedjax_sim.data.formats._tfds_files import find_folder, open_builder
 
 _LABEL = "y"
 
-Decoders = Mapping[str, Callable[[Any], Any]]
+_PIECE = 1024  # examples that a function gets at a time
+
+Rows = tuple[dict[str, np.ndarray], list[int | str]]
+"""Columns ``[rows, ...]``, and the owner of each row."""
 
 
 def tfds(
@@ -27,12 +33,12 @@ def tfds(
     *,
     data_dir: str | Path | None = None,
     client: str | None = None,
-    columns: Iterable[str] | Mapping[str, str] | None = None,
+    columns: Columns | None = None,
     train: str = "train",
     test: str | None = None,
     test_fraction: float | None = None,
     seed: int = 0,
-    decode: Decoders | None = None,
+    decode: Decode | None = None,
 ) -> Federated:
     """Reads a set that TensorFlow Datasets has prepared, from ArrayRecord or TFRecord files. Needs no TensorFlow.
 
@@ -53,8 +59,8 @@ def tfds(
         given. Without a test split the test part is empty.
       test_fraction: divides the examples of ``train`` inside each client instead, by ``fedjax_sim.data.split``.
       seed: for ``test_fraction``.
-      decode: column to a function of one example's value, which returns numbers of one shape: for text, and for images of many
-        sizes. Text is given as ``str``.
+      decode: by feature, a function for text, and for images of many sizes: it gets a list of values, text as ``str``, and returns
+        an array with a row for each, or several by new name; see ``fedjax_sim.data.decoders``.
 
     Raises:
       FileNotFoundError: the set is not prepared there, or a file is missing; says what to do.
@@ -79,14 +85,18 @@ def tfds(
     with errors_name(folder):
         features = features_of(builder)
         chosen = _chosen(features, builder.info.supervised_keys, columns)
-        _check_decoded(features, chosen, decode or {})
+        functions = _tables.functions_by_new_name(decode, chosen)
+        _check_decoded(features, chosen, functions)
         if client is not None:
             feature_called(features, client)
     test = "test" if test is None and test_fraction is None and "test" in builder.info.splits else test
     splits = [train] if test is None else [train, test]
-    parts = [_read(builder, folder, part, features, chosen, client, decode or {}) for part in splits]
+    parts = [
+        _whole(folder, part, _pieces(builder, folder, part, features, chosen, client, functions))
+        for part in splits
+    ]
     with errors_name(folder):
-        classes = _make_labels([part for part, _ in parts], features, chosen, decode or {})
+        classes = _make_labels([part for part, _ in parts], features, chosen, functions)
         owners = [as_ids(f"feature {client!r}", owner) for _, owner in parts]
         ids = np.unique(np.concatenate(owners))
         data = [
@@ -104,9 +114,7 @@ def tfds(
     return Federated(*data, name=name, classes=classes, notes=notes)
 
 
-def _chosen(
-    features: Mapping[str, Feature], supervised: Any, columns: Iterable[str] | Mapping[str, str] | None
-) -> dict[str, str]:
+def _chosen(features: Mapping[str, Feature], supervised: Any, columns: Columns | None) -> dict[str, str]:
     """Column to feature."""
     if columns is None:
         for pair in (supervised, ("image", "label")):
@@ -116,58 +124,74 @@ def _chosen(
             f"the set names no pair of input and label, its features are {', '.join(features)}. Say which to keep: "
             "columns={'x': ..., 'y': ...}."
         )
-    if not isinstance(columns, Mapping):
-        names = [columns] if isinstance(columns, str) else list(columns)
-        columns = dict(zip(names, names, strict=True))
-    if not columns:
+    chosen = _tables.renamed(columns)
+    if not chosen:
         raise ValueError("columns is empty, expected at least one feature.")
-    for name in columns.values():
+    for name in chosen.values():
         feature_called(features, name)
-    return dict(columns)
+    return chosen
 
 
-def _check_decoded(features: Mapping[str, Feature], chosen: Mapping[str, str], decode: Decoders) -> None:
-    for column in decode:
-        if column not in chosen:
-            raise ValueError(f"decode names {column!r}, expected one of the columns {', '.join(chosen)}.")
+def _check_decoded(
+    features: Mapping[str, Feature], chosen: Mapping[str, str], functions: Mapping[str, Decoder]
+) -> None:
     for column, name in chosen.items():
-        if features[name].dtype.kind not in "biufc" and column not in decode:
+        if features[name].dtype.kind not in "biufc" and column not in functions:
             raise ValueError(
-                f"feature {name!r} is text, and no device holds text. Give decode={{{column!r}: function}}, which makes numbers "
-                "of one example's text, as many for each; or leave the feature out by columns=."
+                f"feature {name!r} is text, and no device holds text. Give decode={{{name!r}: function}}, which makes an array of "
+                "a list of texts, a row for each (fs.data.decoders); or leave the feature out by columns=."
             )
 
 
-def _read(
+def _pieces(
     builder: Any,
     folder: Path,
     part: str,
     features: Mapping[str, Feature],
     chosen: Mapping[str, str],
     client: str | None,
-    decode: Decoders,
-) -> tuple[dict[str, np.ndarray], list[Any]]:
-    """Columns of a split, and the owner of each example."""
+    functions: Mapping[str, Decoder],
+) -> Iterator[Rows]:
+    """Columns of a split and the owner of each example, some examples at a time."""
     wanted = {*chosen.values(), *([] if client is None else [client])}
-    values: dict[str, list[np.ndarray]] = {column: [] for column in chosen}
-    owners: list[Any] = []
-    for path, place, example in examples_of(builder, folder, part, wanted):
+    examples = examples_of(builder, folder, part, wanted)
+    shapes: dict[str, tuple[int, ...]] = {}
+    while piece := list(itertools.islice(examples, _PIECE)):
+        found: dict[str, Any] = {}
         for column, name in chosen.items():
-            value = example[name]
-            if column in decode:
-                value = decode[column](_text(path, place, name, value) if features[name].text else value)
-            found = np.asarray(value)
-            if values[column] and found.shape != values[column][0].shape:
-                raise ValueError(
-                    f"{path}: record {place} has {name!r} of shape {list(found.shape)}, the first of split {part!r} has "
-                    f"{list(values[column][0].shape)}; expected one shape. Give decode={{{column!r}: function}}, which resizes, pads "
-                    "or cuts."
-                )
-            values[column].append(found)
-        owners.append(0 if client is None else _owner(path, place, client, example[client]))
-    if not owners:
+            if column in functions:
+                found[column] = [
+                    _text(path, place, name, example[name]) if features[name].text else example[name]
+                    for path, place, example in piece
+                ]
+                continue
+            for path, place, example in piece:
+                shape = np.shape(example[name])
+                if shape != shapes.setdefault(column, shape):
+                    raise ValueError(
+                        f"{path}: record {place} has {name!r} of shape {list(shape)}, the first of split {part!r} has "
+                        f"{list(shapes[column])}; expected one shape. Give decode={{{name!r}: function}}, which resizes, pads or "
+                        "cuts."
+                    )
+            found[column] = np.stack([example[name] for _, _, example in piece])
+        with errors_name(folder):
+            columns = _tables.decoded(found, functions)
+            _tables.check_rows(columns, len(piece))
+        owners = [
+            0 if client is None else _owner(path, place, client, example[client])
+            for path, place, example in piece
+        ]
+        yield columns, owners
+
+
+def _whole(folder: Path, part: str, pieces: Iterable[Rows]) -> Rows:
+    """A split of one piece."""
+    found = list(pieces)
+    if not found:
         raise ValueError(f"{folder}: split {part!r} has no example, expected at least one.")
-    return {column: np.stack(rows) for column, rows in values.items()}, owners
+    names = [f"{folder}: piece {place} of split {part!r}" for place in range(len(found))]
+    columns = _tables.joined([columns for columns, _ in found], names)
+    return columns, [owner for _, owners in found for owner in owners]
 
 
 def _text(path: Path, place: int, name: str, value: bytes) -> str:
@@ -195,15 +219,16 @@ def _make_labels(
     parts: list[dict[str, np.ndarray]],
     features: Mapping[str, Feature],
     chosen: Mapping[str, str],
-    decode: Decoders,
+    functions: Mapping[str, Decoder],
 ) -> int | None:
     """Makes columns of class labels int32, and that of the labels; returns the number of classes."""
     classes = None
-    for column, name in chosen.items():
-        declared = None if column in decode else features[name].classes
+    for column in list(parts[0]):
+        name = chosen.get(column)
+        declared = None if name is None or column in functions else features[name].classes
         if declared is None and column != _LABEL:
             continue
-        found = [make_labels(part, column) for part in parts]
+        found = [_tables.make_labels(part, column) for part in parts]
         if declared is not None:
             wrong = [part[column][(part[column] < 0) | (part[column] >= declared)] for part in parts]
             for values in wrong:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedjax_sim._src import checks
 from fedjax_sim.data import text
-from fedjax_sim.data._files import errors_name, parse_json, read_text
+from fedjax_sim.data._vocabulary import most_frequent
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.client_source import Clients, ClientSource
 from fedjax_sim.data.federated import Federated
@@ -62,7 +62,7 @@ def stackoverflow(
       ([[1, 5, 5, 5], [1, 5, 4, 0]], [[5, 5, 5, 4], [5, 4, 2, -1]])
     """
     checks.positive_int("words", words)
-    encoder = text.words(_most_frequent(vocabulary, words), oov_buckets=oov_buckets)
+    encoder = text.words(most_frequent(vocabulary, words), oov_buckets=oov_buckets)
     sentences = functools.partial(text.next_token, encoder=encoder, length=length, truncate=True)
     found = tff(present(path, _ORIGIN), columns={"tokens": "tokens"}, decode={"tokens": sentences}, lazy=lazy)
     return Federated(found.train, found.test, name="stackoverflow", classes=encoder.size, notes=found.notes)
@@ -119,7 +119,7 @@ def stackoverflow_tags(
     """
     for name, value in (("words", words), ("classes", classes), ("length", length), ("most", most)):
         checks.positive_int(name, value)
-    encoder, known = text.words(_most_frequent(vocabulary, words)), _most_frequent(tags, classes)
+    encoder, known = text.words(most_frequent(vocabulary, words)), most_frequent(tags, classes)
     ids = functools.partial(text.padded, encoder=encoder, length=length)
     found = tff(
         present(path, _ORIGIN),
@@ -166,17 +166,3 @@ def _joined(columns: Mapping[str, np.ndarray], length: int, dtype: np.dtype) -> 
         "x": np.take_along_axis(ids, order, axis=1)[:, :length].astype(dtype),
         "y": np.asarray(columns["tags"]),
     }
-
-
-def _most_frequent(known: str | Path | Sequence[str], size: int) -> list[str]:
-    """The first of a list, or of a file of counts."""
-    return (_counted(Path(known)) if isinstance(known, str | Path) else list(known))[:size]
-
-
-def _counted(path: Path) -> list[str]:
-    """The words of a file of counts, most frequent first; of equal ones the first in the alphabet."""
-    with errors_name(path):
-        counts = parse_json(read_text(path))
-        if not isinstance(counts, dict) or not all(type(count) is int for count in counts.values()):
-            raise ValueError('this is no file of counts, expected JSON: {"word": 123, ...}.')
-        return sorted(counts, key=lambda word: (-counts[word], word))
