@@ -192,6 +192,44 @@ def test_text_is_decoded_by_a_function(root):
     assert sorted(data.train.columns["x"]) == sorted(n * (n - 1) // 2 for n in range(10))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"client": "writer"},
+        {"client": "number", "columns": {"x": "nested/pair", "y": "number"}, "test_fraction": 0.3, "seed": 2},
+        {"columns": ["label"], "client": "label", "test_fraction": 0.4},
+        {"columns": {"x": "words"}, "decode": {"words": lambda rows: {"n": [len(r) for r in rows], "y": [1] * len(rows)}}},
+        {"train": "test", "test": "train[:70%]"},
+        {"train": "train[:1]+test"},
+    ],
+)  # fmt: skip
+def test_a_stored_set_is_the_one_in_memory(root, tmp_path, options, monkeypatch):
+    monkeypatch.setattr("fedjax_sim.data.formats.tfds._PIECE", 3)
+    expected = tfds("toy", data_dir=root, **options)
+    for _ in range(2):
+        found = tfds("toy", data_dir=root, **options, store=tmp_path / "set")
+        assert (found.name, found.classes, found.notes) == (expected.name, expected.classes, expected.notes)
+        for one, other in ((found.train, expected.train), (found.test, expected.test)):
+            assert one.ids.tolist() == other.ids.tolist() and one.sizes.tolist() == other.sizes.tolist()
+            assert list(one.columns) == list(other.columns)
+            for name, column in other.columns.items():
+                assert one.columns[name].dtype == column.dtype
+                np.testing.assert_array_equal(one.columns[name], column)
+    with pytest.raises(ValueError, match=r"manifest.json: the set was made of something else \(seed\)"):
+        tfds("toy", data_dir=root, **options | {"seed": 9}, store=tmp_path / "set")
+
+
+def test_a_set_that_cannot_be_read_is_not_stored(root, tmp_path):
+    for options, match in (
+        ({"columns": ["words"]}, "expected one shape"),
+        ({"train": "train[5:5]"}, r"split 'train\[5:5\]' has no example"),
+        ({"decode": {"image": lambda images: [0]}}, r"column 'x' has shape \[1\]"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            tfds("toy", data_dir=root, **options, store=tmp_path / "set")
+        assert not (tmp_path / "set").exists()
+
+
 def test_the_folder_of_the_environment(root, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(root))
     assert tfds("toy").train.num_examples == 10

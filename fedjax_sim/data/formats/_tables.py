@@ -24,6 +24,9 @@ ONE_CLIENT = (
 )
 
 
+TWO_SPLITS = "there is a split already, expected no test_fraction. Leave it out."
+
+
 def renamed(columns: Columns) -> dict[str, str]:
     """What to keep, as new name to old name."""
     if isinstance(columns, Mapping):
@@ -192,13 +195,9 @@ def federated(
       TypeError, ValueError: something does not fit together.
     """
     check_rows(columns, len(owner))
-    found = make_labels(columns, label)
-    if classes is not None and found is not None and found > classes:
-        raise ValueError(f"label column {label!r} holds {found - 1}, expected labels below {classes}.")
-    for new in [channel_axis] if isinstance(channel_axis, str) else channel_axis:
-        add_channel_axis(columns, new)
+    found = finished(columns, label, classes, channel_axis)
     if split is not None and test_fraction is not None:
-        raise ValueError("there is a split already, expected no test_fraction. Leave it out.")
+        raise ValueError(TWO_SPLITS)
     masks = split or (np.ones(len(owner), bool), np.zeros(len(owner), bool))
     train, test = (
         ClientData.from_arrays({new: array[rows] for new, array in columns.items()}, owner[rows], ids=ids)
@@ -207,6 +206,18 @@ def federated(
     if test_fraction is not None:
         train, test = split_examples(train, test_fraction, seed)
     return Federated(train, test, name=name, classes=found if classes is None else classes, notes=notes)
+
+
+def finished(
+    columns: dict[str, np.ndarray], label: str, classes: int | None, channel_axis: str | Iterable[str]
+) -> int | None:
+    """Changes columns as ``federated`` says, its arguments, and returns the number of classes that the labels show."""
+    found = make_labels(columns, label)
+    if classes is not None and found is not None and found > classes:
+        raise ValueError(f"label column {label!r} holds {found - 1}, expected labels below {classes}.")
+    for new in [channel_axis] if isinstance(channel_axis, str) else channel_axis:
+        add_channel_axis(columns, new)
+    return found
 
 
 def check_rows(columns: Mapping[str, np.ndarray], rows: int) -> None:
@@ -248,20 +259,27 @@ def joined(parts: Sequence[Mapping[str, np.ndarray]], of: Sequence[Any]) -> dict
     """
     first = parts[0]
     for part, source in zip(parts, of, strict=True):
-        if list(part) != list(first):
-            raise ValueError(
-                f"{source} has the columns {', '.join(part)}, {of[0]} has {', '.join(first)}; expected the same."
-            )
-        for name, array in part.items():
-            text = array.dtype.kind == first[name].dtype.kind == "U"
-            if array.shape[1:] != first[name].shape[1:] or (array.dtype != first[name].dtype and not text):
-                raise ValueError(
-                    f"{source}: column {name!r} is {array.dtype}{list(array.shape[1:])}, in {of[0]} it is "
-                    f"{first[name].dtype}{list(first[name].shape[1:])}; expected one dtype and shape."
-                )
+        check_alike(part, first, source, of[0])
     if len(parts) == 1:
         return dict(first)
     return {name: np.concatenate([part[name] for part in parts]) for name in first}
+
+
+def check_alike(
+    part: Mapping[str, np.ndarray], first: Mapping[str, np.ndarray], source: Any, first_source: Any
+) -> None:
+    """Raises ``ValueError`` where two tables differ as ``joined`` says."""
+    if list(part) != list(first):
+        raise ValueError(
+            f"{source} has the columns {', '.join(part)}, {first_source} has {', '.join(first)}; expected the same."
+        )
+    for name, array in part.items():
+        text = array.dtype.kind == first[name].dtype.kind == "U"
+        if array.shape[1:] != first[name].shape[1:] or (array.dtype != first[name].dtype and not text):
+            raise ValueError(
+                f"{source}: column {name!r} is {array.dtype}{list(array.shape[1:])}, in {first_source} it is "
+                f"{first[name].dtype}{list(first[name].shape[1:])}; expected one dtype and shape."
+            )
 
 
 def add_channel_axis(columns: dict[str, np.ndarray], name: str) -> None:

@@ -15,7 +15,7 @@ from fedjax_sim.data._ids import as_ids
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.decoders import Decode, Decoder
 from fedjax_sim.data.federated import Federated, split
-from fedjax_sim.data.formats import _tables
+from fedjax_sim.data.formats import _placed, _tables
 from fedjax_sim.data.formats._tables import Columns
 from fedjax_sim.data.formats._tfds_features import Feature, examples_of, feature_called, features_of
 from fedjax_sim.data.formats._tfds_files import find_folder, open_builder
@@ -39,6 +39,7 @@ def tfds(
     test_fraction: float | None = None,
     seed: int = 0,
     decode: Decode | None = None,
+    store: str | Path | None = None,
 ) -> Federated:
     """Reads a set that TensorFlow Datasets has prepared, from ArrayRecord or TFRecord files. Needs no TensorFlow.
 
@@ -61,6 +62,8 @@ def tfds(
       seed: for ``test_fraction``.
       decode: by feature, a function for text, and for images of many sizes: it gets a list of values, text as ``str``, and returns
         an array with a row for each, or several by new name; see ``fedjax_sim.data.decoders``.
+      store: a folder to write the set to, as ``fedjax_sim.data.write`` does, and to read it from, memory-mapped: for sets larger
+        than memory. Records are read twice, some at a time. A folder that was made of the same files and settings is used as it is.
 
     Raises:
       FileNotFoundError: the set is not prepared there, or a file is missing; says what to do.
@@ -91,6 +94,34 @@ def tfds(
             feature_called(features, client)
     test = "test" if test is None and test_fraction is None and "test" in builder.info.splits else test
     splits = [train] if test is None else [train, test]
+    read = {name for part in splits for name in re.findall(r"(?:^|\+)([\w.-]+)", part)}
+    others = [name for name in builder.info.splits if name not in read]
+    notes = (f"Splits that were not read: {', '.join(others)}.",) if others else ()
+    name = dataset.partition(":")[0].replace("/", "_")
+    if store is not None:
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        made_of = _placed.made_of(
+            files,
+            {
+                "splits": splits,
+                "columns": chosen,
+                "client": client,
+                "test_fraction": test_fraction,
+                "seed": seed,
+                "decode": decode,
+            },
+        )
+        before = _placed.made_before(store, made_of)
+        if before is not None:
+            return before
+        owned = _owned(builder, folder, splits, features, chosen, client)
+        if test_fraction is not None:
+            owned = owned.split(test_fraction, seed)
+        found = _placed.Classes()
+        pieces = _placeable(builder, folder, splits, features, chosen, functions, found)
+        return _placed.place(
+            store, owned, pieces, name=name, classes=lambda: found.count, notes=notes, made_of=made_of
+        )
     parts = [
         _whole(folder, part, _pieces(builder, folder, part, features, chosen, client, functions))
         for part in splits
@@ -107,10 +138,6 @@ def tfds(
             data.append(data[0].filter(np.zeros(data[0].num_examples, bool)))
     if test_fraction is not None:
         data = split(data[0], test_fraction, seed)
-    read = {name for part in splits for name in re.findall(r"(?:^|\+)([\w.-]+)", part)}
-    others = [name for name in builder.info.splits if name not in read]
-    notes = (f"Splits that were not read: {', '.join(others)}.",) if others else ()
-    name = dataset.partition(":")[0].replace("/", "_")
     return Federated(*data, name=name, classes=classes, notes=notes)
 
 
@@ -188,10 +215,55 @@ def _whole(folder: Path, part: str, pieces: Iterable[Rows]) -> Rows:
     """A split of one piece."""
     found = list(pieces)
     if not found:
-        raise ValueError(f"{folder}: split {part!r} has no example, expected at least one.")
+        raise ValueError(_no_example(folder, part))
     names = [f"{folder}: piece {place} of split {part!r}" for place in range(len(found))]
     columns = _tables.joined([columns for columns, _ in found], names)
     return columns, [owner for _, owners in found for owner in owners]
+
+
+def _no_example(folder: Path, part: str) -> str:
+    return f"{folder}: split {part!r} has no example, expected at least one."
+
+
+def _owned(
+    builder: Any,
+    folder: Path,
+    splits: list[str],
+    features: Mapping[str, Feature],
+    chosen: Mapping[str, str],
+    client: str | None,
+) -> _placed.Owned:
+    """Who has which example of the splits, one after the other: the training part, then the test part."""
+    owners, sizes = _placed.Codes(f"feature {client!r}"), []
+    # Without a client, some column is read to count the examples, whatever is in it.
+    few = dict(itertools.islice(chosen.items(), 0 if client is not None else 1))
+    any_: dict[str, Decoder] = {name: lambda values: np.zeros(len(values)) for name in few}
+    for part in splits:
+        sizes.append(0)
+        for _, owner in _pieces(builder, folder, part, features, few, client, any_):
+            owners.add(as_ids(f"feature {client!r}", owner))
+            sizes[-1] += len(owner)
+        if not sizes[-1]:
+            raise ValueError(_no_example(folder, part))
+    parts = np.asarray([_placed.TRAIN, _placed.TEST][: len(splits)], np.int8)
+    return _placed.owned_of(owners, np.repeat(parts, sizes))
+
+
+def _placeable(
+    builder: Any,
+    folder: Path,
+    splits: list[str],
+    features: Mapping[str, Feature],
+    chosen: Mapping[str, str],
+    functions: Mapping[str, Decoder],
+    found: _placed.Classes,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Columns of the splits, some examples at a time."""
+    for part in splits:
+        for columns, _ in _pieces(builder, folder, part, features, chosen, None, functions):
+            with errors_name(folder):
+                found.see(_make_labels([columns], features, chosen, functions))
+            yield columns
 
 
 def _text(path: Path, place: int, name: str, value: bytes) -> str:
