@@ -59,6 +59,7 @@ def arrow_set(
         store,
         owned,
         _columns(pieces, source, layout, wanted, declared, found),
+        source=source,
         name=name,
         classes=lambda: found.count if declared is None else declared,
         notes=notes,

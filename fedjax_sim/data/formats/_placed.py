@@ -27,6 +27,8 @@ PIECE = 1 << 22
 
 TRAIN, TEST, NEITHER = 0, 1, -1
 
+_CHANGED = "the second reading found other rows than the first: a file changed meanwhile. Read it again."
+
 
 class Codes:
     """Ids, or names of parts, that come in pieces; kept as small integers."""
@@ -111,6 +113,7 @@ def place(
     owned: Owned,
     pieces: Iterable[Mapping[str, np.ndarray]],
     *,
+    source: Path | str,
     name: str,
     classes: Callable[[], int | None],
     notes: tuple[str, ...] = (),
@@ -122,6 +125,7 @@ def place(
       folder: must not exist yet.
       owned: who has which row.
       pieces: columns ``[rows of the piece, ...]``, in the order of the rows.
+      source: for messages.
       name: of the set.
       classes: their number, asked when all pieces have come.
       notes: of the set.
@@ -138,19 +142,22 @@ def place(
         first: dict[str, np.ndarray] = {}
         start = 0
         for piece in pieces:
-            columns, rows = check_columns(piece)
-            if not files:
-                first = {column: values[:0] for column, values in columns.items()}
-                files = [_files(partial, part, sum_, columns) for part, sum_ in enumerate(map(np.sum, sizes))]
-            _tables.check_alike(columns, first, f"what begins at row {start}", "row 0")
-            stop = start + rows
+            with errors_name(source):
+                columns, rows = check_columns(piece)
+                stop = start + rows
+                if not files:
+                    first = {column: values[:0] for column, values in columns.items()}
+                    files = [_files(partial, part, columns, size) for part, size in enumerate(sizes)]
+                _tables.check_alike(columns, first, f"what begins at row {start}", "row 0")
+                if stop > len(places):
+                    raise ValueError(_CHANGED)
             for part in (TRAIN, TEST):
                 mine = np.flatnonzero(owned.part[start:stop] == part)
                 for column, values in columns.items():
                     files[part][column][places[start:stop][mine]] = values[mine]
             start = stop
         if start != len(places):
-            raise ValueError(f"{start} rows were read, {len(places)} were counted: a file changed meanwhile.")
+            raise ValueError(f"{source}: {_CHANGED}")
         parts = {
             part: stored.described(partial, part, _entries(partial, part, written), owned.ids, size)
             for part, written, size in zip(("train", "test"), files, sizes, strict=True)
@@ -225,11 +232,16 @@ def owned_of(owners: Codes, part: np.ndarray) -> Owned:
     return Owned(as_ids("client", ids), owner, part)
 
 
-def _files(folder: Path, part: int, rows: int, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _files(
+    folder: Path, part: int, columns: Mapping[str, np.ndarray], sizes: np.ndarray
+) -> dict[str, np.ndarray]:
     """An array ``[rows, ...]`` for each column, in a file; an empty file cannot be mapped."""
     found = {}
     for place_, (name, column) in enumerate(columns.items()):
-        path, shape = folder / f"{('train', 'test')[part]}.{place_}.bin", (int(rows), *column.shape[1:])
+        path, shape = (
+            folder / f"{('train', 'test')[part]}.{place_}.bin",
+            (int(sizes.sum()), *column.shape[1:]),
+        )
         if 0 in shape:
             path.touch()
             found[name] = np.empty(shape, column.dtype)

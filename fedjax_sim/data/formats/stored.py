@@ -214,8 +214,9 @@ def parsed(path: Path) -> dict[str, Any]:
                     raise ValueError(
                         f"{entry['file']} has {entry['bytes']!r} bytes, checksum {entry['crc32']!r}"
                     )
-        if not all(isinstance(note, str) for note in manifest.setdefault("notes", [])):
-            raise ValueError(f"notes are {manifest['notes']!r}")
+        notes = manifest.setdefault("notes", [])
+        if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+            raise ValueError(f"notes are {notes!r}")
         if not (manifest["classes"] is None or isinstance(manifest["classes"], int)):
             raise ValueError(f"classes is {manifest['classes']!r}")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:

@@ -120,7 +120,14 @@ def tfds(
         found = _placed.Classes()
         pieces = _placeable(builder, folder, splits, features, chosen, functions, found)
         return _placed.place(
-            store, owned, pieces, name=name, classes=lambda: found.count, notes=notes, made_of=made_of
+            store,
+            owned,
+            pieces,
+            source=folder,
+            name=name,
+            classes=lambda: found.count,
+            notes=notes,
+            made_of=made_of,
         )
     parts = [
         _whole(folder, part, _pieces(builder, folder, part, features, chosen, client, functions))
