@@ -5,6 +5,7 @@ from fedjax_sim.tasks.classification import classification
 from fedjax_sim.tasks.flax_modules import from_flax
 from fedjax_sim.tasks.freeze import most_important, trainable
 from fedjax_sim.tasks.lora import Adapters, lora, merge_lora
+from fedjax_sim.tasks.multi_label import multi_label
 from fedjax_sim.tasks.precision import with_precision
 from fedjax_sim.tasks.regression import regression
 from fedjax_sim.tasks.weights import load_weights, pretrained, save_weights
@@ -18,6 +19,7 @@ __all__ = [
     "losses",
     "merge_lora",
     "most_important",
+    "multi_label",
     "pretrained",
     "regression",
     "save_weights",
