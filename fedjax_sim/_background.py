@@ -29,7 +29,8 @@ class Background:
     def start(self, work: Work) -> None:
         """Begins; the result of what was started before has been waited for."""
         # JAX keeps these for each thread; everything else that it does so does not touch a transfer.
-        device, x64 = jax.config.read("jax_default_device"), jax.config.read("jax_enable_x64")
+        device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+        x64 = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
         context = contextvars.copy_context()
 
         def run() -> None:
