@@ -228,11 +228,9 @@ class Runner:
     def _call(self, state: SimState, before: int, done: int, rounds: int) -> bool:
         """Whether a callback asked to stop. Every callback is called."""
 
-        def snapshot() -> SimState:
-            return jax.tree.map(lambda x: x.copy(), state)
-
         if not self.callbacks:
             return False
+        snapshot = lambda: self.clients.snapshot(state)  # noqa: E731
         progress = Progress(done, rounds, tuple(self._histories(before)), snapshot, self._histories)
         answers = [callback(progress) for callback in self.callbacks]
         # A comparison of numpy values is an np.bool_, never the object True; other truthy values mean nothing.

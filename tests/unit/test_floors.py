@@ -22,6 +22,8 @@ FLOORS = [
         "simulate",
         "_arguments",
         "_books",
+        "_client_item",
+        "_client_rows",
         "_client_state",
         "_description",
         "_feed",
