@@ -108,7 +108,7 @@ class DiskTable(mmap.mmap):
     folder: Path
     layout: RowLayout
     _bytes: int
-    _file: int | None = None
+    _file: int = -1
 
     # An mmap is made by __new__, so that its attributes are, too.
     def __new__(cls, folder: Path, layout: RowLayout) -> DiskTable:
@@ -119,9 +119,9 @@ class DiskTable(mmap.mmap):
             self.folder, self.layout, self._bytes, self._file = folder, layout, size, os.dup(file.fileno())
         return self
 
-    def __del__(self):
-        if self._file is not None:
-            os.close(self._file)
+    def __del__(self, close=os.close):  # os may be gone at the end of the process
+        if self._file >= 0:
+            close(self._file)
 
     def table(self) -> ClientTable:
         """The whole table, in arrays that hold the file open."""

@@ -206,18 +206,19 @@ class OnDisk(OnHost):
     Args:
       planner: of the simulation.
       replicated: the state has an axis of replicas.
-      row_bytes: of one client's row.
+      specs: of the table, without an axis of replicas.
       folder: for the files.
 
     Raises:
-      OSError: there is no such folder, or it cannot be written.
+      ScratchError: there is no such folder, it cannot be written, or not have files so large.
     """
 
-    def __init__(self, planner: Planner, replicated: bool, row_bytes: int, folder: Path):
-        super().__init__(planner, replicated, row_bytes)
+    def __init__(self, planner: Planner, replicated: bool, specs: ClientTable, folder: Path):
+        layout = RowLayout(specs, 0)
+        super().__init__(planner, replicated, layout.row_bytes)
         self.folder = folder
-        # Whether it can be written is found out before anything is trained.
-        DiskTable(folder, RowLayout(ClientTable((), (), jax.ShapeDtypeStruct((1,), np.bool_)), 0))
+        # A trial, before anything is trained: it takes no space.
+        DiskTable(folder, layout.with_rows(self.rows * planner.replicas))
 
     def initial(self, state: SimState) -> SimState:
         """Rows of zeros, which most are, take no space before they are written."""
@@ -287,7 +288,7 @@ def client_states_of(
     if where == "host":
         return OnHost(planner, replicated, table // rows)
     folder = where if isinstance(where, Path) else scratch_folder()
-    return OnDisk(planner, replicated, table // rows, folder)
+    return OnDisk(planner, replicated, template.clients, folder)
 
 
 def copied(array: np.ndarray) -> np.ndarray:
