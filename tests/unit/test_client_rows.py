@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -140,9 +141,16 @@ def test_a_file_has_no_name_and_goes_with_its_last_array(tmp_path):
 # --- runs ----------------------------------------------------------------------------------------------------
 
 
-def small(folder, **options) -> fs.Simulation:
-    options = {"cohort": fs.cohorts.uniform(3), "rounds_per_chunk": 2, "client_state": folder} | options
-    return simulation(fs.algorithms.scaffold(TASK, 0.1), make_data(SIZES), **options)
+def small(where) -> fs.Simulation:
+    cohort = fs.cohorts.uniform(3)
+    algorithm, data = fs.algorithms.scaffold(TASK, 0.1), make_data(SIZES)
+    return simulation(algorithm, data, cohort=cohort, rounds_per_chunk=2, client_state=where)
+
+
+@functools.cache
+def shared(where: str) -> fs.Simulation:
+    """One program for many tests."""
+    return small(where)
 
 
 def bits(state) -> list[bytes]:
@@ -189,7 +197,7 @@ def test_a_full_disk_ends_the_run_and_not_the_state_it_began_with(tmp_path, monk
 
 @pytest.mark.parametrize("where", ["host", "disk"])
 def test_a_full_disk_under_the_checkpoints(tmp_path, monkeypatch, where):
-    sim, checkpoints = small(where), fs.Checkpoints(tmp_path / "a", every=2)
+    sim, checkpoints = shared(where), fs.Checkpoints(tmp_path / "a", every=2)
     sim.run(sim.init(0), 2, checkpoints=checkpoints)
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
@@ -202,7 +210,7 @@ def test_a_full_disk_under_the_checkpoints(tmp_path, monkeypatch, where):
 
 def test_a_full_disk_is_no_damage(tmp_path, monkeypatch):
     """While a checkpoint is read into a table on disk."""
-    sim, checkpoints = small("disk"), fs.Checkpoints(tmp_path / "a", every=2)
+    sim, checkpoints = shared("disk"), fs.Checkpoints(tmp_path / "a", every=2)
     sim.run(sim.init(0), 2, checkpoints=checkpoints)
     start = sim.init(0)
     monkeypatch.setattr("os.pwrite", full)
@@ -249,7 +257,7 @@ def without(folder):
 @pytest.mark.parametrize("where", ["device", "host", "disk"])
 @pytest.mark.parametrize("damage", [halved, flipped, without])
 def test_damaged_rows_are_set_aside_with_their_checkpoint(tmp_path, damage, where):
-    sim, checkpoints = small(where), fs.Checkpoints(tmp_path / "a", every=2)
+    sim, checkpoints = shared(where), fs.Checkpoints(tmp_path / "a", every=2)
     whole, _ = sim.run(sim.init(0), 6)
     sim.run(sim.init(0), 4, checkpoints=checkpoints)
     damage(tmp_path / "a" / "4")
@@ -263,7 +271,7 @@ def test_damaged_rows_are_set_aside_with_their_checkpoint(tmp_path, damage, wher
 @pytest.mark.parametrize("where", ["device", "host", "disk"])
 def test_checkpoints_with_the_table_among_the_arrays_are_read(tmp_path, where):
     """Format 1, as it was written before rows had a file of their own."""
-    sim, checkpoints = small("host"), fs.Checkpoints(tmp_path / "a", every=2)
+    sim, checkpoints = shared("host"), fs.Checkpoints(tmp_path / "a", every=2)
     expected, _ = sim.run(sim.init(0), 6)
     state, _ = sim.run(sim.init(0), 2, checkpoints=checkpoints)
     folder = tmp_path / "a" / "2"
@@ -275,7 +283,7 @@ def test_checkpoints_with_the_table_among_the_arrays_are_read(tmp_path, where):
     shutil.rmtree(folder / "clients")
     about = folder / "about" / "metadata"
     about.write_text(json.dumps(json.loads(about.read_text()) | {"format": 1}))
-    sim = small(where)
+    sim = shared(where)
     got, _ = sim.run(sim.init(0), 6, checkpoints=checkpoints)
     assert bits(got) == bits(expected)
 
