@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +126,13 @@ def test_what_nobody_wrote_costs_nothing(tmp_path):
         assert blocks(one) < 3 * layout.row_bytes
         assert one.gather(np.array([6, 7, 99_999])).max(axis=1).tolist() == [0, 1, 1]
     assert (tmp_path / "rows").stat().st_size < 2 * layout.row_bytes + 100
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="a file system in memory is needed")
+def test_looking_at_a_hole_takes_no_space():
+    """On a full file system in memory it would be a signal that ends the process."""
+    disk = DiskTable(Path("/dev/shm"), RowLayout(table_of((8000,), used=0), 0))
+    assert disk.gather(np.arange(8000)).max() == 0 and blocks(disk) == 0
 
 
 def test_a_file_has_no_name_and_goes_with_its_last_array(tmp_path):
