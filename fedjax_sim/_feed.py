@@ -228,9 +228,14 @@ def device_bytes() -> int | None:
     """Memory of a device, where it can be known: an accelerator's own, or this machine's."""
     device = jax.devices()[0]
     if device.platform == "cpu":
-        try:
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        except (ValueError, OSError, AttributeError):
-            return None
+        return host_bytes()
     stats = device.memory_stats() or {}
     return stats.get("bytes_limit")
+
+
+def host_bytes() -> int | None:
+    """Memory of this machine, where it can be known."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None

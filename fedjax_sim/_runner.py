@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -235,12 +236,10 @@ class Runner:
     def _call(self, state: SimState, before: int, done: int, rounds: int) -> bool:
         """Whether a callback asked to stop. Every callback is called."""
 
-        def snapshot() -> SimState:
-            return jax.tree.map(lambda x: x.copy(), state)
-
         if not self.callbacks:
             return False
-        progress = Progress(done, rounds, tuple(self._histories(before)), snapshot, self._histories)
+        snapshot, chunks = functools.partial(self.clients.snapshot, state), tuple(self._histories(before))
+        progress = Progress(done, rounds, chunks, snapshot, self._histories)
         answers = [callback(progress) for callback in self.callbacks]
         # A comparison of numpy values is an np.bool_, never the object True; other truthy values mean nothing.
         return any(isinstance(answer, (bool, np.bool_)) and bool(answer) for answer in answers)

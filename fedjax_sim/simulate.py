@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -62,15 +63,17 @@ class Simulation:
       engine: from ``fs.engines``; ``lanes()`` by default.
       groups: name of each client's group, ``[clients]``, for algorithms whose clients differ.
       rounds_per_chunk: rounds that run without the host; metrics come back and callbacks run between chunks. Fewer, where
-        the rows that ``client_state="host"`` brings for them could fill more than a quarter of a device.
+        the rows that ``client_state`` brings for them from elsewhere could fill more than a quarter of a device.
       public: public data for server updates that use it, a pytree.
-      client_state: where the state that clients keep lies: on the ``"device"``, or in the ``"host"``'s memory, from where each
-        chunk brings the rows of its cohorts; results are the same. By default ``"host"`` where it would fill more than a
-        quarter of a device.
+      client_state: where the state that clients keep lies: on the ``"device"``, in the ``"host"``'s memory or on ``"disk"``, from
+        where each chunk brings the rows of its cohorts; results are the same. A ``pathlib.Path`` is a folder for the disk's
+        files, which have no names and are gone with the process; else they are in ``TMPDIR`` or ``/var/tmp``. By default the
+        first of the three of which it would fill no more than a quarter, on the device and in memory.
       stream: whether each chunk's examples are brought to the devices while the chunk before trains, instead of all data
         at the beginning; results are the same. By default where the data would fill more than half of a device.
 
     Raises:
+      OSError: the folder for client state on disk is missing, or cannot be written.
       TypeError, ValueError: anything that would go wrong later: a cohort larger than the population, data that the
         task cannot train on, a rule with state under sampling with replacement, unknown groups.
 
@@ -98,11 +101,12 @@ class Simulation:
         rounds_per_chunk: int = 10,
         public: Any = None,
         stream: bool | None = None,
-        client_state: Where | None = None,
+        client_state: Where | Path | None = None,
     ):
         check_types(algorithm, data, cohort, local, engine)
         checks.positive_int("rounds_per_chunk", rounds_per_chunk)
-        checks.one_of("client_state", client_state, (None, "device", "host"))
+        if not isinstance(client_state, Path):
+            checks.one_of("client_state", client_state, (None, "device", "host", "disk"))
         self.data, self.cohort = data, cohort
         self.local = LocalWork() if local is None else local
         self.engine = engines.lanes() if engine is None else engine
@@ -112,7 +116,7 @@ class Simulation:
                 f"the data has {data.num_clients} clients and no example: there is nothing to train on."
             )
         self._groups, self._public, self._stream = groups, public, stream
-        self._where: Where | None = client_state
+        self._where: Where | Path | None = client_state
         self._group = group_indices(algorithm, groups, data.num_clients)
         self._prepare(self._make_problem(lambda hyper: algorithm))
         self._rounds = self.engine.compile(self._problem)
@@ -242,7 +246,9 @@ class Simulation:
     ) -> tuple[SimState, list[History]]:
         if checkpoints is None:
             return runner.run(state, rounds)
-        with Store(checkpoints, self.describe(state), state, read_only=rounds is None) as runner.store:
+        with Store(
+            checkpoints, self.describe(state), state, rounds is None, runner.clients.folder
+        ) as runner.store:
             return runner.run(state, rounds)
 
     def sweep(

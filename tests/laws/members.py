@@ -232,7 +232,7 @@ def narrow(member: Member, dtype) -> Member:
 
 MESHES = (1, 2, 8)
 """Devices of the sharded engine, which ``tests/multidevice`` runs."""
-ON_HOST = ("scaffold", "top_k")
+ELSEWHERE = ("scaffold", "top_k")
 """Algorithms whose client state lies in the host's memory there, too: the rule's, the chain's."""
 ENGINES = {
     "sequential": engines.sequential,

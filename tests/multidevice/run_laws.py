@@ -60,9 +60,10 @@ def streamed(name: str, devices: int) -> dict:
 
 
 def where_it_lies(name: str, devices: int) -> dict:
-    """Whether runs, a sweep and clients' own models are the same, bit for bit, with client state in the host's memory."""
+    """Whether runs, a sweep and clients' own models are the same, bit for bit, with client state elsewhere."""
     member, data, found = members.named(name), members.make_data(members.SIZES * 4), []
-    for where in ("device", "host"):
+    rows = {}
+    for where in ("device", "host", "disk"):
         sim = members.fs.Simulation(
             member.build(),
             data,
@@ -77,9 +78,15 @@ def where_it_lies(name: str, devices: int) -> dict:
         swept = sim.sweep([4, 5], 3)
         own = sim.personalised(whole, data, block_size=3)
         found.append((half, whole, history.metrics, swept.states, own.after.per_client))
-        rows = {len(leaf) for leaf in jax.tree.leaves(sim._lent(half, 2)[0].clients)}
-    same = members.bits_equal(*(jax.tree.map(np.asarray, plain(one)) for one in found))
-    return {"name": f"host: {name}", "devices": devices, "same": same, "rows": max(rows)}
+        rows[where] = max(len(leaf) for leaf in jax.tree.leaves(sim._lent(half, 2)[0].clients))
+    expected, *others = (jax.tree.map(np.asarray, plain(one)) for one in found)
+    same = all(members.bits_equal(other, expected) for other in others)
+    return {
+        "name": f"elsewhere: {name}",
+        "devices": devices,
+        "same": same,
+        "rows": [rows["host"], rows["disk"]],
+    }
 
 
 def plain(found):
@@ -106,5 +113,5 @@ if __name__ == "__main__":
     for devices in members.MESHES:
         for name in sys.argv[1:] or members.NAMES:
             print(json.dumps(measure(name, devices)), flush=True)
-        for name in members.ON_HOST:
+        for name in members.ELSEWHERE:
             print(json.dumps(where_it_lies(name, devices)), flush=True)

@@ -23,6 +23,8 @@ FLOORS = [
         "_arguments",
         "_background",
         "_books",
+        "_client_item",
+        "_client_rows",
         "_client_state",
         "_description",
         "_feed",
