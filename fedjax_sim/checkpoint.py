@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from fedjax_sim._client_rows import RowLayout, ScratchError, disk_table
 from fedjax_sim._client_state import copied
 from fedjax_sim._src import checks
+from fedjax_sim._src.logs import silenced
 from fedjax_sim.engines import SimState
 from fedjax_sim.engines._state import ClientTable
 from fedjax_sim.evaluation import Evaluation
@@ -139,7 +139,7 @@ class Store:
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
             )
-        with _quiet():
+        with silenced("absl"):
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._newest = max(checkpoints.rounds(), default=-1)
 
@@ -148,7 +148,7 @@ class Store:
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         try:
-            with _quiet():
+            with silenced("absl"):
                 self._manager.close()  # waits for what is still being written
         except Exception:
             if kind is None:  # else the first error is the one to hear of
@@ -183,7 +183,7 @@ class Store:
         if jax.tree.leaves(state.clients):
             items[_CLIENTS] = self._rows(state)
         try:
-            with _quiet():
+            with silenced("absl"):
                 self._manager.save(rounds, args=args.Composite(**items))
         except (ValueError, OSError) as error:  # orbax and tensorstore report a full disk as the first
             message = f"the checkpoint after round {rounds} could not be written to {self._folder}: {error}"
@@ -247,7 +247,7 @@ class Store:
             raise CheckpointError(
                 f"{self._folder / str(rounds)} is not a checkpoint of fedjax_sim: it has no part {_ABOUT!r}. Use another folder."
             )
-        with _quiet():
+        with silenced("absl"):
             about = self._manager.restore(rounds, args=args.Composite(**{_ABOUT: args.JsonRestore()}))[_ABOUT]
         if not isinstance(about, dict) or about.get("format") not in _READABLE:
             raise CheckpointError(
@@ -255,7 +255,7 @@ class Store:
                 f"this version of fedjax_sim reads {' and '.join(map(str, _READABLE))}. Use the version that wrote it, or another folder."
             )
         self._compare(rounds, about)
-        with _quiet():
+        with silenced("absl"):
             arrays = self._manager.restore(rounds, args=args.Composite(**{_ARRAYS: args.StandardRestore()}))[
                 _ARRAYS
             ]
@@ -402,15 +402,3 @@ def _unpack(packed: Mapping[str, Any], metrics: Mapping[str, np.ndarray]) -> His
 def _unpack_evaluation(packed: Mapping[str, Any]) -> Evaluation:
     per_client = {name: np.array(values, np.float64) for name, values in packed["per_client"].items()}
     return Evaluation(**{**packed, "per_client": per_client})
-
-
-class _quiet:
-    """Keeps orbax's messages out of a run's output; what fails is raised, and need not be logged as well."""
-
-    def __enter__(self):
-        self._logger = logging.getLogger("absl")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.CRITICAL)
-
-    def __exit__(self, *exception: object) -> None:
-        self._logger.setLevel(self._level)

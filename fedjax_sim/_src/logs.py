@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def silenced(name: str) -> Iterator[None]:
-    """Keeps the messages of a logger out of a run's output."""
+    """Keeps the messages of a logger out of a run's output; what fails is raised, and need not be logged as well."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.CRITICAL)
