@@ -23,6 +23,8 @@ SAMPLERS = {
     "diurnal": cohorts.diurnal(4),
     "fixed": cohorts.fixed([3, 0, 7]),
     "all": cohorts.all_clients(),
+    "cyclic": cohorts.cyclic(4),
+    "cyclic_poisson": cohorts.cyclic_poisson(0.6, bands=3),
 }
 POPULATION = 10
 
