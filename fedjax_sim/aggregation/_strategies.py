@@ -31,7 +31,7 @@ def banded_coefficients(rounds: int, bands: int, error: Error = "mean") -> np.nd
     Raises:
       ValueError: ``rounds`` or ``bands`` below 1, more bands than rounds, another error.
 
-    Source: McKenna 2024 (arXiv 2405.15913), section 4; Choquette-Choo et al. 2024 (arXiv 2306.08153).
+    Source: McKenna 2024 (arXiv 2405.15913); Choquette-Choo et al. 2023 (arXiv 2306.08153).
 
     Example:
       >>> from fedjax_sim import aggregation as agg
@@ -91,7 +91,7 @@ def _solve(c: np.ndarray, right: np.ndarray) -> np.ndarray:
     """``C x = right``."""
     from scipy import signal
 
-    return signal.lfilter([1.0], c, right)
+    return np.asarray(signal.lfilter([1.0], c, right))
 
 
 def prefix_std(coefficients: Sequence[float] | np.ndarray, rounds: int) -> np.ndarray:
@@ -109,7 +109,7 @@ def prefix_std(coefficients: Sequence[float] | np.ndarray, rounds: int) -> np.nd
       >>> independent = agg.prefix_std([1.0], rounds=100)
       >>> banded = agg.prefix_std(agg.banded_coefficients(rounds=100, bands=10), rounds=100)
       >>> float(independent[-1]), float(banded[-1].round(2))
-      (10.0, 3.26)
+      (10.0, 3.83)
     """
     checks.positive_int("rounds", rounds)
     return np.sqrt(np.cumsum(_solve(scaled(coefficients), np.ones(rounds)) ** 2))

@@ -167,7 +167,7 @@ def cyclic_poisson(rate: float, bands: int) -> Cohort:
     Raises:
       ValueError: a rate outside (0, 1] or ``bands`` below 1.
 
-    Source: Choquette-Choo et al. 2024 (arXiv 2306.08153), algorithm 2.
+    Source: Choquette-Choo et al. 2023 (arXiv 2306.08153), algorithm 2.
 
     Example:
       >>> import numpy as np, fedjax_sim as fs

@@ -281,7 +281,7 @@ def test_the_price_of_fixed_passes_needs_the_population():
 def test_a_bound_that_moves_is_refused(noise):
     adaptive = agg.adaptive_clip(count_noise_std=1.0)
     with pytest.raises(
-        ValueError, match="_noise correlates the noise of rounds.*adaptive_clip moves the bound"
+        ValueError, match=r"_noise correlates the noise of rounds.*adaptive_clip moves the bound"
     ):
         agg.chain(adaptive, agg.mean(over="expected_cohort"), noise)
     with pytest.raises(ValueError, match="needs a bound on each client's message"):

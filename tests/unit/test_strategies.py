@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -73,7 +75,7 @@ def test_the_gradient_is_that_of_differences(error):
 
 def test_more_bands_never_have_more_error():
     errors = [value(agg.banded_coefficients(24, bands), 24) for bands in range(1, 25)]
-    assert all(later <= earlier + 1e-9 for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later <= earlier + 1e-9 for earlier, later in itertools.pairwise(errors))
     assert errors[0] == pytest.approx(np.sqrt(25 / 2))
 
 
