@@ -142,7 +142,7 @@ def cyclic(size: int) -> Cohort:
       >>> import numpy as np, fedjax_sim as fs
       >>> cohort, rng = fs.cohorts.cyclic(4), lambda: np.random.default_rng(0)
       >>> [sorted(cohort.sample(rng(), round_, 10).tolist()) for round_ in (1, 4)]
-      [[5, 6, 8, 9], [5, 6, 8, 9]]
+      [[0, 3, 5, 9], [0, 3, 5, 9]]
     """
 
     def separation(population: int | None) -> int:
