@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fedjax_sim import engines
 from fedjax_sim._arguments import (
@@ -28,6 +27,7 @@ from fedjax_sim._src import checks, keys
 from fedjax_sim._src.types import Algorithm, Variables
 from fedjax_sim._tuning import Timing, Tuning, tune
 from fedjax_sim.checkpoint import Checkpoints, Store
+from fedjax_sim.data._blocks import some_at_a_time
 from fedjax_sim.data.client_source import Clients
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
@@ -44,7 +44,7 @@ from fedjax_sim.engines._problem import (
 from fedjax_sim.engines._state import check_is_state, check_state
 from fedjax_sim.evaluation import Evaluation, evaluate, named_sets
 from fedjax_sim.history import Histories, History
-from fedjax_sim.personalisation import Personalised, Personaliser, check_clients
+from fedjax_sim.personalisation import Personalised, Personaliser, chosen_clients
 from fedjax_sim.privacy import Guarantee, Ledger, ledger_of, price
 from fedjax_sim.privacy._laws import Accountant, Neighbour
 
@@ -385,15 +385,7 @@ class Simulation:
         checks.positive_int("block_size", block_size)
         checks.positive_int("batch_size", batch_size)
         check_state(state, self._template, self.algorithm.name, self.data.num_clients)
-        test = check_clients(self.data, test)
-        everybody = np.arange(self.data.num_clients)
-        chosen = everybody if clients is None else self.data.positions(clients)
-        if not test.sizes[chosen].any():
-            raise ValueError(
-                f"none of the {len(chosen)} clients has a test example: there is nothing to evaluate on."
-            )
-        if self.algorithm.task.check is not None:
-            self.algorithm.task.check(test.columns)
+        chosen = chosen_clients(self.data, test, clients)
         # On its own and with all the time it needs; the passes of this work are of no round.
         work = dataclasses.replace(
             self.local if local is None else local, continue_epochs=False, stragglers=0.0
@@ -402,11 +394,9 @@ class Simulation:
         if program not in self._personalisers:
             problem = dataclasses.replace(self._problem, local=program[0])
             self._personalisers[program] = Personaliser(problem, block_size, batch_size)
-        planner, columns = self._feed.of(self.planner(), self._rounds.place_columns, chosen)
-        if self.engine.devices > 1:
-            one = lambda x: x if isinstance(x, np.ndarray) else jax.device_put(x, jax.devices()[0])  # noqa: E731
-            state, columns = jax.tree.map(one, (state, columns))
-        return self._personalisers[program](state, columns, planner, test, chosen)
+        train = self._feed.examples(self._rounds.place_columns, chosen, block_size)
+        tested = some_at_a_time(test, chosen, block_size, self.algorithm.task.check)
+        return self._personalisers[program](state, self.planner(), train, tested, test.sizes, chosen)
 
     # --- privacy ---
 
@@ -536,7 +526,9 @@ class Simulation:
     def chunk(self, state: SimState, rounds: int) -> tuple[Plan, Any]:
         """The plan of the next rounds, in arrays with room for as many, and the examples on the devices."""
         place, roots = self._rounds.place_columns, root_words(state)
-        return self._feed.chunk(self.planner(), place, roots, int(state.round), rounds, rounds)
+        with self._feed.chunks(self.planner(), place, roots, rounds) as chunks:
+            chunks.ask(int(state.round), rounds)
+            return chunks.take()
 
     def _lent(self, state: SimState, rounds: int) -> tuple[SimState, Any, Plan]:
         """What the engine gets for the chunk of the next rounds: state, columns and plan."""

@@ -62,14 +62,17 @@ BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
         name: getattr(data.augmentations, name)
         for name in ("shift", "crop", "rotate", "brightness", "horizontal_flip", "cutout", "mixup")
     },
-    "preprocessing": {name: getattr(data.preprocessing, name) for name in ("centre_crop", "normalise", "standardise")},
+    "preprocessing": {name: getattr(data.preprocessing, name) for name in ("bag_of_words", "centre_crop", "normalise", "standardise")},
+    "decoders": {
+        name: getattr(data.decoders, name) for name in ("pictures", "padded_words", "next_words", "next_characters")
+    },
     "models": {
         name: getattr(models, name)
         for name in (
             "linear", "mlp", "cnn", "emnist_cnn", "reference_cnn", "deeper_cnn", "cifar10_cnn", "char_lstm",
         )
     },
-    "tasks": {"classification": tasks.classification, "regression": tasks.regression},
+    "tasks": {name: getattr(tasks, name) for name in ("classification", "multi_label", "regression")},
     "algorithms": {
         name: getattr(algorithms, name)
         for name in (

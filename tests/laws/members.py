@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +17,8 @@ import optax
 from flax import linen as nn
 
 import fedjax_sim as fs
+from fedjax_sim import _feed, algorithms, engines, models, tasks
 from fedjax_sim import aggregation as agg
-from fedjax_sim import algorithms, engines, models, tasks
 from fedjax_sim._feed import Resident
 
 # --- data ----------------------------------------------------------------------------------------------------
@@ -371,6 +374,21 @@ def with_data(trial: Trial, data: fs.ClientData, order: np.ndarray | None = None
     if order is not None:
         sim._group = sim._group[order]
     return Trial(sim, trial.script)
+
+
+@contextlib.contextmanager
+def written_over():
+    """Host arrays hold nonsense from the moment in which they may be written again: who still read them would see it."""
+    gather = _feed._OfStreamed._gather
+
+    def spoiled(self, clients, arrays, ended):
+        for column in arrays.values():
+            column.array.view(np.uint8)[...] = 0xFF  # NaN, and a label that no class has
+        time.sleep(0.005)  # for whoever reads to come by
+        return gather(self, clients, arrays, ended)
+
+    with mock.patch.object(_feed._OfStreamed, "_gather", spoiled):
+        yield
 
 
 # --- comparison ----------------------------------------------------------------------------------------------

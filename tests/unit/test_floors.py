@@ -21,6 +21,7 @@ FLOORS = [
     {
         "simulate",
         "_arguments",
+        "_background",
         "_books",
         "_client_state",
         "_description",
