@@ -78,7 +78,8 @@ def measure(workload: str, repeats: int, rounds: int) -> list[dict]:
 
 def ledger_seconds(rounds: int = 1000) -> float:
     """Per round: what a run folder does after every chunk, over a run of so many rounds."""
-    from fedjax_sim import cohorts, privacy
+    from fedjax_sim import privacy
+    from fedjax_sim.data import cohorts
 
     cohort, chain, chunks = (
         cohorts.poisson(0.01),
@@ -94,7 +95,8 @@ def ledger_seconds(rounds: int = 1000) -> float:
 
 def price_seconds(rounds: int = 1000) -> dict[str, float]:
     """Of one price of a run of so many rounds, for each accountant."""
-    from fedjax_sim import cohorts, privacy
+    from fedjax_sim import privacy
+    from fedjax_sim.data import cohorts
 
     ledger, found = privacy.ledger_of(1.0, cohorts.poisson(0.01), None, rounds), {}
     for accountant in ("pld", "rdp"):
