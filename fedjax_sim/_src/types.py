@@ -310,6 +310,7 @@ class Facts(NamedTuple):
       noise: what the layer adds to the sum; ``None`` without noise.
       count_noise_std: standard deviation of the noise on the number of clients that the layer's next state depends
         on; ``None`` for layers that count nobody.
+      one_bound: the layer relates rounds to each other, and its noise is right only under one bound in all of them.
     """
 
     name: str
@@ -319,6 +320,7 @@ class Facts(NamedTuple):
     divisor: Literal["none", "public", "data"] = "none"
     noise: Noise | None = None
     count_noise_std: Any = None
+    one_bound: bool = False
 
 
 class TransformInit(Protocol):

@@ -205,6 +205,12 @@ def _check_order(facts: tuple[Facts, ...]) -> None:
             noise = fact
             for counting in facts[:index]:
                 std = counting.count_noise_std
+                if std is not None and fact.one_bound:
+                    raise ValueError(
+                        f"{fact.name} correlates the noise of rounds, whose scale must be that of one bound, but "
+                        f"{counting.name} moves the bound from round to round. Use clip_by_global_norm(C), or gaussian_noise "
+                        f"behind {counting.name}."
+                    )
                 if std is not None and not checks.is_traced(std) and float(std) == 0:
                     raise ValueError(
                         f"{fact.name} stands behind {counting.name} with count_noise_std=0: the exact number of "

@@ -87,12 +87,12 @@ BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
         name: getattr(aggregation, name)
         for name in (
             "identity", "mean", "clip_by_global_norm", "adaptive_clip", "gaussian_noise", "top_k", "coordinate_median",
-            "mean_by_model",
+            "mean_by_model", "tree_noise", "banded_noise",
         )
     },
     "cohorts": {
         name: getattr(cohorts, name)
-        for name in ("uniform", "poisson", "shuffled", "weighted", "traced", "diurnal", "fixed", "all_clients")
+        for name in ("uniform", "poisson", "shuffled", "weighted", "traced", "diurnal", "fixed", "all_clients", "cyclic", "cyclic_poisson")
     },
     "engines": {"lanes": engines.lanes, "sequential": engines.sequential, "sharded": sharded},
     "trackers": {"csv": csv, "tensorboard": tensorboard, "wandb": wandb},

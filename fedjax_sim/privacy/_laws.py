@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
+from fedjax_sim.privacy._correlated import check_bands, check_tree, sensitivities
 from fedjax_sim.privacy._ledger import Entry, Sampling
 
 Accountant = Literal["pld", "rdp"]
@@ -35,9 +36,12 @@ NEIGHBOURS: dict[str, tuple[Neighbour, ...]] = {
     "shuffled": ("replace_special", "replace_one"),
     "weighted": ("replace_special", "replace_one"),
     "availability": ("replace_special", "replace_one"),
+    "cyclic": ("replace_special", "replace_one"),
+    # A client's group is decided by its own index: who else is there does not move it.
+    "cyclic_poisson": ("add_or_remove_one", "replace_one", "replace_special"),
 }
 """Neighbour relations under which a sampler's price is known; the first is the one to take."""
-AMPLIFIED = ("poisson", "truncated_poisson", "without_replacement")
+AMPLIFIED = ("poisson", "truncated_poisson", "without_replacement", "cyclic_poisson")
 """Laws by which chance decides who takes part, so that a release costs less."""
 
 
@@ -84,12 +88,12 @@ def sampled_gaussian(
     """Gaussian noise in every round, of standard deviation ``z`` bounds."""
     import dp_accounting as dp
 
-    # The RDP accountant takes a replacement for a change of one bound, where it is one of two; the PLD accountant knows.
-    scale = float(z) / 2 if relation == "replace_one" and accountant == "rdp" else float(z)
+    scale = _scale(z, relation, accountant)
     gaussian = dp.GaussianDpEvent(scale)
-    if sampling.law == "poisson":
+    if sampling.law in ("poisson", "cyclic_poisson"):
         rate = float(_known(sampling.rate))
-        return Event(dp.PoissonSampledDpEvent(rate, gaussian) if rate < 1 else gaussian, rounds)
+        event = dp.PoissonSampledDpEvent(rate, gaussian) if rate < 1 else gaussian
+        return Event(event, sampling.participations(first, rounds))
     if sampling.law == "truncated_poisson":
         population, size = _known(sampling.population), _known(sampling.size)
         event = dp.TruncatedSubsampledGaussianDpEvent(population, float(_known(sampling.rate)), size, scale)
@@ -100,11 +104,19 @@ def sampled_gaussian(
     return Event(gaussian, sampling.participations(first, rounds))
 
 
+def _scale(z: float, relation: Neighbour, accountant: Accountant) -> float:
+    """The RDP accountant takes a replacement for a change of one bound, where it is one of two; the PLD accountant knows."""
+    return float(z) / 2 if relation == "replace_one" and accountant == "rdp" else float(z)
+
+
 def _gaussians(entries: list[Entry], relation: Neighbour, accountant: Accountant) -> list[Event]:
     """Noises in the same round are one: one client moves all of them together, whoever was drawn.
 
-    So they are folded before the sampling: ``1 / z^2 = sum of 1 / z_i^2``.
+    So they are folded before the sampling: ``1 / z^2 = sum of 1 / z_i^2``. Noise that is banded over rounds costs the same
+    where no two contributions of a client meet within its bands: they are then orthogonal, each of norm 1.
     """
+    for entry in entries:
+        check_bands(entry)
     events = []
     for sampling in dict.fromkeys(entry.sampling for entry in entries):
         mine = [entry for entry in entries if entry.sampling == sampling]
@@ -117,7 +129,24 @@ def _gaussians(entries: list[Entry], relation: Neighbour, accountant: Accountant
     return events
 
 
-LAWS: dict[str, Callable[[list[Entry], Neighbour, Accountant], list[Event]]] = {"gaussian": _gaussians}
+def _trees(entries: list[Entry], relation: Neighbour, accountant: Accountant) -> list[Event]:
+    """All nodes of a tree together are one Gaussian release, whose sensitivity is that of the whole tree."""
+    import dp_accounting as dp
+
+    events = []
+    for entry in entries:
+        check_tree(entry)
+        for sensitivity, trees in sensitivities(entry).items():
+            z = float(entry.multiplier) / math.sqrt(sensitivity)
+            events.append(Event(dp.GaussianDpEvent(_scale(z, relation, accountant)), trees))
+    return events
+
+
+LAWS: dict[str, Callable[[list[Entry], Neighbour, Accountant], list[Event]]] = {
+    "gaussian": _gaussians,
+    "banded_gaussian": _gaussians,
+    "tree_gaussian": _trees,
+}
 """Law of noise to what turns its entries into events."""
 
 
@@ -128,12 +157,14 @@ def events_of(entries: Iterable[Entry], relation: Neighbour, accountant: Account
       ValueError: a law of noise without a price.
     """
     entries, events = list(entries), []
-    for law in dict.fromkeys(entry.law for entry in entries):
-        if law not in LAWS:
+    for entry in entries:
+        if entry.law not in LAWS:
             raise ValueError(
-                f"noise has the law {law!r}, whose price is not known; known are {', '.join(LAWS)}."
+                f"noise has the law {entry.law!r}, whose price is not known; known are {', '.join(LAWS)}."
             )
-        events += LAWS[law]([entry for entry in entries if entry.law == law], relation, accountant)
+    # Laws with one pricing go there together: noises of the same round are not independent releases.
+    for pricing in dict.fromkeys(LAWS[entry.law] for entry in entries):
+        events += pricing([entry for entry in entries if LAWS[entry.law] is pricing], relation, accountant)
     return events
 
 

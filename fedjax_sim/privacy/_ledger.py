@@ -21,6 +21,7 @@ class Sampling:
       rate: probability that a client takes part, where the law has one.
       size: the largest cohort.
       simulated: not of the run, but of a deployment that it stands for.
+      separation: the fewest rounds from one in which a client takes part to the next such one.
     """
 
     law: str
@@ -28,6 +29,7 @@ class Sampling:
     rate: float | None = None
     size: int | None = None
     simulated: bool = False
+    separation: int = 1
 
     @classmethod
     def of(cls, cohort: Cohort, population: int | None) -> Sampling:
@@ -44,16 +46,16 @@ class Sampling:
         if population is None:
             if cohort.sampling == "truncated_poisson":
                 return cls("poisson", rate=cohort.rate)
-            if cohort.sampling in ("without_replacement", "shuffled"):
+            if cohort.sampling in ("without_replacement", "shuffled", "cyclic"):
                 raise ValueError(
                     f"the price under {cohort.sampling} sampling depends on the number of clients: give population=..."
                 )
-            return cls(cohort.sampling, rate=cohort.rate)
+            return cls(cohort.sampling, rate=cohort.rate, separation=_separation(cohort, None))
         checks.positive_int("population", population)
         size, law = cohort.cap(population), cohort.sampling
         if law == "truncated_poisson" and size >= population:
             law = "poisson"
-        return cls(law, population, cohort.rate, size)
+        return cls(law, population, cohort.rate, size, separation=_separation(cohort, population))
 
     def participations(self, first: int, rounds: int) -> int:
         """The most rounds, of so many from the ``first`` on, that one client can take part in."""
@@ -61,7 +63,18 @@ class Sampling:
             assert self.population is not None and self.size is not None
             rounds_of_pass = -(-self.population // self.size)
             return (first + rounds - 1) // rounds_of_pass - first // rounds_of_pass + 1
-        return rounds
+        return -(-rounds // self.separation)
+
+    def most(self, rounds: int) -> int:
+        """As ``participations``, wherever the rounds begin."""
+        if self.law == "shuffled":
+            assert self.population is not None and self.size is not None
+            return self.participations(-(-self.population // self.size) - 1, rounds)
+        return self.participations(0, rounds)
+
+
+def _separation(cohort: Cohort, population: int | None) -> int:
+    return 1 if cohort.separation is None else cohort.separation(population)
 
 
 @dataclasses.dataclass(frozen=True)

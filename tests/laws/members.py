@@ -133,6 +133,10 @@ PRIVATE = agg.chain(agg.clip_by_global_norm(0.5), agg.mean(over="expected_cohort
 ADAPTIVE = agg.chain(
     agg.adaptive_clip(0.3, count_noise_std=0.2), agg.mean(over="expected_cohort"), agg.gaussian_noise(0.3)
 )
+TREE = agg.chain(agg.clip_by_global_norm(0.5), agg.mean(over="expected_cohort"), agg.tree_noise(0.3))
+BANDED = agg.chain(
+    agg.clip_by_global_norm(0.5), agg.mean(over="expected_cohort"), agg.banded_noise(0.3, 3, 8)
+)
 WIDTHS = tuple("wide" if c % 2 else "narrow" for c in range(POPULATION))
 work = fs.LocalWork
 
@@ -186,6 +190,8 @@ ALGORITHMS = [
     ),
     Member("clip_and_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=PRIVATE)),
     Member("adaptive_clip_and_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=ADAPTIVE)),
+    Member("tree_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=TREE)),
+    Member("banded_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=BANDED)),
     Member("coordinate_median", lambda: algorithms.fedavg(linear(), SGD, aggregate=agg.coordinate_median())),
     Member("frozen_layers", lambda: algorithms.fedavg(tasks.trainable(mlp(6), "Dense_1"), SGD)),
     Member(
@@ -277,6 +283,12 @@ TRANSFORMS = {
     ),
     "clip, mean, noise": Layers(
         (agg.clip_by_global_norm(0.5), agg.mean(over="expected_cohort"), agg.gaussian_noise(1.0))
+    ),
+    "clip, mean, tree noise": Layers(
+        (agg.clip_by_global_norm(0.5), agg.mean(over="expected_cohort"), agg.tree_noise(1.0))
+    ),
+    "clip, mean, banded noise": Layers(
+        (agg.clip_by_global_norm(0.5), agg.mean(over="expected_cohort"), agg.banded_noise(1.0, 3, 8))
     ),
     "top_k, adaptive clip, mean, noise": Layers(
         (

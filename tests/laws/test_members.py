@@ -11,6 +11,7 @@ def test_every_algorithm_is_a_member():
 
 
 def test_every_transform_is_a_member():
-    helpers = {"AdaptiveClipState", "chain", "identity", "run"}
+    states = {"AdaptiveClipState", "BandedNoiseState", "TreeNoiseState"}
+    helpers = {"chain", "identity", "run", "banded_coefficients", "prefix_std"} | states
     members = {layer.facts[0].name for chain in TRANSFORMS.values() for layer in chain.layers}
     assert members >= set(aggregation.__all__) - helpers
