@@ -18,6 +18,7 @@ SERVER = 3
 PERSONAL = 4
 STRAGGLERS = 5
 PASSES = 6
+ROTATION = 8
 
 # Purposes under a client's key.
 ORDER = 0

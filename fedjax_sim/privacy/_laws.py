@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
+from fedjax_sim.privacy import _renyi
 from fedjax_sim.privacy._ledger import Entry, Sampling
 
 Accountant = Literal["pld", "rdp"]
@@ -39,9 +40,18 @@ NEIGHBOURS: dict[str, tuple[Neighbour, ...]] = {
 """Neighbour relations under which a sampler's price is known; the first is the one to take."""
 AMPLIFIED = ("poisson", "truncated_poisson", "without_replacement")
 """Laws by which chance decides who takes part, so that a release costs less."""
+RELATIONS: dict[str, tuple[Neighbour, ...]] = {
+    # Without a client its share of the noise would be missing, too: its data are taken away, the client is not.
+    "discrete_gaussian": ("replace_special", "replace_one"),
+    "skellam": ("replace_special", "replace_one"),
+    # A message is there to be seen, whatever it says.
+    "local_gaussian": ("replace_one", "replace_special"),
+    "local_laplace": ("replace_one", "replace_special"),
+}
+"""Laws of noise whose price is known under relations of their own, whatever the sampler."""
 
 
-def relation_of(sampling: Sampling, wanted: Neighbour | None) -> Neighbour:
+def relation_of(sampling: Sampling, wanted: Neighbour | None, laws: Iterable[str] = ()) -> Neighbour:
     """The neighbour relation to account for.
 
     Raises:
@@ -52,28 +62,41 @@ def relation_of(sampling: Sampling, wanted: Neighbour | None) -> Neighbour:
             f"cohorts drawn by {sampling.law!r} have no epsilon: no accountant here knows the law. Use "
             "fs.cohorts.poisson(rate) or fs.cohorts.uniform(size)."
         )
+    own = [RELATIONS[law] for law in laws if law in RELATIONS]
     known = NEIGHBOURS[sampling.law]
+    if own:
+        known = tuple(relation for relation in own[0] if all(relation in others for others in own))
     if wanted is None:
         return known[0]
     if wanted not in known:
         raise ValueError(
-            f"neighbour is {wanted!r}, but for cohorts drawn by {sampling.law!r} the price is known for "
-            f"{' and '.join(map(repr, known))}."
+            f"neighbour is {wanted!r}, but for cohorts drawn by {sampling.law!r}"
+            f"{f' and noise of the law {next(law for law in laws if law in RELATIONS)!r}' if own else ''} the price is known "
+            f"for {' and '.join(map(repr, known))}."
         )
     return wanted
 
 
-def accountant_for(sampling: Sampling, wanted: Accountant | None) -> Accountant:
+def accountant_for(
+    sampling: Sampling, wanted: Accountant | None, laws: Iterable[str] = (), relation: Neighbour | None = None
+) -> Accountant:
     """The accountant that knows the law; the tighter one where both do.
 
     Raises:
       ValueError: the wanted one does not.
     """
     only: dict[str, Accountant] = {"truncated_poisson": "pld", "without_replacement": "rdp"}
+    laws = set(laws)
     able = only.get(sampling.law)
+    if laws & _LOCAL:
+        # Sampling has no say in it.
+        able = "rdp" if laws & {"local_laplace"} and relation == "replace_one" else None
+    if laws & _CURVED or _jointly(sampling, laws) or ("laplace" in laws and _needs_rdp(sampling, relation)):
+        able = "rdp"
     if able is not None and wanted not in (None, able):
+        noise = f" with noise of the law {' and '.join(sorted(laws))}" if laws - {"gaussian"} else ""
         raise ValueError(
-            f"accountant is {wanted!r}, but {sampling.law!r} cohorts are known to {able!r} alone."
+            f"accountant is {wanted!r}, but {sampling.law!r} cohorts{noise} are known to {able!r} alone."
         )
     return wanted or able or "pld"
 
@@ -100,6 +123,53 @@ def sampled_gaussian(
     return Event(gaussian, sampling.participations(first, rounds))
 
 
+_CURVED = {"discrete_gaussian", "skellam"}
+_LOCAL = {"local_gaussian", "local_laplace"}
+
+
+def _jointly(sampling: Sampling, laws: set[str]) -> bool:
+    """Whether noises of several laws share a chance to take part, so that they have to be added up before it."""
+    return len(laws & _renyi.CURVES.keys()) > 1 and _renyi.rate_of(sampling) is not None
+
+
+def _needs_rdp(sampling: Sampling, relation: Neighbour | None) -> bool:
+    return relation == "replace_one" or sampling.law in ("truncated_poisson", "without_replacement")
+
+
+def _curved(entries: list[Entry], relation: Neighbour, accountant: Accountant) -> list[Event]:
+    """By Renyi curves. A client that is replaced takes one contribution out and puts another in."""
+    return [Event(*pair) for pair in _renyi.events(entries, 2.0 if relation == "replace_one" else 1.0)]
+
+
+def _laplaces(entries: list[Entry], relation: Neighbour, accountant: Accountant) -> list[Event]:
+    if accountant == "rdp":
+        return _curved(entries, relation, accountant)
+    import dp_accounting as dp
+
+    events = []
+    for entry in entries:
+        event, sampling = dp.LaplaceDpEvent(float(entry.multiplier)), entry.sampling
+        if sampling.law == "poisson" and _known(sampling.rate) < 1:
+            events.append(Event(dp.PoissonSampledDpEvent(float(_known(sampling.rate)), event), entry.rounds))
+        else:
+            events.append(Event(event, sampling.participations(entry.first, entry.rounds)))
+    return events
+
+
+def _locals(entries: list[Entry], relation: Neighbour, accountant: Accountant) -> list[Event]:
+    """Each message is a release of its own, by a client that everybody sees take part."""
+    import dp_accounting as dp
+
+    events = []
+    for entry in entries:
+        gaussian, z = entry.law == "local_gaussian", float(entry.multiplier)
+        # Of Gaussian noise the PLD accountant knows by itself that a replacement moves a message by two bounds.
+        moves = 2.0 if relation == "replace_one" and not (gaussian and accountant == "pld") else 1.0
+        event = dp.GaussianDpEvent(z / moves) if gaussian else dp.LaplaceDpEvent(z / moves)
+        events.append(Event(event, entry.sampling.participations(entry.first, entry.rounds)))
+    return events
+
+
 def _gaussians(entries: list[Entry], relation: Neighbour, accountant: Accountant) -> list[Event]:
     """Noises in the same round are one: one client moves all of them together, whoever was drawn.
 
@@ -117,7 +187,14 @@ def _gaussians(entries: list[Entry], relation: Neighbour, accountant: Accountant
     return events
 
 
-LAWS: dict[str, Callable[[list[Entry], Neighbour, Accountant], list[Event]]] = {"gaussian": _gaussians}
+LAWS: dict[str, Callable[[list[Entry], Neighbour, Accountant], list[Event]]] = {
+    "gaussian": _gaussians,
+    "laplace": _laplaces,
+    "discrete_gaussian": _curved,
+    "skellam": _curved,
+    "local_gaussian": _locals,
+    "local_laplace": _locals,
+}
 """Law of noise to what turns its entries into events."""
 
 
@@ -128,6 +205,11 @@ def events_of(entries: Iterable[Entry], relation: Neighbour, accountant: Account
       ValueError: a law of noise without a price.
     """
     entries, events = list(entries), []
+    for sampling in dict.fromkeys(entry.sampling for entry in entries):
+        shared = [e for e in entries if e.sampling == sampling and e.law in _renyi.CURVES]
+        if _jointly(sampling, {entry.law for entry in shared}):
+            events += _curved(shared, relation, accountant)
+            entries = [entry for entry in entries if entry not in shared]
     for law in dict.fromkeys(entry.law for entry in entries):
         if law not in LAWS:
             raise ValueError(

@@ -11,6 +11,6 @@ def test_every_algorithm_is_a_member():
 
 
 def test_every_transform_is_a_member():
-    helpers = {"AdaptiveClipState", "chain", "identity", "run"}
+    helpers = {"AdaptiveClipState", "Description", "LayerRow", "chain", "describe", "identity", "run"}
     members = {layer.facts[0].name for chain in TRANSFORMS.values() for layer in chain.layers}
     assert members >= set(aggregation.__all__) - helpers
