@@ -55,7 +55,8 @@ def discrete_gaussian_noise(
       beta: in [0, 1); the paper's. At 0 a message is rounded once and may grow by the root of its dimension.
 
     Raises:
-      ValueError: an argument outside its range; when a message is first seen, too few bits for it; the refusals of ``chain``.
+      ValueError: an argument outside its range; when a message is first seen, too few bits for it, or a cohort that is
+        expected to be smaller than ``min_clients``; the refusals of ``chain``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -149,6 +150,11 @@ def _distributed(law: IntegerLaw, settings: Settings) -> Transform:
         return message._replace(value=sent, stack=(*message.stack, jnp.ones((), jnp.uint32))), client, metrics
 
     def decode(message, server, ctx):
+        if ctx.expected_clients < settings.min_clients:
+            raise ValueError(
+                f"{law}_noise: min_clients is {settings.min_clients}, but only {ctx.expected_clients:g} clients are expected "
+                "in a round, so that most rounds would be thrown away. Use larger cohorts or a smaller min_clients."
+            )
         *stack, clients = message.stack
         flat: Flat = message.value
         steps = made(flat.vector.shape[0])

@@ -120,7 +120,8 @@ def price(
             f"the {chosen.upper()} accountant does not know these releases under {relation}: {error}"
         ) from None
     # The weakest of all that was released.
-    trust = min((entry.trust for entry in ledger.entries), key=("central", "distributed", "local").index)
+    order: tuple[Trust, ...] = ("central", "distributed", "local")
+    trust: Trust = next(t for t in order if any(entry.trust == t for entry in ledger.entries))
     return Guarantee(
         epsilon=float(book.get_epsilon(float(delta))),
         delta=float(delta),

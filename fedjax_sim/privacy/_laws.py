@@ -65,7 +65,7 @@ def relation_of(sampling: Sampling, wanted: Neighbour | None, laws: Iterable[str
     own = [RELATIONS[law] for law in laws if law in RELATIONS]
     known = NEIGHBOURS[sampling.law]
     if own:
-        known = tuple(relation for relation in own[0] if all(relation in others for others in own))
+        known = tuple[Neighbour, ...](r for r in own[0] if all(r in others for others in own))
     if wanted is None:
         return known[0]
     if wanted not in known:
@@ -87,11 +87,11 @@ def accountant_for(
     """
     only: dict[str, Accountant] = {"truncated_poisson": "pld", "without_replacement": "rdp"}
     laws = set(laws)
-    able = only.get(sampling.law)
-    if laws & _LOCAL:
-        # Sampling has no say in it.
-        able = "rdp" if laws & {"local_laplace"} and relation == "replace_one" else None
-    if laws & _CURVED or _jointly(sampling, laws) or ("laplace" in laws and _needs_rdp(sampling, relation)):
+    # In the price of local noise sampling has no say.
+    able = only.get(sampling.law) if not laws or laws - _LOCAL else None
+    laplace = "laplace" in laws and (relation == "replace_one" or sampling.law in only)
+    local_laplace = "local_laplace" in laws and relation == "replace_one"
+    if laws & _CURVED or laplace or local_laplace or _jointly(sampling, laws):
         able = "rdp"
     if able is not None and wanted not in (None, able):
         noise = f" with noise of the law {' and '.join(sorted(laws))}" if laws - {"gaussian"} else ""
@@ -130,10 +130,6 @@ _LOCAL = {"local_gaussian", "local_laplace"}
 def _jointly(sampling: Sampling, laws: set[str]) -> bool:
     """Whether noises of several laws share a chance to take part, so that they have to be added up before it."""
     return len(laws & _renyi.CURVES.keys()) > 1 and _renyi.rate_of(sampling) is not None
-
-
-def _needs_rdp(sampling: Sampling, relation: Neighbour | None) -> bool:
-    return relation == "replace_one" or sampling.law in ("truncated_poisson", "without_replacement")
 
 
 def _curved(entries: list[Entry], relation: Neighbour, accountant: Accountant) -> list[Event]:

@@ -178,7 +178,8 @@ def rdp_accountant() -> type:
             if not isinstance(event, event_type):
                 return super()._maybe_compose(event, count, do_compose)
             if do_compose:
-                self._rdp += count * np.array([event.curve(float(alpha)) for alpha in self._orders])
+                curve: Curve = getattr(event, "curve")  # noqa: B009
+                self._rdp += count * np.array([curve(float(alpha)) for alpha in self._orders])
             return None
 
     return Accountant
