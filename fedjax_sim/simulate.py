@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from fedjax_sim.engines._problem import (
     group_names,
     initialiser,
     keeps_client_state,
+    update_spec,
 )  # fmt: skip
 from fedjax_sim.engines._state import check_is_state, check_state
 from fedjax_sim.evaluation import Evaluation, evaluate, named_sets
@@ -412,7 +414,14 @@ class Simulation:
         Raises:
           ValueError: a stage releases its sum without noise.
         """
-        return ledger_of(self.algorithm, self.cohort, self.data.num_clients, rounds, first)
+        return ledger_of(
+            self.algorithm,
+            self.cohort,
+            self.data.num_clients,
+            rounds,
+            first,
+            message=functools.partial(update_spec, self._problem),
+        )
 
     def privacy(
         self,

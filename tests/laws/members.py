@@ -137,6 +137,12 @@ TREE = agg.chain(agg.clip_by_global_norm(0.5), agg.mean(over="expected_cohort"),
 BANDED = agg.chain(
     agg.clip_by_global_norm(0.5), agg.mean(over="expected_cohort"), agg.banded_noise(0.3, 3, 8)
 )
+LOCAL = agg.chain(
+    agg.zero_out(100.0, norm="l1"),
+    agg.clip_by_l1_norm(0.5),
+    agg.mean(over="expected_cohort"),
+    agg.local_laplace_noise(0.3),
+)
 WIDTHS = tuple("wide" if c % 2 else "narrow" for c in range(POPULATION))
 work = fs.LocalWork
 
@@ -192,6 +198,7 @@ ALGORITHMS = [
     Member("adaptive_clip_and_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=ADAPTIVE)),
     Member("tree_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=TREE)),
     Member("banded_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=BANDED)),
+    Member("local_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=LOCAL), keyed=True),
     Member("coordinate_median", lambda: algorithms.fedavg(linear(), SGD, aggregate=agg.coordinate_median())),
     Member("frozen_layers", lambda: algorithms.fedavg(tasks.trainable(mlp(6), "Dense_1"), SGD)),
     Member(
@@ -297,6 +304,41 @@ TRANSFORMS = {
             agg.mean(over="expected_cohort"),
             agg.gaussian_noise(1.0),
         )
+    ),
+    "zeroing, clip by leaf, mean": Layers((agg.zero_out(10.0), agg.clip_by_leaf_norm(0.5), agg.mean())),
+    "clip by group, mean, noise": Layers(
+        (
+            agg.clip_by_group_norm({"w": 0.5, "b": 1.0}),
+            agg.mean(over="expected_cohort"),
+            agg.gaussian_noise(1.0),
+        )
+    ),
+    "clip, mean, rotation, discrete Gaussian": Layers(
+        (
+            agg.clip_by_global_norm(0.5),
+            agg.mean(over="expected_cohort"),
+            agg.hadamard_rotation(),
+            agg.discrete_gaussian_noise(1.0, min_clients=4),
+        )
+    ),
+    "adaptive clip, rotation, mean": Layers(
+        (agg.adaptive_clip(0.5), agg.hadamard_rotation(1), agg.mean(over="clients"))
+    ),
+    "clip, mean, Skellam": Layers(
+        (
+            agg.clip_by_global_norm(0.5),
+            agg.mean(over="expected_cohort"),
+            agg.skellam_noise(1.0, min_clients=4),
+        )
+    ),
+    "L1 clip, mean, Laplace": Layers(
+        (agg.clip_by_l1_norm(0.5), agg.mean(over="expected_cohort"), agg.laplace_noise(1.0))
+    ),
+    "clip, mean, local Gaussian": Layers(
+        (agg.clip_by_global_norm(0.5), agg.mean(over="expected_cohort"), agg.local_gaussian_noise(1.0))
+    ),
+    "L1 clip, mean, local Laplace": Layers(
+        (agg.clip_by_l1_norm(0.5), agg.mean(over="expected_cohort"), agg.local_laplace_noise(1.0))
     ),
     "two clips, mean": Layers((agg.clip_by_global_norm(2.0), agg.clip_by_global_norm(0.5), agg.mean())),
     "median, clip": Layers((agg.coordinate_median(), agg.clip_by_global_norm(0.5))),

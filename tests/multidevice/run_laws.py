@@ -2,7 +2,8 @@
 
 Prints one line of JSON per algorithm and mesh.
 
-With ``streams`` as its first argument: streamed runs of the sharded engine against resident ones. A program of its own,
+With ``streams`` as its first argument: streamed runs of the sharded engine against resident ones; with ``noises``: the
+noise of every mechanism. A program of its own,
 because the number of devices is fixed when JAX starts. ``test_sharded.py`` runs it and asserts.
 """
 
@@ -13,7 +14,7 @@ from unittest import mock
 
 import jax
 import numpy as np
-from laws import members
+from laws import members, noises
 from laws.test_compiled_once import backend_compilations
 
 from fedjax_sim import _feed, engines
@@ -97,6 +98,14 @@ def plain(found):
     )
 
 
+def noisy(name: str, devices: int) -> dict:
+    """Whether the noise of a run is that of the sequential engine, with the stated variance."""
+    like = noises.noise_of_a_run(name, engines.sequential(), 2)
+    sharded = engines.sharded(engines.client_mesh(devices), lanes=2)
+    noises.check(name, noises.noise_of_a_run(name, sharded, 2), like)
+    return {"name": name, "devices": devices}
+
+
 def padded(state, rows: int):
     """The state with a client table of so many rows: equal shares for the devices."""
     grow = lambda x: jax.numpy.pad(x, [(0, rows - x.shape[0])] + [(0, 0)] * (x.ndim - 1))  # noqa: E731
@@ -109,6 +118,11 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["streams"]:
         for name in sys.argv[2:]:
             print(json.dumps(streamed(name, devices=2)), flush=True)
+        sys.exit()
+    if sys.argv[1:2] == ["noises"]:
+        for name in noises.MECHANISMS:
+            for devices in members.MESHES:
+                print(json.dumps(noisy(name, devices)), flush=True)
         sys.exit()
     for devices in members.MESHES:
         for name in sys.argv[1:] or members.NAMES:

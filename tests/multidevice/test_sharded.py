@@ -1,4 +1,4 @@
-"""Laws 1 and 5 for the sharded engine over 1, 2 and 8 devices, and streamed data on 2."""
+"""Laws 1, 5 and 7 for the sharded engine over 1, 2 and 8 devices, and streamed data on 2."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from laws.members import ELSEWHERE, MESHES, NAMES, TOLERANCE
+from laws.noises import MECHANISMS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,6 +64,13 @@ def test_data_too_large_for_a_device_stream_to_a_mesh(streamed, name):
     assert row["feeds"] == ["Resident", "Streamed"]
     assert row["bits_equal"] and row["metrics_equal"]
     assert row["compilations"] == 0  # after the first chunk
+
+
+@pytest.mark.multidevice
+def test_noise_is_the_same_on_any_devices():
+    """Every mechanism's: the stated variance, and the draws of the sequential engine."""
+    done = {(row["name"], row["devices"]) for row in rows("noises")}
+    assert done == {(name, devices) for name in MECHANISMS for devices in MESHES}
 
 
 @pytest.mark.multidevice
