@@ -91,7 +91,7 @@ def examples(planner: Planner, queue: Queue, rounds: int) -> int:
     """Examples that the planned steps really look at, every pass counted."""
     total = 0
     for stage, work in enumerate(planner.works):
-        if work.rows is not None:
+        if work.explicit_rows is not None:
             total += int((queue.rows[stage][:rounds] >= 0).sum())
             continue
         sizes = queue.entries.examples[:rounds].astype(np.int64)

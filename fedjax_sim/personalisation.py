@@ -17,6 +17,7 @@ from fedjax_sim._src.types import Array, Delta, Mean, Message, Variables
 from fedjax_sim.data import batches, cohorts
 from fedjax_sim.data._blocks import Examples, Held
 from fedjax_sim.data.client_source import Clients
+from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.data.plans import Entry, Planner
 from fedjax_sim.engines import Problem, SimState
 from fedjax_sim.engines._client import Row, Turn
@@ -194,6 +195,13 @@ class Personaliser:
 
         zero: tuple[dict[str, Mean], ...] = tree.zeros_like(jax.eval_shape(sums, jnp.int32(0)))
         return jax.lax.fori_loop(0, -(-size // self._batch_size), add, zero)
+
+
+def work_alone(local: LocalWork) -> LocalWork:
+    """Local work on its own and with all the time it needs; its passes are of no round."""
+    if not isinstance(local, LocalWork):
+        raise TypeError(f"local is {type(local).__name__}, expected LocalWork: use fs.LocalWork(epochs=3).")
+    return dataclasses.replace(local, continue_epochs=False, stragglers=0.0)
 
 
 def chosen_clients(train: Clients, test: Clients, clients: Any) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from fedjax_sim._arguments import (
 from fedjax_sim._client_state import Where, client_states_of
 from fedjax_sim._description import describe, model_precision
 from fedjax_sim._feed import Resident, feed_of
+from fedjax_sim._priced import Priced
 from fedjax_sim._runner import Callback, NonFiniteModelError, Progress, Runner, root_words
 from fedjax_sim._src import checks, keys
 from fedjax_sim._src.types import Algorithm, Variables
@@ -38,23 +38,22 @@ from fedjax_sim.engines import Engine, Layout, SimState
 from fedjax_sim.engines._costs import TurnCosts, turn_costs
 from fedjax_sim.engines._problem import (
     Problem,
+    column_specs,
     example_row,
     group_names,
     initialiser,
     keeps_client_state,
-    update_spec,
 )  # fmt: skip
 from fedjax_sim.engines._state import check_is_state, check_state
 from fedjax_sim.evaluation import Evaluation, evaluate, named_sets
 from fedjax_sim.history import Histories, History
-from fedjax_sim.personalisation import Personalised, Personaliser, chosen_clients
-from fedjax_sim.privacy import Guarantee, Ledger, ledger_of, price
-from fedjax_sim.privacy._laws import Accountant, Neighbour
+from fedjax_sim.personalisation import Personalised, Personaliser, chosen_clients, work_alone
+from fedjax_sim.privacy import Budget
 
 __all__ = ["Callback", "NonFiniteModelError", "Progress", "Simulation", "Timing", "Tuning"]
 
 
-class Simulation:
+class Simulation(Priced):
     """Runs an algorithm over a population of clients.
 
     Args:
@@ -175,13 +174,6 @@ class Simulation:
             check_variables(variables, drawn)
         return self._clients.initial(self._initialise((), root, variables))
 
-    def _column_specs(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Columns as the device will hold them: without 64-bit mode, JAX keeps int64 and float64 in 32 bits."""
-        on_device = jax.dtypes.canonicalize_dtype
-        return {
-            name: jax.ShapeDtypeStruct(c.shape, on_device(c.dtype)) for name, c in self.data.columns.items()
-        }
-
     def _slots(self) -> int:
         """Rows of the client table: the population, padded to equal shares for the devices."""
         return -(-self.data.num_clients // self.engine.devices) * self.engine.devices
@@ -192,7 +184,7 @@ class Simulation:
         return Problem(
             build,
             self.local,
-            self._column_specs(),
+            column_specs(self.data.columns),
             self.data.num_clients,
             self.cohort.expected(self.data.num_clients),
             hyper,
@@ -211,6 +203,7 @@ class Simulation:
         every: int | None = None,
         callbacks: Sequence[Callback] = (),
         checkpoints: Checkpoints | None = None,
+        budget: Budget | None = None,
     ) -> tuple[SimState, History]:
         """Runs ``rounds`` more rounds.
 
@@ -224,6 +217,8 @@ class Simulation:
           callbacks: called after every chunk.
           checkpoints: where the run is saved. What a folder holds of these rounds already is not run again: the
             same call goes on after a kill, and after ``rounds`` was raised, with the same result to the last bit.
+          budget: the run ends after the last round that it pays for, counted from round 0 of the state's life; of more
+            rounds than that the history and the state have fewer.
 
         Returns:
           The new state and the history of these rounds.
@@ -231,10 +226,12 @@ class Simulation:
         Raises:
           NonFiniteModelError: the model became NaN or infinite; names the round and the clients.
           CheckpointError: the folder's checkpoints are of another run; says what differs.
-          ValueError: ``rounds`` is no positive integer, or ``None`` without ``checkpoints``.
+          BudgetSpentError: the budget does not pay for one more round.
+          ValueError: ``rounds`` is no positive integer, or ``None`` without ``checkpoints``; a budget for what has no price.
         """
         check_rounds(rounds, checkpoints)
         check_state(state, self._template, self.algorithm.name, self.data.num_clients)
+        rounds = self._paid(budget, int(state.round), rounds)
         if self._turn_costs is None:
             self._turn_costs = turn_costs(self._problem, state)
         runner = self._runner(
@@ -386,18 +383,11 @@ class Simulation:
           >>> result.after.clients["accuracy"]["mean"] > result.before.clients["accuracy"]["mean"]
           True
         """
-        if local is not None and not isinstance(local, LocalWork):
-            raise TypeError(
-                f"local is {type(local).__name__}, expected LocalWork: use fs.LocalWork(epochs=3)."
-            )
+        work = work_alone(self.local if local is None else local)
         checks.positive_int("block_size", block_size)
         checks.positive_int("batch_size", batch_size)
         check_state(state, self._template, self.algorithm.name, self.data.num_clients)
         chosen = chosen_clients(self.data, test, clients)
-        # On its own and with all the time it needs; the passes of this work are of no round.
-        work = dataclasses.replace(
-            self.local if local is None else local, continue_epochs=False, stragglers=0.0
-        )
         program = (work, block_size, batch_size)
         if program not in self._personalisers:
             problem = dataclasses.replace(self._problem, local=program[0])
@@ -405,49 +395,6 @@ class Simulation:
         train = self._feed.examples(self._rounds.place_columns, chosen, block_size)
         tested = some_at_a_time(test, chosen, block_size, self.algorithm.task.check)
         return self._personalisers[program](state, self.planner(), train, tested, test.sizes, chosen)
-
-    # --- privacy ---
-
-    def ledger(self, rounds: int, first: int = 0) -> Ledger:
-        """What ``rounds`` rounds release, from the ``first`` on: read off the algorithm's chains and the cohort sampler.
-
-        Raises:
-          ValueError: a stage releases its sum without noise.
-        """
-        return ledger_of(
-            self.algorithm,
-            self.cohort,
-            self.data.num_clients,
-            rounds,
-            first,
-            message=functools.partial(update_spec, self._problem),
-        )
-
-    def privacy(
-        self,
-        rounds: int,
-        delta: float,
-        *,
-        accountant: Accountant | None = None,
-        neighbour: Neighbour | None = None,
-    ) -> Guarantee:
-        """What ``rounds`` rounds cost, from the first on: epsilon at ``delta``, between neighbours that differ in one client.
-
-        Arguments and errors as for ``fs.privacy.price``; ValueError also where a stage adds no noise.
-
-        Example:
-          >>> import fedjax_sim as fs, optax
-          >>> from fedjax_sim import aggregation as agg
-          >>> data = fs.data.load("digits", clients=100, alpha=1.0, seed=0)
-          >>> task = fs.tasks.classification(fs.models.linear(classes=10))
-          >>> private = agg.chain(agg.clip_by_global_norm(1.0), agg.mean(over="expected_cohort"), agg.gaussian_noise(1.0))
-          >>> sim = fs.Simulation(
-          ...     fs.algorithms.fedavg(task, optax.sgd(0.1), aggregate=private), data.train, cohort=fs.cohorts.uniform(10))
-          >>> price = sim.privacy(rounds=10, delta=1e-3)
-          >>> round(price.epsilon, 1), price.neighbour
-          (12.9, 'replace_one')
-        """
-        return price(self.ledger(rounds), delta, accountant=accountant, neighbour=neighbour)
 
     # --- speed ---
 

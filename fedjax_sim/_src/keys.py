@@ -31,6 +31,9 @@ ENCODE = 4
 # Purpose under the key of one call of a model. Far from the small integers by which the model's own random streams
 # (dropout) and the batches of one step are told apart.
 AUGMENT = 2**30
+# Purposes under the key of one local step, for rules that look at each example by itself and add noise; as far away.
+EXAMPLE = 2**30 + 1
+STEP_NOISE = 2**30 + 2
 
 
 def root_key(seed: int | jax.Array) -> jax.Array:

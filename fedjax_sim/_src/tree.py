@@ -78,6 +78,30 @@ def global_norm(tree) -> jax.Array:
     return jnp.sqrt(squared_norm(tree))
 
 
+def clip(value, norm):
+    """Scales a tree down to an L2 norm over all leaves, in float32.
+
+    Returns:
+      The clipped value, zero where the norm is not finite; whether the norm was above the limit; whether it was finite.
+    """
+    actual = global_norm(value)
+    finite = jnp.isfinite(actual)
+    factor = shrinking(actual, norm)
+    return jax.tree.map(lambda x: scaled(x, factor, finite), value), finite & (actual > norm), finite
+
+
+def shrinking(actual, norm):
+    """What brings the norm ``actual`` down to ``norm``, at most 1."""
+    # By comparison, so that a message whose squares underflow (norm 0) is not scaled by the norm itself.
+    return jnp.where(actual > norm, norm / jnp.where(actual > 0, actual, 1.0), 1.0)
+
+
+def scaled(x, factor, kept):
+    """A leaf times a factor, or zero unless it is kept."""
+    # where, not a product alone: zero times NaN is NaN. Scaled in float32, so that narrow types round once.
+    return jnp.where(kept, x.astype(jnp.float32) * factor, 0).astype(x.dtype)
+
+
 def all_finite(tree) -> jax.Array:
     """``bool[]``: no inexact leaf holds NaN or infinity."""
     checks = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]

@@ -247,6 +247,8 @@ class ClientRule(NamedTuple):
       receives: what of the broadcast is counted as bytes down; ``None`` counts all of it.
       sends: what of the encoded message is counted as bytes up; ``None`` counts all of it. Neither changes a result:
         a program holds the messages of all groups in one shape, a network need not carry the padding.
+      noise: what every step adds to the sum over its batch of what it learns from each example, for a claim about
+        single examples; the multiplier is relative to the L2 bound on one example's share.
     """
 
     init: RuleInit
@@ -256,6 +258,7 @@ class ClientRule(NamedTuple):
     model: RuleModel | None = None
     receives: RuleTraffic | None = None
     sends: RuleTraffic | None = None
+    noise: Noise | None = None
 
 
 # --- transforms --------------------------------------------------------------------------------------------

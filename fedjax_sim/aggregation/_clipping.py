@@ -28,7 +28,7 @@ def clip_by_global_norm(clip_norm: float) -> Transform:
     checks.positive("clip_norm", clip_norm)
 
     def encode(message, client, server, ctx):
-        value, clipped, finite = _clip(message.value, clip_norm)
+        value, clipped, finite = tree.clip(message.value, clip_norm)
         return message._replace(value=value), client, clip_metrics(clipped, finite, ctx)
 
     return Transform(
@@ -80,7 +80,7 @@ def adaptive_clip(
         raise ValueError(f"target_quantile is {target_quantile}, expected a number in [0, 1].")
 
     def encode(message, client, server, ctx):
-        value, clipped, finite = _clip(message.value, server.clip_norm)
+        value, clipped, finite = tree.clip(message.value, server.clip_norm)
         unclipped = (~clipped & finite).astype(jnp.float32) - 0.5
         sent = message._replace(value=value, stack=(*message.stack, unclipped))
         return sent, client, clip_metrics(clipped, finite, ctx)
@@ -103,26 +103,6 @@ def adaptive_clip(
         decode=decode,
         facts=(Facts("adaptive_clip", limits_norm=True, count_noise_std=count_noise_std, keeps_l1=True),),
     )
-
-
-def _clip(value, norm):
-    """The clipped value, whether the norm was above the limit, whether it was finite."""
-    actual = tree.global_norm(value)
-    finite = jnp.isfinite(actual)
-    factor = shrinking(actual, norm)
-    return jax.tree.map(lambda x: scaled(x, factor, finite), value), finite & (actual > norm), finite
-
-
-def shrinking(actual, norm):
-    """What brings the norm ``actual`` down to ``norm``, at most 1."""
-    # By comparison, so that a message whose squares underflow (norm 0) is not scaled by the norm itself.
-    return jnp.where(actual > norm, norm / jnp.where(actual > 0, actual, 1.0), 1.0)
-
-
-def scaled(x, factor, kept):
-    """A leaf times a factor, or zero unless it is kept."""
-    # where, not a product alone: zero times NaN is NaN. Scaled in float32, so that narrow types round once.
-    return jnp.where(kept, x.astype(jnp.float32) * factor, 0).astype(x.dtype)
 
 
 def clip_metrics(clipped, finite, ctx):

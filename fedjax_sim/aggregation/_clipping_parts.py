@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fedjax_sim._src import checks, tree
 from fedjax_sim._src.types import Array, Facts, Mean, MessageSpec, Transform
-from fedjax_sim.aggregation._clipping import clip_metrics, scaled, shrinking
+from fedjax_sim.aggregation._clipping import clip_metrics
 
 
 def clip_by_leaf_norm(clip_norm: float) -> Transform:
@@ -104,9 +104,9 @@ def _by_parts(name: str, groups_of) -> Transform:
             norms.append(actual)
             above |= actual > norm
             for index in members:
-                factors[index] = shrinking(actual, norm)
+                factors[index] = tree.shrinking(actual, norm)
         finite = jnp.all(jnp.isfinite(jnp.stack(norms))) if norms else jnp.ones((), bool)
-        clipped = [scaled(x, factor, finite) for x, factor in zip(leaves, factors, strict=True)]
+        clipped = [tree.scaled(x, factor, finite) for x, factor in zip(leaves, factors, strict=True)]
         value = jax.tree.unflatten(structure, clipped)
         return message._replace(value=value), client, clip_metrics(finite & above, finite, ctx)
 
@@ -144,8 +144,8 @@ def clip_by_l1_norm(clip_norm: float) -> Transform:
     def encode(message, client, server, ctx):
         actual = _norm(message.value, "l1")
         finite = jnp.isfinite(actual)
-        factor = shrinking(actual, clip_norm)
-        value = jax.tree.map(lambda x: scaled(x, factor, finite), message.value)
+        factor = tree.shrinking(actual, clip_norm)
+        value = jax.tree.map(lambda x: tree.scaled(x, factor, finite), message.value)
         return (
             message._replace(value=value),
             client,

@@ -14,6 +14,7 @@ from fedjax_sim.algorithms._fedavg import (
     fedyogi,
     from_rule,
 )
+from fedjax_sim.algorithms._fedavg_dp_sgd import fedavg_dp_sgd
 from fedjax_sim.algorithms._heterofl import heterofl
 from fedjax_sim.algorithms._ifca import ifca
 from fedjax_sim.algorithms._mime import mime
@@ -25,6 +26,7 @@ __all__ = [
     "fedadagrad",
     "fedadam",
     "fedavg",
+    "fedavg_dp_sgd",
     "fedavgm",
     "fedprox",
     "fedsgd",

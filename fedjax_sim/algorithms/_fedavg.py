@@ -93,8 +93,8 @@ def fedsgd(task: Task, learning_rate: float = 0.1, aggregate: Transform | None =
 def one_pass(local: LocalWork) -> LocalWork:
     """Local work of a stage that looks at every example once, whatever the training does."""
     return dataclasses.replace(
-        local, epochs=1, max_steps=None, batches_per_step=1, shuffle=False, drop_remainder=False, rows=None
-    )
+        local, epochs=1, max_steps=None, batches_per_step=1, shuffle=False, drop_remainder=False, rows=None, poisson_rate=None
+    )  # fmt: skip
 
 
 def fedavgm(

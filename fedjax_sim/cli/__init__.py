@@ -10,6 +10,7 @@ import typer
 
 from fedjax_sim.cli._bench import bench, tune
 from fedjax_sim.cli._lists import data, list_, new
+from fedjax_sim.cli._privacy import privacy
 from fedjax_sim.cli._results import evaluate, plot, write_report
 from fedjax_sim.cli._run import resume, run, sweep
 from fedjax_sim.cli._screen import version
@@ -27,7 +28,7 @@ app = typer.Typer(
 _PANELS = {
     "Train": {"run": run, "resume": resume, "sweep": sweep},
     "Look at results": {"evaluate": evaluate, "plot": plot, "report": write_report},
-    "Begin": {"new": new, "list": list_},
+    "Begin": {"new": new, "list": list_, "privacy": privacy},
     "Measure": {"bench": bench, "tune": tune},
 }
 for _panel, _commands in _PANELS.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -138,6 +138,7 @@ def table(outcome: Outcome) -> Table:
                 values = [history.last(metric, on=where, over=over).value for history in histories]
                 shown = _value(metric, values)
                 table.add_row(what if over == "examples" else "", shown, words)
+        _add_privacy(table, outcome.summary["replicas"][members[0]].get("privacy", []))
         if outcome.personalised:
             _add_personalised(table, [outcome.personalised[index] for index in members])
         table.add_section()
@@ -155,6 +156,18 @@ def table(outcome: Outcome) -> Table:
     table.add_row("traffic", f"{costs.bytes_up / 1e6:,.1f} MB", "up, from clients")
     table.add_row("", f"{costs.bytes_down / 1e6:,.1f} MB", "down, to clients")
     return table
+
+
+def _add_privacy(table: Table, statements: Sequence[Mapping[str, Any]]) -> None:
+    """What the rounds cost, for every unit that noise hides."""
+    for index, found in enumerate(statements):
+        label = "" if index else "privacy"
+        if "no_price" in found:
+            table.add_row(label, "no price", f"for one {found['unit']}: {found['no_price']}")
+            continue
+        simulated = ", simulated" if found["simulated"] else ""
+        whose = f"at delta {found['delta']:.2g}, for one {found['unit']} ({found['neighbour']}){simulated}"
+        table.add_row(label, f"ε {found['epsilon']:.3g}", whose)
 
 
 def _add_personalised(table: Table, results: Sequence[Personalised]) -> None:

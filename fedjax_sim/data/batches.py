@@ -77,7 +77,7 @@ def _epoch(local: LocalWork, step: Array, size: Array, before: Array) -> tuple[A
     count = local.rows_per_step
     if local.continue_epochs:
         step = before + step
-    elif local.epochs == 1 and local.rows is None:
+    elif local.epochs == 1 and local.explicit_rows is None:
         return jnp.zeros_like(step), step
     # Nothing here is negative: without the sign's corrections a division is one operation instead of five.
     rows = jnp.asarray(size if local.drop_remainder else size + count - 1)

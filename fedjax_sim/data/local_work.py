@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -33,6 +34,10 @@ class LocalWork:
       rows: explicit rows made on the host, instead of epochs and order; then ``max_steps`` is required, and
         ``epochs``, ``shuffle`` and ``drop_remainder`` have no effect. The generator is keyed by run, round, client
         and draw.
+      poisson_rate: every step looks at each of the client's examples with this probability, independently of the others
+        (Abadi et al. 2016), instead of epochs and order, which have no effect then; ``max_steps`` is required, and is the
+        number of steps. A step has room for ``batch_size`` rows; of more it keeps as many, uniformly at random: a
+        truncated Poisson law, and accounted for as such. It may have none.
       continue_epochs: the passes over a client's examples go on from round to round, each round where the client's last
         one left off, also in the middle of a pass, as a data loader does that outlives the round.
       stragglers: share of a cohort, in [0, 1] and rounded to whole clients, that has no time for all of its work; drawn
@@ -41,7 +46,8 @@ class LocalWork:
       drop_stragglers: they take no part in the round at all, as in FedAvg's deployments.
 
     Raises:
-      ValueError: a count below 1, a share outside [0, 1], or a combination that leaves the number of steps open.
+      ValueError: a count below 1, a share or a rate outside its range, two orders of examples at once, or a combination that
+        leaves the number of steps open.
 
     Example:
       >>> import fedjax_sim as fs
@@ -59,6 +65,7 @@ class LocalWork:
     continue_epochs: bool = False
     stragglers: float = 0.0
     drop_stragglers: bool = False
+    poisson_rate: float | None = None
 
     def __post_init__(self):
         for name in ("batch_size", "batches_per_step"):
@@ -66,8 +73,15 @@ class LocalWork:
         for name in ("epochs", "max_steps"):
             if getattr(self, name) is not None:
                 checks.positive_int(f"LocalWork.{name}", getattr(self, name))
-        if self.max_steps is None and (self.epochs is None or self.rows is not None):
-            reason = "explicit rows" if self.rows is not None else "epochs=None"
+        if self.poisson_rate is not None:
+            self._check_poisson()
+        open_ended = {
+            "epochs=None": self.epochs is None,
+            "explicit rows": self.rows is not None,
+            "poisson_rate": self.poisson_rate is not None,
+        }
+        if self.max_steps is None and any(open_ended.values()):
+            reason = [name for name, holds in open_ended.items() if holds][-1]
             raise ValueError(f"LocalWork with {reason} leaves the number of steps open: give max_steps.")
         if self.rows is not None and self.batches_per_step > 1:
             raise ValueError(
@@ -84,6 +98,31 @@ class LocalWork:
                 f"LocalWork.stragglers is {self.stragglers}, expected a share of the cohort in [0, 1]."
             )
 
+    def _check_poisson(self) -> None:
+        checks.fraction("LocalWork.poisson_rate", self.poisson_rate)
+        if self.rows is not None:
+            raise ValueError(
+                "LocalWork has rows and poisson_rate, which both say what a batch holds: give one of the two."
+            )
+        if self.continue_epochs:
+            raise ValueError(
+                "LocalWork.continue_epochs says how passes over the examples go on, but Poisson batches make no passes: give "
+                "one of the two."
+            )
+        if self.batches_per_step > 1:
+            raise ValueError(
+                "LocalWork draws one Poisson batch per step: use batches_per_step=1 and a larger batch_size; "
+                "rules.dp_sgd(block_size=...) takes it in smaller pieces."
+            )
+
+    @property
+    def explicit_rows(self) -> ExplicitRows | None:
+        """What makes a client's rows on the host; ``None`` where the program follows an order of its own."""
+        if self.poisson_rate is None:
+            return self.rows
+        assert self.max_steps is not None  # __post_init__ has seen to it
+        return functools.partial(poisson_rows, self.poisson_rate, self.max_steps, self.batch_size)
+
     @property
     def rows_per_step(self) -> int:
         """Examples that one local step looks at, at most."""
@@ -92,7 +131,7 @@ class LocalWork:
     @property
     def explicit_steps(self) -> int:
         """Room for steps when rows are explicit; 0 otherwise."""
-        return self.max_steps or 0 if self.rows is not None else 0
+        return self.max_steps or 0 if self.explicit_rows is not None else 0
 
     def steps_per_epoch(self, sizes) -> np.ndarray:
         """Steps of one epoch, ``int64[clients]``, for clients of these sizes."""
@@ -102,7 +141,7 @@ class LocalWork:
     def steps(self, sizes) -> np.ndarray:
         """Steps of a round, ``int64[clients]``; with explicit rows, the upper limit."""
         per_epoch = self.steps_per_epoch(sizes)
-        if self.rows is not None:
+        if self.explicit_rows is not None:
             return np.minimum(np.asarray(sizes, np.int64), 1) * self.explicit_steps
         limit = np.iinfo(np.int64).max if self.max_steps is None else self.max_steps
         total = np.where(per_epoch > 0, limit, 0) if self.epochs is None else per_epoch * self.epochs
@@ -114,7 +153,23 @@ class LocalWork:
         Where ``epochs`` is ``None`` the share is one of the steps.
         """
         steps, share = self.steps(sizes), np.asarray(share)
-        if self.epochs is None or self.rows is not None:
+        if self.epochs is None or self.explicit_rows is not None:
             return np.minimum(np.ceil(share * steps).astype(np.int64), steps)
         done = np.ceil(share * self.epochs).astype(np.int64) * self.steps_per_epoch(sizes)
         return np.minimum(done, steps)
+
+
+def poisson_rows(
+    rate: float, steps: int, batch_size: int, generator: np.random.Generator, num_examples: int
+) -> np.ndarray:
+    """Rows ``int[steps, batch_size]`` of Poisson batches, -1 beyond a batch's end.
+
+    A Poisson batch is a binomial number of rows, every set of as many equally likely; of a batch that is too large a
+    uniformly random part is a uniformly random set again. So the cost follows the batch, not the client.
+    """
+    rows = np.full((steps, batch_size), -1, np.int64)
+    for batch, size in zip(
+        rows, np.minimum(generator.binomial(num_examples, rate, steps), batch_size), strict=True
+    ):
+        batch[:size] = generator.choice(num_examples, size, replace=False, shuffle=False)
+    return rows

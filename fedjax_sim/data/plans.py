@@ -210,7 +210,7 @@ class Planner:
         entries = Entry(*(np.zeros(own, np.int32) for own in shapes))
         rows = tuple(
             None
-            if work.rows is None
+            if work.explicit_rows is None
             else np.full((*shape, work.explicit_steps, work.batch_size), -1, np.int32)
             for work in self.works
         )
@@ -249,7 +249,8 @@ class Planner:
         """Rows per stage from the user's functions; also writes how many steps they really make."""
         result = []
         for stage, work in enumerate(self.works):
-            if work.rows is None:
+            make = work.explicit_rows
+            if make is None:
                 result.append(None)
                 continue
             values = np.full((len(turns.client), work.explicit_steps, work.batch_size), -1, np.int32)
@@ -260,7 +261,7 @@ class Planner:
                 size = int(self.sizes[client])
                 if size == 0:  # no step, and nothing that rows could name
                     continue
-                rows = np.asarray(work.rows(generator, size))
+                rows = np.asarray(make(generator, size))
                 check_rows(rows, work, size, int(client))
                 rows = rows[: turns.steps[turn, stage]]  # a straggler has time for the first ones only
                 values[turn, : len(rows)] = rows

@@ -96,6 +96,12 @@ def aggregate(stage: Stage) -> Transform:
     return chain(stage.aggregate)
 
 
+def column_specs(columns: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Columns as the device will hold them: without 64-bit mode, JAX keeps int64 and float64 in 32 bits."""
+    on_device = jax.dtypes.canonicalize_dtype
+    return {name: jax.ShapeDtypeStruct(c.shape, on_device(c.dtype)) for name, c in columns.items()}
+
+
 def example_batch(
     columns: Mapping[str, jax.ShapeDtypeStruct], local: LocalWork
 ) -> dict[str, jax.ShapeDtypeStruct]:

@@ -77,6 +77,7 @@ BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
         name: getattr(algorithms, name)
         for name in (
             "fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox", "fedsgd", "scaffold", "mime", "ifca",
+            "fedavg_dp_sgd",
         )
     },
     "optimizers": {

@@ -19,6 +19,7 @@ from fedjax_sim.data import Federated, holdout_clients, repartition
 from fedjax_sim.data.client_source import Clients
 from fedjax_sim.experiment import _extends, _settings
 from fedjax_sim.experiment._forms import ConfigError
+from fedjax_sim.experiment._privacy import Privacy
 from fedjax_sim.experiment._registry import build_part, find, importable
 from fedjax_sim.experiment._settings import DEAL, PLAIN, Clock, Evaluate, Keep, Settings
 from fedjax_sim.simulate import Simulation
@@ -108,6 +109,10 @@ class Experiment:
     @property
     def clock(self) -> Clock:
         return Clock(**self.settings["clock"])
+
+    @property
+    def privacy(self) -> Privacy:
+        return Privacy(**self.settings["privacy"])
 
     def task(self) -> Task:
         """The model with its loss."""

@@ -80,6 +80,7 @@ def run(
         )
     folder = RunFolder(_folder.new_folder(experiment.name, None if out is None else Path(out)))
     job = _Job(experiment, folder)
+    job.pay()
     folder.create(experiment.settings)
     with folder.lock(), contextlib.ExitStack() as files:
         try:
@@ -181,6 +182,7 @@ def resume(
         )
     with place.lock(), contextlib.ExitStack() as files:
         job = _Job(experiment, place, goes_on=True)
+        job.pay(newest)
         job.open(files)
         if changes:
             place.rewrite(experiment.settings)
@@ -225,6 +227,38 @@ class _Job:
             folder.checkpoints, keep.every, keep.keep, keep.keep_every, settings=experiment.same_run()
         )
         self._begun, self._recorded, self._personalised = 0, 0, ()
+        self._rounds = experiment.rounds
+        self._variants: dict[str, Simulation] = {}
+
+    def pay(self, done: int = 0) -> None:
+        """Looks how many rounds the privacy budget pays for; every replica runs as many.
+
+        Raises:
+          ConfigError: not for the rounds that are ``done``, or for none; or a budget for what has no price.
+        """
+        privacy = self.experiment.privacy
+        with blame("privacy"):
+            self._rounds = privacy.rounds(map(self._simulation, self.labels), self.experiment.rounds)
+        if not self._rounds or self._rounds < done:
+            pays = (
+                f"pays for {self._rounds} rounds, and {done} are done"
+                if done
+                else "does not pay for the first round"
+            )
+            raise ConfigError(
+                f"privacy.epsilon is {privacy.epsilon}, which {pays}: raise it, or start a run with more noise. "
+                "`fedjax-sim privacy` finds the noise for an epsilon."
+            )
+
+    def _simulation(self, label: Mapping[str, Any]) -> Simulation:
+        """Of a replica; those that differ in the seed alone share one."""
+        cell = label.get("sweep")
+        if not cell:
+            return self.simulation
+        key = repr(cell)
+        if key not in self._variants:
+            self._variants[key] = self.experiment.simulation(cell)
+        return self._variants[key]
 
     def open(self, files: contextlib.ExitStack) -> None:
         """Opens the trackers, which go on behind the last round that both a checkpoint and the metrics have.
@@ -259,10 +293,15 @@ class _Job:
                 self._stopped("failed", f"error: {error}")
             raise
         done = histories[0].first_round + histories[0].rounds
-        status: Status = "completed" if done >= self.experiment.rounds else "interrupted"
+        status: Status = "completed" if done >= self._rounds else "interrupted"
+        reason = "" if status == "completed" else "stopped by a callback"
+        if status == "completed" and done < self.experiment.rounds:
+            reason = (
+                f"the privacy budget, epsilon {self.experiment.privacy.epsilon:g}, pays for no more rounds"
+            )
         if status == "completed" and self.experiment.evaluation.personalised:
             self._personalised = tuple(self._personalise(index, state) for index, state in enumerate(states))
-        summary = self._write(status, "" if status == "completed" else "stopped by a callback", histories)
+        summary = self._write(status, reason, histories)
         _folder.write_clients(
             self.folder / _folder.CLIENTS, self.simulation, self.experiment.federated,
             [label["seed"] for label in self.labels], histories, self._personalised,
@@ -307,7 +346,7 @@ class _Job:
             }
             if self.sets:
                 options |= {"evaluate_on": self.sets, "every": self.experiment.evaluation.every}
-            states, histories = self._start(self.experiment.rounds, options)
+            states, histories = self._start(self._rounds, options)
             # Where no round was left to run, rows that the disk had lost are still to be written.
             recorder.record(histories)
             return states, histories
@@ -338,9 +377,7 @@ class _Job:
         return {"simulated_seconds": row["slowest_steps"] * clock.seconds_per_step + up + down}
 
     def _personalise(self, index: int, state: SimState) -> Personalised:
-        changes = self.labels[index].get("sweep")
-        simulation = self.experiment.simulation(changes) if changes else self.simulation
-        return simulation.personalised(state, self.experiment.federated.test)
+        return self._simulation(self.labels[index]).personalised(state, self.experiment.federated.test)
 
     # --- the summary ---
 
@@ -371,8 +408,19 @@ class _Job:
                 {**label, "last": _summary.last_row(history), "best": _summary.best_values(history)}
                 for label, history in zip(self.labels, histories, strict=True)
             ]
+            self._price(replicas, histories[0].first_round + histories[0].rounds)
             for replica, result in zip(replicas, self._personalised, strict=False):
                 replica["personalised"] = _summary.personalised_values(result)
             summary |= {"replicas": replicas, "costs": _summary.costs(histories[0])}
         write_json(self.folder / _folder.SUMMARY, summary)
         return summary
+
+    def _price(self, replicas: Sequence[dict[str, Any]], rounds: int) -> None:
+        """Writes to each replica what its rounds cost; nothing where there is no noise."""
+        known: dict[int, list[dict[str, Any]]] = {}
+        for label, replica in zip(self.labels, replicas, strict=True):
+            simulation = self._simulation(label)
+            if id(simulation) not in known:
+                known[id(simulation)] = self.experiment.privacy.statements(simulation, rounds)
+            if known[id(simulation)]:
+                replica["privacy"] = known[id(simulation)]

@@ -13,6 +13,7 @@ from typing import Any
 from fedjax_sim.data import holdout_clients, repartition
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.experiment._forms import ConfigError, nearest, shown
+from fedjax_sim.experiment._privacy import Privacy
 from fedjax_sim.experiment._registry import Entry, Part, entry_of, resolve_part
 from fedjax_sim.tasks import with_precision
 
@@ -90,7 +91,13 @@ PARTS = {
 }  # fmt: skip
 """Tables that name a component, and its kind."""
 
-PLAIN: dict[str, type] = {"local": LocalWork, "evaluation": Evaluate, "checkpoints": Keep, "clock": Clock}
+PLAIN: dict[str, type] = {
+    "local": LocalWork,
+    "evaluation": Evaluate,
+    "checkpoints": Keep,
+    "clock": Clock,
+    "privacy": Privacy,
+}
 """Tables whose keys are fixed, and the dataclass that they become."""
 
 OPTIONAL: dict[str, Callable] = {"unseen": holdout_clients, "precision": with_precision}
@@ -112,6 +119,7 @@ FROM_DATA = {"model": ("classes", "vocabulary")}
 
 FREE_ON_RESUME = (
     "name", "rounds", "rounds_per_chunk", "paths", "plots", "engine", "evaluation", "checkpoints", "trackers", "clock",
+    "privacy",
 )  # fmt: skip
 """What may differ from the run that is gone on with: none of it changes the model."""
 

@@ -4,10 +4,13 @@ The noise itself is a layer of a chain, in ``fedjax_sim.aggregation``.
 """
 
 from fedjax_sim.privacy._accounting import Guarantee, calibrate, epsilon, price
+from fedjax_sim.privacy._budget import Budget, BudgetSpentError
 from fedjax_sim.privacy._gaussian import gaussian_delta, gaussian_sigma, update_noise_multiplier
 from fedjax_sim.privacy._ledger import Entry, Ledger, Sampling, ledger_of
 
 __all__ = [
+    "Budget",
+    "BudgetSpentError",
     "Entry",
     "Guarantee",
     "Ledger",

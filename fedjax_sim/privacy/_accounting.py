@@ -14,7 +14,7 @@ from fedjax_sim._src.types import Algorithm, Noise, PyTree, Transform, Trust
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.privacy._gaussian import check_delta
 from fedjax_sim.privacy._laws import AMPLIFIED, Accountant, Neighbour, accountant_for, events_of, relation_of
-from fedjax_sim.privacy._ledger import Ledger, ledger_of
+from fedjax_sim.privacy._ledger import Ledger, Unit, ledger_of
 from fedjax_sim.privacy._renyi import rdp_accountant
 
 _FINE, _COARSE = 1e-4, 1e-3
@@ -29,15 +29,17 @@ class Guarantee:
       epsilon: of all rounds together.
       delta: that it holds for.
       neighbour: what two data sets differ by: ``"add_or_remove_one"`` a client is there or is not; ``"replace_one"`` a
-        client is another one; ``"replace_special"`` a client has its data or has none, and takes part in either case.
-      unit: whose data: a whole ``"client"``'s.
+        client is another one; ``"replace_special"`` a client has its data or has none, and takes part in either case. The
+        same of one example of a client, in whose place ``"replace_special"`` puts a blank.
       accountant: which composed it, ``"pld"`` or ``"rdp"``.
       rounds: of how many rounds.
-      sampling: laws by which cohorts were drawn.
+      sampling: laws by which cohorts were drawn, of examples batches.
       amplified: whether chance in who takes part lowered the price.
+      unit: whose data: a whole ``"client"``'s, or one ``"example"`` of the client whose examples cost most.
       simulated: the epsilon is that of a larger deployment which the run stands for; the run itself has less noise.
       trust: what the server may see without harm: ``"central"`` is trusted with the clients' messages, ``"distributed"`` with
         nothing but their sum, ``"local"`` with nothing at all, and then the price is of every message that a client sends.
+      ledger: what it is the price of.
     """
 
     epsilon: float
@@ -47,12 +49,15 @@ class Guarantee:
     rounds: int
     sampling: tuple[str, ...]
     amplified: bool
-    unit: str = "client"
+    unit: Unit = "client"
     simulated: bool = False
     trust: Trust = "central"
+    ledger: Ledger = dataclasses.field(default=Ledger(()), repr=False, compare=False)
 
     def __str__(self) -> str:
-        cohorts = " and ".join(self.sampling)
+        laws = " and ".join(self.sampling)
+        drawn = f"{laws} cohorts" if self.unit == "client" else f"batches by {laws}"
+        public = "" if self.unit == "client" else " How many examples a client has is public."
         amplified = "amplified by sampling" if self.amplified else "no amplification by sampling"
         simulated = "simulated, not that of this run: " if self.simulated else ""
         trust = "" if self.trust == "central" else f", {self.trust} noise"
@@ -60,8 +65,9 @@ class Guarantee:
         return (
             f"{simulated}epsilon {self.epsilon:.4g} at delta {self.delta:.3g} for one {self.unit} ({self.neighbour}), "
             f"{self.rounds} rounds\n"
-            f"{cohorts} cohorts, {amplified}, {self.accountant.upper()} accountant{trust}\n"
+            f"{drawn}, {amplified}, {self.accountant.upper()} accountant{trust}\n"
             f"It covers the {what} alone: no metric on private data, no choice of settings by them. The seed must stay secret."
+            f"{public}"
         )
 
 
@@ -95,8 +101,17 @@ def price(
     samplings = list(dict.fromkeys(entry.sampling for entry in ledger.entries))
     if not samplings:
         raise ValueError("the ledger is empty: nothing was released, and nothing has a price.")
+    units: set[Unit] = {entry.unit for entry in ledger.entries}
+    if len(units) > 1:
+        raise ValueError(
+            "the ledger holds releases about whole clients and about single examples, which have prices of their own: price "
+            "them one by one."
+        )
+    (unit,) = units
     laws = {s: {e.law for e in ledger.entries if e.sampling == s} for s in samplings}
-    relations: set[Neighbour] = {relation_of(sampling, neighbour, laws[sampling]) for sampling in samplings}
+    relations: set[Neighbour] = {
+        relation_of(sampling, neighbour, laws[sampling], unit) for sampling in samplings
+    }
     if len(relations) > 1:
         raise ValueError(
             f"the ledger's cohorts are accounted for with different neighbour relations, {' and '.join(sorted(relations))}: "
@@ -140,6 +155,8 @@ def price(
         amplified=trust != "local" and all(sampling.law in AMPLIFIED for sampling in samplings),
         simulated=any(sampling.simulated for sampling in samplings),
         trust=trust,
+        unit=unit,
+        ledger=ledger,
     )
 
 

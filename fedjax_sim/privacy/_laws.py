@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from fedjax_sim.privacy import _renyi
 from fedjax_sim.privacy._correlated import check_bands, check_tree, sensitivities
-from fedjax_sim.privacy._ledger import Entry, Sampling
+from fedjax_sim.privacy._ledger import Entry, Sampling, Unit
 
 Accountant = Literal["pld", "rdp"]
 Neighbour = Literal["add_or_remove_one", "replace_one", "replace_special"]
@@ -42,6 +42,14 @@ NEIGHBOURS: dict[str, tuple[Neighbour, ...]] = {
     "cyclic_poisson": ("add_or_remove_one", "replace_one", "replace_special"),
 }
 """Neighbour relations under which a sampler's price is known; the first is the one to take."""
+OF_EXAMPLES: dict[str, tuple[Neighbour, ...]] = {
+    # Numbers of examples are public (steps, weights and batches depend on them): an example that is not there leaves a
+    # blank in its place.
+    "poisson": ("replace_special", "replace_one"),
+    "truncated_poisson": ("replace_special",),
+    "passes": ("replace_special", "replace_one"),
+}
+"""The same for the batches of a client."""
 AMPLIFIED = ("poisson", "truncated_poisson", "without_replacement", "cyclic_poisson")
 """Laws by which chance decides who takes part, so that a release costs less."""
 RELATIONS: dict[str, tuple[Neighbour, ...]] = {
@@ -55,12 +63,16 @@ RELATIONS: dict[str, tuple[Neighbour, ...]] = {
 """Laws of noise whose price is known under relations of their own, whatever the sampler."""
 
 
-def relation_of(sampling: Sampling, wanted: Neighbour | None, laws: Iterable[str] = ()) -> Neighbour:
+def relation_of(
+    sampling: Sampling, wanted: Neighbour | None, laws: Iterable[str] = (), unit: Unit = "client"
+) -> Neighbour:
     """The neighbour relation to account for.
 
     Raises:
       ValueError: the law has no bound, or none under the relation that is wanted.
     """
+    if unit == "example":
+        return _relation_of_examples(sampling, wanted)
     if sampling.law not in NEIGHBOURS:
         raise ValueError(
             f"cohorts drawn by {sampling.law!r} have no epsilon: no accountant here knows the law. Use "
@@ -79,6 +91,16 @@ def relation_of(sampling: Sampling, wanted: Neighbour | None, laws: Iterable[str
             f"for {' and '.join(map(repr, known))}."
         )
     return wanted
+
+
+def _relation_of_examples(sampling: Sampling, wanted: Neighbour | None) -> Neighbour:
+    known = OF_EXAMPLES[sampling.law]
+    if wanted is not None and wanted not in known:
+        raise ValueError(
+            f"neighbour is {wanted!r}, but for one example of batches drawn by {sampling.law!r} the price is known for "
+            f"{' and '.join(map(repr, known))}: numbers of examples are public."
+        )
+    return wanted or known[0]
 
 
 def accountant_for(
@@ -100,7 +122,7 @@ def accountant_for(
     if able is not None and wanted not in (None, able):
         noise = f" with noise of the law {' and '.join(sorted(laws))}" if laws - {"gaussian"} else ""
         raise ValueError(
-            f"accountant is {wanted!r}, but {sampling.law!r} cohorts{noise} are known to {able!r} alone."
+            f"accountant is {wanted!r}, but {sampling.law!r} sampling{noise} are known to {able!r} alone."
         )
     return wanted or able or "pld"
 
@@ -208,6 +230,15 @@ def _trees(entries: list[Entry], relation: Neighbour, accountant: Accountant) ->
     return events
 
 
+def _steps(entries: list[Entry], relation: Neighbour, accountant: Accountant) -> list[Event]:
+    """Noises of different steps, each with a batch of its own: they compose, also in the same round."""
+    events = []
+    for entry in entries:
+        event, _ = sampled_gaussian(entry.multiplier, entry.sampling, relation, accountant, 0, 1)
+        events.append(Event(event, entry.releases))
+    return events
+
+
 LAWS: dict[str, Callable[[list[Entry], Neighbour, Accountant], list[Event]]] = {
     "gaussian": _gaussians,
     "banded_gaussian": _gaussians,
@@ -219,6 +250,12 @@ LAWS: dict[str, Callable[[list[Entry], Neighbour, Accountant], list[Event]]] = {
     "local_laplace": _locals,
 }
 """Law of noise to what turns its entries into events."""
+LAWS_OF_STEPS: dict[str, Callable[[list[Entry], Neighbour, Accountant], list[Event]]] = {"gaussian": _steps}
+"""The same for noise in the clients' steps."""
+
+
+def _laws_for(entry: Entry) -> dict[str, Callable[[list[Entry], Neighbour, Accountant], list[Event]]]:
+    return LAWS if entry.unit == "client" else LAWS_OF_STEPS
 
 
 def events_of(entries: Iterable[Entry], relation: Neighbour, accountant: Accountant) -> list[Event]:
@@ -229,9 +266,10 @@ def events_of(entries: Iterable[Entry], relation: Neighbour, accountant: Account
     """
     entries, events = list(entries), []
     for entry in entries:
-        if entry.law not in LAWS:
+        laws = _laws_for(entry)
+        if entry.law not in laws:
             raise ValueError(
-                f"noise has the law {entry.law!r}, whose price is not known; known are {', '.join(LAWS)}."
+                f"noise has the law {entry.law!r}, whose price is not known for one {entry.unit}; known are {', '.join(laws)}."
             )
     # Of several laws that share a chance to take part, the curves are added up before it.
     for sampling in dict.fromkeys(entry.sampling for entry in entries):
@@ -240,8 +278,9 @@ def events_of(entries: Iterable[Entry], relation: Neighbour, accountant: Account
             events += _curved(shared, relation, accountant)
             entries = [entry for entry in entries if entry not in shared]
     # Laws with one pricing go there together: noises of the same round are not independent releases.
-    for pricing in dict.fromkeys(LAWS[entry.law] for entry in entries):
-        events += pricing([entry for entry in entries if LAWS[entry.law] is pricing], relation, accountant)
+    for pricing in dict.fromkeys(_laws_for(entry)[entry.law] for entry in entries):
+        mine = [entry for entry in entries if _laws_for(entry)[entry.law] is pricing]
+        events += pricing(mine, relation, accountant)
     return events
 
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from fedjax_sim._src import checks, tree
-from fedjax_sim._src.types import Algorithm, Message, Noise, PyTree, Transform, Trust
+from fedjax_sim._src.types import Algorithm, ClientRule, Message, Noise, PyTree, Transform, Trust
 from fedjax_sim.aggregation._chain import layers_of, specs_of
 from fedjax_sim.data.cohorts import Cohort
+
+Unit = Literal["client", "example"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Who takes part in a round, as far as it matters for privacy.
+    """Who takes part in a release, as far as it matters for privacy: clients in a round, or a client's examples in a step.
 
     Attributes:
-      law: of the cohort sampler.
-      population: number of clients; ``None`` for one that is not known, and so large that no cohort is cut.
-      rate: probability that a client takes part, where the law has one.
-      size: the largest cohort.
+      law: of the cohort sampler; of batches ``"poisson"``, ``"truncated_poisson"``, or ``"passes"`` over the examples.
+      population: number of clients, or of examples; ``None`` for one that is not known, and so large that no cohort is cut.
+      rate: probability that one takes part, where the law has one.
+      size: the largest cohort or batch.
       simulated: not of the run, but of a deployment that it stands for.
       separation: the fewest rounds from one in which a client takes part to the next such one.
     """
@@ -80,7 +82,7 @@ def _separation(cohort: Cohort, population: int | None) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Releases of one kind, one in each of some rounds that follow on one another.
+    """Releases of one kind in some rounds that follow on one another: one in each about a client, many about an example.
 
     Attributes:
       law: of the noise, a key of ``LAWS``.
@@ -90,6 +92,8 @@ class Entry:
       sampling: who took part.
       details: as ``Noise.details``.
       trust: as ``Noise.trust``.
+      unit: whose data they are about, a whole ``"client"``'s or one ``"example"``.
+      releases: about an example, the most that it can have come into; 0 about a client, where sampler and rounds say it.
     """
 
     law: str
@@ -99,6 +103,8 @@ class Entry:
     sampling: Sampling
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     trust: Trust = "central"
+    unit: Unit = "client"
+    releases: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +169,7 @@ def ledger_of(
             raise ValueError(
                 f"{which} adds no noise to what it releases, so there is no epsilon: use for example "
                 "agg.chain(agg.clip_by_global_norm(1.0), agg.mean(over='expected_cohort'), agg.gaussian_noise(0.8))."
+                f"{_of_examples(source)}"
             )
         for noise in (*noises, *counts):
             entries += _entries(noise, sampling, first, rounds)
@@ -172,6 +179,14 @@ def ledger_of(
             "of an adaptive clip is): together they have no price. Simulate all of it, or nothing."
         )
     return Ledger(tuple(entries))
+
+
+def _of_examples(source: Any) -> str:
+    """What there is instead."""
+    rules = [stage.client for stage in source.stages] if isinstance(source, Algorithm) else []
+    if any(isinstance(rule, ClientRule) and rule.noise is not None for rule in rules):
+        return " The clients add noise in their steps, which protects single examples: unit='example'."
+    return ""
 
 
 def _stages(source: Any, message: Any) -> list[tuple[list[Noise], list[Noise]]]:

@@ -4,6 +4,7 @@
 """
 
 from fedjax_sim.rules._clustered import choose_model, train_chosen
+from fedjax_sim.rules._dp_sgd import dp_sgd
 from fedjax_sim.rules._fedprox import fedprox
 from fedjax_sim.rules._full_gradient import full_gradient
 from fedjax_sim.rules._gradients import gradient
@@ -19,6 +20,7 @@ __all__ = [
     "ScaffoldUpdate",
     "Training",
     "choose_model",
+    "dp_sgd",
     "fedprox",
     "full_gradient",
     "gradient",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import optax
 
 from fedjax_sim._src import checks, tree
-from fedjax_sim._src.types import ClientRule, Delta, PyTree, Task, Variables
+from fedjax_sim._src.types import Batch, ClientRule, Delta, Key, Metrics, PyTree, Task, Variables
 from fedjax_sim.rules._gradients import gradient
 from fedjax_sim.rules._plain import ParamsLoss, over_params, task_of
 
@@ -19,6 +19,14 @@ class Training(NamedTuple):
     params: PyTree
     optimizer: PyTree
     stats: PyTree
+
+
+class Direction(Protocol):
+    """The model, the parameters that it started from, a batch and the step's key, to a direction, statistics and metrics."""
+
+    def __call__(
+        self, variables: Variables, start: PyTree, batch: Batch, key: Key, /
+    ) -> tuple[PyTree, PyTree, Metrics]: ...
 
 
 def local_sgd(
@@ -55,6 +63,18 @@ def local_sgd(
     """
     if not isinstance(task, Task):
         return over_params(local_sgd(task_of(task), optimizer, correction=correction))
+
+    def corrected(variables: Variables, start: PyTree, batch: Batch, key: Key):
+        grads, stats, metrics = gradient(task, variables, batch, key)
+        if correction is not None:
+            grads = tree.add(grads, correction(variables.params, start))
+        return grads, stats, metrics
+
+    return training(task, optimizer, corrected)
+
+
+def training(task: Task, optimizer: optax.GradientTransformation, direction: Direction) -> ClientRule:
+    """A rule that feeds an optimizer with a direction of descent for every batch; see ``local_sgd``."""
     checks.optimizer("client optimizer", optimizer)
     keeps_stats = task.stats_policy == "local"
 
@@ -66,11 +86,8 @@ def local_sgd(
         return Training(broadcast.params, optimizer.init(broadcast.params), stats)
 
     def step(broadcast: Variables, work: Training, batch, ctx):
-        grads, stats, metrics = gradient(
-            task, Variables(work.params, broadcast.frozen, work.stats), batch, ctx.key
-        )
-        if correction is not None:
-            grads = tree.add(grads, correction(work.params, broadcast.params))
+        variables = Variables(work.params, broadcast.frozen, work.stats)
+        grads, stats, metrics = direction(variables, broadcast.params, batch, ctx.key)
         updates, state = optimizer.update(grads, work.optimizer, work.params)
         return Training(optax.apply_updates(work.params, updates), state, stats), metrics
 

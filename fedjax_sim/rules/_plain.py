@@ -45,4 +45,5 @@ def over_params(rule: ClientRule) -> ClientRule:
         lambda params, state, ctx: rule.begin(Variables(params), state, ctx),
         lambda params, work, batch, ctx: rule.step(Variables(params), work, batch, ctx),
         finish,
+        noise=rule.noise,
     )

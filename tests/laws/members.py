@@ -121,6 +121,13 @@ def normed(policy) -> fs.Task:
     )
 
 
+def private_examples(module, **options) -> fs.Algorithm:
+    task = tasks.classification(module, classes=CLASSES)
+    return algorithms.fedavg_dp_sgd(
+        task, SGD, clip_norm=0.5, noise_multiplier=0.7, expected_batch_size=4, **options
+    )
+
+
 def odd_rows(generator: np.random.Generator, size: int) -> np.ndarray:
     """Explicit rows: two steps, drawn with replacement, one of them with padding."""
     rows = generator.integers(0, size, (2, 3))
@@ -195,6 +202,18 @@ ALGORITHMS = [
         "top_k", lambda: algorithms.fedavg(linear(), SGD, aggregate=agg.chain(agg.top_k(0.25), agg.mean()))
     ),
     Member("clip_and_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=PRIVATE)),
+    Member(
+        "fedavg_dp_sgd",
+        lambda: private_examples(Dropped()),
+        work(poisson_rate=0.3, max_steps=3, batch_size=6),
+        keyed=True,
+    ),
+    Member(
+        "fedavg_dp_sgd_in_blocks",
+        lambda: private_examples(models.linear(CLASSES), block_size=3, aggregate=PRIVATE),
+        work(epochs=2, batch_size=2, batches_per_step=2, shuffle=False),
+        keyed=True,
+    ),
     Member("adaptive_clip_and_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=ADAPTIVE)),
     Member("tree_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=TREE)),
     Member("banded_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=BANDED)),

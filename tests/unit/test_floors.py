@@ -28,6 +28,7 @@ FLOORS = [
         "_client_state",
         "_description",
         "_feed",
+        "_priced",
         "_runner",
         "_tuning",
         "checkpoint",

@@ -122,3 +122,77 @@ def test_a_share_of_stragglers_is_a_share(share):
 def test_passes_cannot_go_on_with_explicit_rows():
     with pytest.raises(ValueError, match="explicit rows make no passes"):
         fs.LocalWork(max_steps=1, rows=lambda generator, size: np.zeros((1, 20), int), continue_epochs=True)
+
+
+# --- Poisson batches ---
+
+
+def drawn(rate, steps, size, examples, seed=0):
+    local = fs.LocalWork(poisson_rate=rate, max_steps=steps, batch_size=size)
+    assert local.explicit_rows is not None
+    rows = local.explicit_rows(np.random.default_rng(seed), examples)
+    assert rows.shape == (steps, size)
+    return rows
+
+
+def members(rows, examples):
+    """``bool[steps, examples]``."""
+    return np.stack([np.isin(np.arange(examples), batch) for batch in rows])
+
+
+@pytest.mark.parametrize(("rate", "examples"), [(0.3, 12), (0.05, 40), (1.0, 7)])
+def test_poisson_batches_hold_each_example_independently(rate, examples):
+    steps = 20_000
+    inside = members(drawn(rate, steps, examples, examples), examples)
+    error = 5 * np.sqrt(rate * (1 - rate) / steps)
+    assert np.all(np.abs(inside.mean(axis=0) - rate) <= error)
+    together = (inside[:, :1] & inside[:, 1:]).mean(axis=0)
+    assert np.all(np.abs(together - rate**2) <= 5 * np.sqrt(rate**2 * (1 - rate**2) / steps))
+    # And one step says nothing of the next.
+    again = (inside[:-1] & inside[1:]).mean()
+    assert abs(again - rate**2) <= 5 * np.sqrt(rate**2 / (steps * examples)) + 1e-12
+    # The size is binomial: its variance is that of independent examples.
+    sizes = inside.sum(axis=1)
+    variance = examples * rate * (1 - rate)
+    assert abs(sizes.var() - variance) <= 0.05 * variance + 1e-12
+
+
+def test_a_batch_that_is_too_large_keeps_a_uniform_part():
+    rate, room, examples, steps = 0.5, 4, 10, 20_000
+    rows = drawn(rate, steps, room, examples)
+    assert (rows >= 0).sum(axis=1).max() == room
+    inside = members(rows, examples)
+    sizes = np.minimum(np.random.default_rng(1).binomial(examples, rate, 200_000), room)
+    share = sizes.mean() / examples
+    assert np.all(np.abs(inside.mean(axis=0) - share) < 5 * np.sqrt(share * (1 - share) / steps) + 1e-3)
+
+
+@given(
+    rate=st.floats(0.01, 1.0), steps=st.integers(1, 5), size=st.integers(1, 9), examples=st.integers(1, 30)
+)
+def test_a_poisson_batch_never_holds_an_example_twice(rate, steps, size, examples):
+    for batch in drawn(rate, steps, size, examples):
+        there = batch[batch >= 0]
+        assert len(set(there)) == len(there)
+        assert np.all(there < examples)
+        assert np.all(batch[len(there) :] == -1)
+
+
+def test_poisson_batches_take_exactly_max_steps():
+    local = fs.LocalWork(epochs=3, poisson_rate=0.1, max_steps=7, batch_size=4)
+    assert local.steps([0, 1, 1000]).tolist() == [0, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"poisson_rate": 0.0, "max_steps": 1}, r"poisson_rate is 0.0, expected a number in \(0, 1\]"),
+        ({"poisson_rate": 0.1}, "poisson_rate leaves the number of steps open: give max_steps"),
+        ({"poisson_rate": 0.1, "max_steps": 1, "batches_per_step": 2}, "one Poisson batch per step"),
+        ({"poisson_rate": 0.1, "max_steps": 1, "continue_epochs": True}, "make no passes"),
+        ({"poisson_rate": 0.1, "max_steps": 1, "rows": lambda generator, size: None}, "give one of the two"),
+    ],
+)
+def test_poisson_batches_stand_alone(options, says):
+    with pytest.raises(ValueError, match=says):
+        fs.LocalWork(**options)

@@ -1,0 +1,205 @@
+"""The part of a simulation that knows what its rounds cost in privacy."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from fedjax_sim._src import checks
+from fedjax_sim._src.types import Algorithm
+from fedjax_sim.data.client_source import Clients
+from fedjax_sim.data.cohorts import Cohort
+from fedjax_sim.engines._problem import Problem, groups, update_spec
+from fedjax_sim.privacy import Budget, BudgetSpentError, Guarantee, Ledger, ledger_of, price
+from fedjax_sim.privacy._budget import affordable
+from fedjax_sim.privacy._examples import ExampleLedgers, example_ledgers
+from fedjax_sim.privacy._laws import Accountant, Neighbour
+from fedjax_sim.privacy._ledger import Unit
+
+
+class Priced:
+    """A simulation's prices: everything that they depend on is read off the simulation itself."""
+
+    algorithm: Algorithm
+    cohort: Cohort
+    data: Clients
+    _problem: Problem
+    _group: np.ndarray
+
+    @property
+    def hidden_units(self) -> tuple[Unit, ...]:
+        """What the algorithm's noise hides: each ``"client"``, by every chain; each ``"example"``, by every client rule."""
+        stages = self.algorithm.stages
+        chains = [any(fact.noise is not None for fact in stage.aggregate.facts) for stage in stages]
+        rules = [rule.noise is not None for stage in stages for rule in groups(stage)]
+        found: dict[Unit, bool] = {"client": all(chains), "example": all(rules)}
+        return tuple(unit for unit, hidden in found.items() if hidden)
+
+    def ledger(self, rounds: int, first: int = 0, *, unit: Unit = "client", client: Any = None) -> Ledger:
+        """What ``rounds`` rounds release, from the ``first`` on: read off the algorithm and the cohort sampler.
+
+        Args:
+          rounds: how many.
+          first: index of the first one.
+          unit: about a whole ``"client"``, by the chains; or about one ``"example"``, by the clients' rules and batches.
+          client: position or text id of the client whose example it is; of ``unit="example"`` alone, and required there.
+
+        Raises:
+          ValueError: a stage releases its sum, or a rule its steps, without noise; an example of no client.
+        """
+        checks.one_of("unit", unit, ("client", "example"))
+        if unit == "client":
+            if client is not None:
+                raise ValueError(
+                    "the ledger about whole clients is the same for all: leave client out, or use unit='example'."
+                )
+            return ledger_of(
+                self.algorithm,
+                self.cohort,
+                self.data.num_clients,
+                rounds,
+                first,
+                message=functools.partial(update_spec, self._problem),
+            )
+        if client is None:
+            raise ValueError(
+                "every client has a ledger of its own about its examples: name one with client=..."
+            )
+        found = self._of_examples(rounds, first)
+        return found.ledgers[int(found.of_client[self.data.positions([client])[0]])]
+
+    def privacy(
+        self,
+        rounds: int,
+        delta: float,
+        *,
+        unit: Unit = "client",
+        accountant: Accountant | None = None,
+        neighbour: Neighbour | None = None,
+    ) -> Guarantee:
+        """What ``rounds`` rounds cost, from the first on: epsilon at ``delta``, between neighbours that differ in one unit.
+
+        A run can hide whole clients, by the noise of its chains, and single examples, by that of the clients' steps; each
+        has its own price. Among examples it is the price of the client that pays most.
+
+        Args:
+          rounds: how many.
+          delta: in (0, 1), well below one over the number of units.
+          unit: whose data: a whole ``"client"``'s, against all who see the models; or one ``"example"`` of a client,
+            against the server, too.
+          accountant: as for ``fs.privacy.price``.
+          neighbour: as for ``fs.privacy.price``.
+
+        Raises:
+          ValueError: as for ``fs.privacy.price``; also where a stage, or a rule, adds no noise.
+
+        Example:
+          >>> import fedjax_sim as fs, optax
+          >>> from fedjax_sim import aggregation as agg
+          >>> data = fs.data.load("digits", clients=100, alpha=1.0, seed=0)
+          >>> task = fs.tasks.classification(fs.models.linear(classes=10))
+          >>> private = agg.chain(agg.clip_by_global_norm(1.0), agg.mean(over="expected_cohort"), agg.gaussian_noise(1.0))
+          >>> sim = fs.Simulation(
+          ...     fs.algorithms.fedavg(task, optax.sgd(0.1), aggregate=private), data.train, cohort=fs.cohorts.uniform(10))
+          >>> price = sim.privacy(rounds=10, delta=1e-3)
+          >>> round(price.epsilon, 1), price.neighbour
+          (12.9, 'replace_one')
+        """
+        checks.one_of("unit", unit, ("client", "example"))
+        if unit == "client":
+            return price(self.ledger(rounds), delta, accountant=accountant, neighbour=neighbour)
+        ledgers = [ledger for ledger in self._of_examples(rounds).ledgers if ledger.entries]
+        if not ledgers:
+            raise ValueError(
+                "no client takes a step, so nothing is released about an example, and nothing has a price."
+            )
+        found = (price(ledger, delta, accountant=accountant, neighbour=neighbour) for ledger in ledgers)
+        return max(found, key=lambda guarantee: guarantee.epsilon)
+
+    def example_epsilons(
+        self,
+        rounds: int,
+        delta: float,
+        *,
+        accountant: Accountant | None = None,
+        neighbour: Neighbour | None = None,
+    ) -> np.ndarray:
+        """What ``rounds`` rounds cost one example of each client, ``f64[clients]``; 0 for a client that takes no step.
+
+        Clients with the same law of batches share a price. A Poisson law is cut where a client has more examples than a batch
+        has room for, and then every number of examples has a price of its own, a second each: a batch as large as the
+        largest client is cut nowhere.
+
+        Arguments and errors as for ``privacy``.
+        """
+        found = self._of_examples(rounds)
+        prices = [
+            price(ledger, delta, accountant=accountant, neighbour=neighbour).epsilon
+            if ledger.entries
+            else 0.0
+            for ledger in found.ledgers
+        ]
+        return np.asarray(prices)[found.of_client]
+
+    def affordable_rounds(self, budget: Budget, rounds: int) -> int:
+        """How many of ``rounds`` rounds, from the first on, a budget pays for.
+
+        Raises:
+          ValueError: as for ``privacy``.
+
+        Example:
+          >>> import fedjax_sim as fs, optax
+          >>> from fedjax_sim import aggregation as agg
+          >>> data = fs.data.load("digits", clients=100, alpha=1.0, seed=0)
+          >>> task = fs.tasks.classification(fs.models.linear(classes=10))
+          >>> private = agg.chain(agg.clip_by_global_norm(1.0), agg.mean(over="expected_cohort"), agg.gaussian_noise(4.0))
+          >>> sim = fs.Simulation(
+          ...     fs.algorithms.fedavg(task, optax.sgd(0.1), aggregate=private), data.train, cohort=fs.cohorts.uniform(10))
+          >>> sim.affordable_rounds(fs.privacy.Budget(epsilon=4.0, delta=1e-3), rounds=1000)
+          100
+        """
+        if not isinstance(budget, Budget):
+            raise TypeError(
+                f"budget is {type(budget).__name__}, expected a Budget: use fs.privacy.Budget(epsilon=4.0, delta=1e-6)."
+            )
+        checks.positive_int("rounds", rounds)
+
+        def price_of(count: int) -> Guarantee:
+            return self.privacy(
+                count,
+                budget.delta,
+                unit=budget.unit,
+                accountant=budget.accountant,
+                neighbour=budget.neighbour,
+            )
+
+        return affordable(price_of, budget, rounds)
+
+    def _of_examples(self, rounds: int, first: int = 0) -> ExampleLedgers:
+        works = self._problem.works(self.algorithm)
+        return example_ledgers(
+            self.algorithm, works, self.cohort, self.data.sizes, self._group, rounds, first
+        )
+
+    def _paid(self, budget: Budget | None, done: int, rounds: int | None) -> int | None:
+        """Of ``rounds`` more rounds after those that are ``done`` as many as the budget pays for.
+
+        Raises:
+          BudgetSpentError: none.
+        """
+        if budget is None or rounds is None:
+            return rounds
+        paid = self.affordable_rounds(budget, done + rounds)
+        if paid <= done:
+            whose = f"epsilon {budget.epsilon:g} at delta {budget.delta:g} for one {budget.unit}"
+            spent = (
+                f"pays for {paid} rounds, and {done} are done" if done else "does not pay for the first round"
+            )
+            raise BudgetSpentError(
+                f"the budget, {whose}, {spent}: raise it, or start with more noise, smaller cohorts or fewer steps "
+                "(fs.privacy.calibrate finds the noise that a number of rounds needs).",
+                paid,
+            )
+        return paid - done

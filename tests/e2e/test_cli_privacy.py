@@ -1,0 +1,106 @@
+"""``fedjax-sim privacy``, and what a private run shows at its end."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from typer.testing import CliRunner
+
+from fedjax_sim.cli import app
+from fedjax_sim.privacy import Ledger
+
+POISSON = ["privacy", "--rate", "0.01", "--rounds", "1000", "--delta", "1e-5"]
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ.get("JAX_COMPILATION_CACHE_DIR", ""))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def invoke(*arguments: str):
+    result = CliRunner().invoke(app, arguments)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def answers(*arguments: str) -> dict[str, dict]:
+    result = invoke(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    return {answer["accountant"]: answer for answer in json.loads(result.stdout)}
+
+
+def test_both_accountants_say_what_their_epsilon_is_for():
+    """The golden case of the issue."""
+    result = invoke(*POISSON, "--noise", "1.0")
+    assert result.exit_code == 0, result.stderr
+    pld, rdp, end = result.stdout.splitlines()
+    assert pld.split()[:3] == ["PLD", "epsilon", "1.8282"]
+    assert rdp.split()[:3] == ["RDP", "epsilon", "2.1014"]
+    for line in (pld, rdp):
+        assert "add_or_remove_one, poisson sampling, which amplifies" in line
+    assert "1,000 rounds at delta 1e-05" in end
+
+
+def test_calibration_finds_the_least_noise():
+    """Golden: epsilon 2 at delta 1e-6, rate 0.001, 1500 rounds."""
+    found = answers("privacy", "--rate", "0.001", "--rounds", "1500", "--delta", "1e-6", "--epsilon", "2")
+    assert found["pld"]["noise_multiplier"] == pytest.approx(0.616145, rel=1e-4)
+    assert found["rdp"]["noise_multiplier"] == pytest.approx(0.713777, rel=1e-4)
+    assert found["rdp"]["epsilon"] <= 2
+
+
+def test_without_replacement_and_cut_cohorts_are_known_to_one():
+    common = ["--population", "60000", "--rounds", "1000", "--delta", "1e-5"]
+    fixed = answers("privacy", "--cohort", "600", *common, "--noise", "2.0")
+    assert fixed["rdp"]["epsilon"] == pytest.approx(3.576111, rel=1e-4)
+    assert fixed["rdp"]["neighbour"] == "replace_one"
+    assert "'rdp' alone" in fixed["pld"]["no_price"]
+    cut = answers("privacy", "--rate", "0.01", "--cap", "700", *common, "--noise", "1.0")
+    assert cut["pld"]["epsilon"] == pytest.approx(1.879227, rel=1e-4)
+    assert cut["pld"]["neighbour"] == "replace_special"
+    assert Ledger.from_json(cut["pld"]["ledger"]).entries[0].sampling.size == 700
+    assert "'pld' alone" in cut["rdp"]["no_price"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([*POISSON], "give one of --noise, for its epsilon, and --epsilon"),
+        ([*POISSON, "--noise", "1", "--epsilon", "1"], "give one of --noise"),
+        ([*POISSON, "--noise", "1", "--cohort", "5"], "give one of --rate"),
+        (["privacy", "--rounds", "1", "--delta", "0.1", "--noise", "1"], "give one of --rate"),
+        (["privacy", "--cohort", "5", "--rounds", "1", "--delta", "0.1", "--noise", "1"], "--cohort needs --population"),
+        ([*POISSON, "--noise", "1", "--cap", "5"], "--cap needs --population"),
+        ([*POISSON, "--noise", "0"], "noise_multiplier is 0.0"),
+        ([*POISSON, "--noise", "1", "--neighbour", "sister"], "neighbour is 'sister'"),
+        (["privacy", "--rate", "2", "--rounds", "1", "--delta", "0.1", "--noise", "1"], "participation rate is 2.0"),
+        (["privacy", "--rate", "1", "--rounds", "1", "--delta", "1.5", "--noise", "1"], "delta is 1.5"),
+        (
+            ["privacy", "--cohort", "9", "--population", "5", "--rounds", "1", "--delta", "0.1", "--noise", "1"],
+            "cohort",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_priced_is_refused(arguments, says):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert not result.stdout
+
+
+def test_a_private_run_ends_with_its_price():
+    settings = [
+        "data.clients=20", "cohort.size=5", "model=linear", "plots=false", "privacy.accountant=rdp", "privacy.delta=0.001",
+        'algorithm.aggregate=[{name="clip_by_global_norm", clip_norm=1.0}, {name="mean", over="expected_cohort"}, '
+        '{name="gaussian_noise", noise_multiplier=3.0}]',
+    ]  # fmt: skip
+    result = invoke(
+        "run", *(item for s in settings for item in ("--set", s)), "--rounds", "2", "--out", "mine"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "privacy" in result.stdout
+    assert "at delta 0.001, for one client (replace_one)" in result.stdout
