@@ -28,11 +28,18 @@ def check_rounds(rounds: int | None, checkpoints: Checkpoints | None) -> None:
         raise ValueError("rounds is None without checkpoints: say how many rounds, or where they were saved.")
 
 
-def check_sampling(algorithm: Algorithm, cohort: Cohort, state: SimState) -> None:
+def check_sampling(algorithm: Algorithm, cohort: Cohort, state: SimState, population: int) -> None:
     """Who is drawn twice breaks two things: noise is scaled to the bound of one message, and a state has one successor.
 
     ``state``: its specs.
     """
+    for stage in algorithm.stages:
+        for fact in aggregate(stage).facts:
+            if fact.client_norms is not None and len(fact.client_norms) != population:
+                raise ValueError(
+                    f"{fact.name} has {len(fact.client_norms)} norms, but the population has {population} clients: give one for "
+                    "each."
+                )
     if cohort.sampling != "with_replacement":
         return
     if keeps_client_state(state):

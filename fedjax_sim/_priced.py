@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -117,6 +118,37 @@ class Priced:
             )
         found = (price(ledger, delta, accountant=accountant, neighbour=neighbour) for ledger in ledgers)
         return max(found, key=lambda guarantee: guarantee.epsilon)
+
+    def client_epsilons(
+        self,
+        rounds: int,
+        delta: float,
+        *,
+        accountant: Accountant | None = None,
+        neighbour: Neighbour | None = None,
+    ) -> np.ndarray:
+        """What ``rounds`` rounds cost each client, ``f64[clients]``: less for those that ``clip_by_client_norm`` clips shorter.
+
+        Arguments and errors as for ``privacy``; ValueError also where noise other than Gaussian stands behind that clip.
+        """
+        ledger = self.ledger(rounds)
+        shares = np.ones(self.data.num_clients, np.float64)
+        facts = [fact for stage in self.algorithm.stages for fact in stage.aggregate.facts]
+        norms = [fact.client_norms for fact in facts if fact.client_norms is not None]
+        if norms:
+            laws = {entry.law for entry in ledger.entries}
+            if len(norms) > 1 or laws != {"gaussian"} or any(f.count_noise_std is not None for f in facts):
+                raise ValueError(
+                    "prices of single clients are known behind one clip_by_client_norm and gaussian_noise alone."
+                )
+            shares = np.asarray(norms[0], np.float64) / float(np.max(norms[0]))
+        found = {}
+        for share in np.unique(shares):
+            entries = [dataclasses.replace(e, multiplier=e.multiplier / float(share)) for e in ledger.entries]
+            found[share] = price(
+                Ledger(tuple(entries)), delta, accountant=accountant, neighbour=neighbour
+            ).epsilon
+        return np.array([found[share] for share in shares])
 
     def example_epsilons(
         self,

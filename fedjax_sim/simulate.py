@@ -136,7 +136,7 @@ class Simulation(Priced):
         self._initialise = initialiser(problem, self._slots())
         # Tracing its specs finds rules and transforms that do not fit together.
         self._template = jax.eval_shape(self._initialise, problem.example_hyper, keys.root_key(0))
-        check_sampling(self.algorithm, self.cohort, self._template)
+        check_sampling(self.algorithm, self.cohort, self._template, self.data.num_clients)
         planner, replicated = self.planner(problem.replicas or 1), problem.replicas is not None
         self._clients = client_states_of(self._where, self._template, planner, replicated)
         self.rounds_per_chunk = self._clients.rounds(self.rounds_per_chunk)

@@ -176,6 +176,7 @@ class RoundContext(NamedTuple):
       bound: ``f32[]``, as in ``ClientContext``.
       public: public data for the server, or ``None``.
       aux: in a server update, the sums of what the clients' rule sent beside its update (``Message.aux``); else empty.
+      noise_scale: factor of central noise; 1 but in a run that stands for a larger deployment (``agg.simulated``).
     """
 
     key: Key
@@ -187,6 +188,7 @@ class RoundContext(NamedTuple):
     bound: Any
     public: Any = None
     aux: Mapping[str, Any] = {}
+    noise_scale: Any = 1.0
 
 
 # --- client rules ------------------------------------------------------------------------------------------
@@ -322,6 +324,8 @@ class Facts(NamedTuple):
       noise: what the layer adds to the sum; ``None`` without noise.
       count_noise_std: standard deviation of the noise on the number of clients that the layer's next state depends
         on; ``None`` for layers that count nobody.
+      deployment: the cohort sampler and the population that the layer's noise is scaled for, where they are not the run's.
+      client_norms: ``f32[population]``, the bound on each client's own message; ``None`` where it is one for all.
       one_bound: the layer relates rounds to each other, and its noise is right only under one bound in all of them.
       norm: in which a clip limits the message, and of which a noise needs the bound. An L1 bound is an L2 bound as well.
       keeps_l1: the encoded value's L1 norm is at most that of the incoming one.
@@ -337,6 +341,8 @@ class Facts(NamedTuple):
     one_bound: bool = False
     norm: Literal["l2", "l1"] = "l2"
     keeps_l1: bool = False
+    client_norms: Any = None
+    deployment: tuple[Any, int] | None = None
 
 
 class TransformInit(Protocol):

@@ -15,12 +15,14 @@ from fedjax_sim.aggregation._clipping_parts import (
 from fedjax_sim.aggregation._correlated import BandedNoiseState, TreeNoiseState, banded_noise, tree_noise
 from fedjax_sim.aggregation._describe import Description, LayerRow, describe
 from fedjax_sim.aggregation._distributed import discrete_gaussian_noise, skellam_noise
+from fedjax_sim.aggregation._individual import FilterState, clip_by_client_norm, filtered_gaussian_noise
 from fedjax_sim.aggregation._laplace import laplace_noise, local_gaussian_noise, local_laplace_noise
 from fedjax_sim.aggregation._mean import coverage_mean, mean, mean_by_model
 from fedjax_sim.aggregation._noise import gaussian_noise
 from fedjax_sim.aggregation._robust import coordinate_median
 from fedjax_sim.aggregation._rotation import hadamard_rotation
 from fedjax_sim.aggregation._run import run
+from fedjax_sim.aggregation._simulated import simulated
 from fedjax_sim.aggregation._sparsify import top_k
 from fedjax_sim.aggregation._strategies import banded_coefficients, prefix_std
 
@@ -28,12 +30,14 @@ __all__ = [
     "AdaptiveClipState",
     "BandedNoiseState",
     "Description",
+    "FilterState",
     "LayerRow",
     "TreeNoiseState",
     "adaptive_clip",
     "banded_coefficients",
     "banded_noise",
     "chain",
+    "clip_by_client_norm",
     "clip_by_global_norm",
     "clip_by_group_norm",
     "clip_by_l1_norm",
@@ -42,6 +46,7 @@ __all__ = [
     "coverage_mean",
     "describe",
     "discrete_gaussian_noise",
+    "filtered_gaussian_noise",
     "gaussian_noise",
     "hadamard_rotation",
     "identity",
@@ -52,6 +57,7 @@ __all__ = [
     "mean_by_model",
     "prefix_std",
     "run",
+    "simulated",
     "skellam_noise",
     "top_k",
     "tree_noise",

@@ -87,7 +87,7 @@ def adaptive_clip(
 
     def decode(message, server, ctx):
         *stack, unclipped = message.stack
-        noise = count_noise_std * jax.random.normal(ctx.key, (), jnp.float32)
+        noise = count_noise_std * ctx.noise_scale * jax.random.normal(ctx.key, (), jnp.float32)
         fraction = 0.5 + (unclipped + noise) / ctx.expected_clients
         norm = server.clip_norm * jnp.exp(-learning_rate * (fraction - target_quantile))
         measured = {

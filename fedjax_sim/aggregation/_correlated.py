@@ -84,7 +84,7 @@ def tree_noise(noise_multiplier: float, restart_every: int | None = None) -> Tra
         place = server.rounds % restart_every + 1 if restart_every else server.rounds + 1
         words = jnp.where(place == 1, jax.random.key_data(ctx.key), server.words)
         key = jax.random.wrap_key_data(words, impl="threefry2x32")
-        std = noise_multiplier * ctx.bound
+        std = noise_multiplier * ctx.noise_scale * ctx.bound
 
         def node(level, end):
             """Noise of the node over the ``2^level`` rounds up to ``end``."""
@@ -157,7 +157,7 @@ def banded_noise(
         return BandedNoiseState(earlier, jnp.zeros((), jnp.int32)), ()
 
     def decode(message, server, ctx):
-        drawn = _gaussian(ctx.key, message.value, noise_multiplier * ctx.bound)
+        drawn = _gaussian(ctx.key, message.value, noise_multiplier * ctx.noise_scale * ctx.bound)
         if bands == 1:
             return _add(message, drawn), server._replace(rounds=server.rounds + 1), {}
         # Row t of C x = z, solved for x_t. The coefficient of the row that holds x_(t - j) is c_j.

@@ -37,7 +37,7 @@ def laplace_noise(noise_multiplier: float) -> Transform:
     checks.positive("noise_multiplier", noise_multiplier)
 
     def decode(message, server, ctx):
-        scale = noise_multiplier * ctx.bound
+        scale = noise_multiplier * ctx.noise_scale * ctx.bound
         return message._replace(value=_noisy(ctx.key, message.value, scale, _laplace)), server, {}
 
     return Transform(

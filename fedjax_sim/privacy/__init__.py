@@ -3,7 +3,7 @@
 The noise itself is a layer of a chain, in ``fedjax_sim.aggregation``.
 """
 
-from fedjax_sim.privacy._accounting import Guarantee, calibrate, epsilon, price
+from fedjax_sim.privacy._accounting import Guarantee, calibrate, epsilon, price, zcdp_budget
 from fedjax_sim.privacy._budget import Budget, BudgetSpentError
 from fedjax_sim.privacy._gaussian import gaussian_delta, gaussian_sigma, update_noise_multiplier
 from fedjax_sim.privacy._ledger import Entry, Ledger, Sampling, ledger_of
@@ -22,4 +22,5 @@ __all__ = [
     "ledger_of",
     "price",
     "update_noise_multiplier",
+    "zcdp_budget",
 ]

@@ -13,7 +13,7 @@ from fedjax_sim._src.logs import silenced
 from fedjax_sim._src.types import Algorithm, Noise, PyTree, Transform, Trust
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.privacy._gaussian import check_delta
-from fedjax_sim.privacy._laws import AMPLIFIED, Accountant, Neighbour, accountant_for, events_of, relation_of
+from fedjax_sim.privacy._laws import Accountant, Neighbour, accountant_for, amplified, events_of, relation_of
 from fedjax_sim.privacy._ledger import Ledger, Unit, ledger_of
 from fedjax_sim.privacy._renyi import rdp_accountant
 
@@ -152,7 +152,7 @@ def price(
         accountant=chosen,
         rounds=_rounds(ledger),
         sampling=tuple(dict.fromkeys(sampling.law for sampling in samplings)),
-        amplified=trust != "local" and all(sampling.law in AMPLIFIED for sampling in samplings),
+        amplified=all(amplified(entry) for entry in ledger.entries),
         simulated=any(sampling.simulated for sampling in samplings),
         trust=trust,
         unit=unit,
@@ -169,6 +169,37 @@ def _cheaper(ledger: Ledger, able: Accountant) -> Accountant:
 
 def _rounds(ledger: Ledger) -> int:
     return len({round_ for e in ledger.entries for round_ in range(e.first, e.first + e.rounds)})
+
+
+def zcdp_budget(epsilon: float, delta: float) -> float:
+    """The zero-concentrated privacy rho whose price is ``epsilon`` at ``delta``: a client's budget in a filter.
+
+    Raises:
+      ValueError: an argument outside its range.
+
+    Source: Bun and Steinke 2016, and the conversion of dp-accounting's RDP accountant.
+
+    Example:
+      >>> import fedjax_sim as fs
+      >>> round(fs.privacy.zcdp_budget(epsilon=4.0, delta=1e-5), 3)
+      0.373
+    """
+    import dp_accounting as dp
+
+    checks.positive("epsilon", epsilon)
+    check_delta(delta)
+
+    def excess(log_rho: float) -> float:
+        book = dp.rdp.RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_SPECIAL)
+        got = float(book.compose(dp.ZCDpEvent(math.exp(log_rho))).get_epsilon(float(delta)))
+        return math.log(max(got, 1e-12) / epsilon)
+
+    low, high = -1.0, 1.0
+    while excess(low) > 0:
+        low -= 1.0
+    while excess(high) < 0:
+        high += 1.0
+    return math.exp(optimize.root_scalar(excess, bracket=(low, high), xtol=1e-9).root - 1e-9)
 
 
 def epsilon(

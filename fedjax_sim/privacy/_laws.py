@@ -56,6 +56,8 @@ RELATIONS: dict[str, tuple[Neighbour, ...]] = {
     # Without a client its share of the noise would be missing, too: its data are taken away, the client is not.
     "discrete_gaussian": ("replace_special", "replace_one"),
     "skellam": ("replace_special", "replace_one"),
+    # What a client pays is counted from what it sends: its data are taken away, the client is not.
+    "filtered_gaussian": ("replace_special",),
     # A message is there to be seen, whatever it says.
     "local_gaussian": ("replace_one", "replace_special"),
     "local_laplace": ("replace_one", "replace_special"),
@@ -113,16 +115,16 @@ def accountant_for(
     """
     only: dict[str, Accountant] = {"truncated_poisson": "pld", "without_replacement": "rdp"}
     laws = set(laws)
-    # In the price of local noise sampling has no say.
-    able = only.get(sampling.law) if not laws or laws - _LOCAL else None
+    # In the price of local noise, and of clients that stop by themselves, sampling has no say.
+    able = only.get(sampling.law) if not laws or laws - _LOCAL - _FILTERED else None
     laplace = "laplace" in laws and (relation == "replace_one" or sampling.law in only)
     local_laplace = "local_laplace" in laws and relation == "replace_one"
-    if laws & _CURVED or laplace or local_laplace or _jointly(sampling, laws):
+    if laws & (_CURVED | _FILTERED) or laplace or local_laplace or _jointly(sampling, laws):
         able = "rdp"
     if able is not None and wanted not in (None, able):
         noise = f" with noise of the law {' and '.join(sorted(laws))}" if laws - {"gaussian"} else ""
         raise ValueError(
-            f"accountant is {wanted!r}, but {sampling.law!r} sampling{noise} are known to {able!r} alone."
+            f"accountant is {wanted!r}, but {sampling.law!r} sampling{noise} is known to {able!r} alone."
         )
     return wanted or able or "pld"
 
@@ -156,6 +158,7 @@ def _scale(z: float, relation: Neighbour, accountant: Accountant) -> float:
 
 _CURVED = {"discrete_gaussian", "skellam"}
 _LOCAL = {"local_gaussian", "local_laplace"}
+_FILTERED = {"filtered_gaussian"}
 
 
 def _jointly(sampling: Sampling, laws: set[str]) -> bool:
@@ -239,10 +242,20 @@ def _steps(entries: list[Entry], relation: Neighbour, accountant: Accountant) ->
     return events
 
 
+def _filtered(entries: list[Entry], relation: Neighbour, accountant: Accountant) -> list[Event]:
+    """No client pays more than its budget, in however many rounds and whoever is drawn (Feldman and Zrnic 2021, theorem 3.1)."""
+    import dp_accounting as dp
+
+    budgets = {entry.details["client_budget"] for entry in entries}
+    # Stretches of rounds with one budget are one run, whose clients remember what they spent.
+    return [Event(dp.ZCDpEvent(float(budget)), 1) for budget in sorted(budgets)]
+
+
 LAWS: dict[str, Callable[[list[Entry], Neighbour, Accountant], list[Event]]] = {
     "gaussian": _gaussians,
     "banded_gaussian": _gaussians,
     "tree_gaussian": _trees,
+    "filtered_gaussian": _filtered,
     "laplace": _laplaces,
     "discrete_gaussian": _curved,
     "skellam": _curved,
@@ -256,6 +269,11 @@ LAWS_OF_STEPS: dict[str, Callable[[list[Entry], Neighbour, Accountant], list[Eve
 
 def _laws_for(entry: Entry) -> dict[str, Callable[[list[Entry], Neighbour, Accountant], list[Event]]]:
     return LAWS if entry.unit == "client" else LAWS_OF_STEPS
+
+
+def amplified(entry: Entry) -> bool:
+    """Whether chance in who takes part lowered the price of an entry."""
+    return entry.sampling.law in AMPLIFIED and entry.law not in _LOCAL | _FILTERED
 
 
 def events_of(entries: Iterable[Entry], relation: Neighbour, accountant: Accountant) -> list[Event]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from fedjax_sim._src import checks, tree
 from fedjax_sim._src.types import Algorithm, ClientRule, Message, Noise, PyTree, Transform, Trust
@@ -163,16 +163,17 @@ def ledger_of(
     checks.positive_int("rounds", rounds)
     sampling = Sampling.of(cohort, population)
     entries = []
-    for number, (noises, counts) in enumerate(_stages(source, message)):
-        if not noises:
+    for number, noises in enumerate(_stages(source, message)):
+        if all(count for _, _, count in noises):
             which = f"stage {number} of the algorithm" if number else "the chain"
             raise ValueError(
                 f"{which} adds no noise to what it releases, so there is no epsilon: use for example "
                 "agg.chain(agg.clip_by_global_norm(1.0), agg.mean(over='expected_cohort'), agg.gaussian_noise(0.8))."
                 f"{_of_examples(source)}"
             )
-        for noise in (*noises, *counts):
-            entries += _entries(noise, sampling, first, rounds)
+        for noise, deployment, _ in noises:
+            own = sampling if deployment is None else _simulated(*deployment)
+            entries += _entries(noise, own, first, rounds)
     if len({entry.sampling.simulated for entry in entries}) > 1:
         raise ValueError(
             "some noise of the chain is that of a simulated cohort and some is that of the run itself (the noise on the count "
@@ -189,42 +190,53 @@ def _of_examples(source: Any) -> str:
     return ""
 
 
-def _stages(source: Any, message: Any) -> list[tuple[list[Noise], list[Noise]]]:
-    """Of each stage the noise on the sum, and on the counts that are released with it."""
+class _Released(NamedTuple):
+    """Noise of a layer, the deployment that it is scaled for, and whether it is on a count that is released with the sum."""
+
+    noise: Noise
+    deployment: tuple[Cohort, int] | None = None
+    count: bool = False
+
+
+def _simulated(cohort: Cohort, population: int) -> Sampling:
+    return dataclasses.replace(Sampling.of(cohort, population), simulated=True)
+
+
+def _stages(source: Any, message: Any) -> list[list[_Released]]:
+    """What each stage releases."""
     of = message if callable(message) else lambda stage: message
     if isinstance(source, Algorithm):
         return [_noises(stage.aggregate, of, number) for number, stage in enumerate(source.stages)]
     if isinstance(source, Transform):
         return [_noises(source, of, 0)]
     if isinstance(source, Noise):
-        return [([source], [])]
+        return [[_Released(source)]]
     checks.positive("noise_multiplier", source)
-    return [([Noise("gaussian", source)], [])]
+    return [[_Released(Noise("gaussian", source))]]
 
 
-def _noises(
-    transform: Transform, message: Callable[[int], Any], stage: int
-) -> tuple[list[Noise], list[Noise]]:
+def _noises(transform: Transform, message: Callable[[int], Any], stage: int) -> list[_Released]:
     facts = [layer.facts[0] for layer in layers_of(transform)]
-    sums = [fact.noise for fact in facts if fact.noise is not None]
-    if any("dimension" in noise.details for noise in sums):
+    sizes: list[int | None] = [None] * len(facts)
+    if any(fact.noise is not None and "dimension" in fact.noise.details for fact in facts):
         sent = message(stage)
         if sent is not None:
             specs = specs_of(transform, sent if isinstance(sent, Message) else Message(tree.spec(sent)))
-            sums = [
-                _sized(f.noise, tree.size(s.value)) for f, s in zip(facts, specs, strict=False) if f.noise
-            ]
-    # A bit is sent as plus or minus one half, so that one client moves the count by a half (Andrew et al. 2021, theorem 1).
-    counts = [
-        Noise("gaussian", 2 * float(fact.count_noise_std))
-        for fact in facts
-        if fact.count_noise_std is not None and float(fact.count_noise_std) > 0
-    ]
-    return sums, counts
+            sizes = [tree.size(spec.value) for spec in specs[:-1]]
+    found = []
+    for fact, size in zip(facts, sizes, strict=True):
+        if fact.noise is not None:
+            found.append(_Released(_sized(fact.noise, size), fact.deployment))
+        if fact.count_noise_std is not None and float(fact.count_noise_std) > 0:
+            # A bit is sent as plus or minus one half, so that one client moves the count by a half (Andrew et al. 2021,
+            # theorem 1).
+            noise = Noise("gaussian", 2 * float(fact.count_noise_std))
+            found.append(_Released(noise, fact.deployment, count=True))
+    return found
 
 
-def _sized(noise: Noise, dimension: int) -> Noise:
-    if "dimension" not in noise.details:
+def _sized(noise: Noise, dimension: int | None) -> Noise:
+    if "dimension" not in noise.details or dimension is None:
         return noise
     return noise._replace(details={**noise.details, "dimension": dimension})
 
@@ -232,9 +244,6 @@ def _sized(noise: Noise, dimension: int) -> Noise:
 def _entries(noise: Noise, sampling: Sampling, first: int, rounds: int) -> list[Entry]:
     """One entry for each stretch of rounds with one multiplier."""
     details = dict(noise.details)
-    if "simulated_cohort" in details:
-        cohort, population = details["simulated_cohort"], details["simulated_population"]
-        sampling = Sampling("poisson", population, cohort / population, simulated=True)
     if not callable(noise.multiplier):
         checks.positive("noise multiplier", noise.multiplier)
         return [Entry(noise.law, float(noise.multiplier), first, rounds, sampling, details, noise.trust)]

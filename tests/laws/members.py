@@ -316,6 +316,20 @@ TRANSFORMS = {
     "clip, mean, banded noise": Layers(
         (agg.clip_by_global_norm(0.5), agg.mean(over="expected_cohort"), agg.banded_noise(1.0, 3, 8))
     ),
+    "clip by client, mean, noise": Layers(
+        (
+            agg.clip_by_client_norm([0.5, 0.25, 0.125, 0.5]),
+            agg.mean(over="expected_cohort"),
+            agg.gaussian_noise(1.0),
+        )
+    ),
+    "clip, mean, filtered noise": Layers(
+        (
+            agg.clip_by_global_norm(0.5),
+            agg.mean(over="expected_cohort"),
+            agg.filtered_gaussian_noise(1.0, 0.3),
+        )
+    ),
     "top_k, adaptive clip, mean, noise": Layers(
         (
             agg.top_k(0.5),

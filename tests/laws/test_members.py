@@ -11,8 +11,12 @@ def test_every_algorithm_is_a_member():
 
 
 def test_every_transform_is_a_member():
-    states = {"AdaptiveClipState", "BandedNoiseState", "TreeNoiseState"}
+    states = {"AdaptiveClipState", "FilterState", "BandedNoiseState", "TreeNoiseState"}
     results = {"Description", "LayerRow"}
-    helpers = {"chain", "describe", "identity", "run", "banded_coefficients", "prefix_std"} | states | results
+    helpers = (
+        {"chain", "describe", "identity", "run", "simulated", "banded_coefficients", "prefix_std"}
+        | states
+        | results
+    )
     members = {layer.facts[0].name for chain in TRANSFORMS.values() for layer in chain.layers}
     assert members >= set(aggregation.__all__) - helpers

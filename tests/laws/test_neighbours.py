@@ -47,7 +47,7 @@ def test_every_private_chain_is_here():
 @example(sent=[1e6, *[0.0] * 23], gone=0)
 def test_one_client_moves_the_sum_by_at_most_the_bound(name, sent, gone):
     sent = np.asarray(sent, np.float32).reshape(CLIENTS, 6)
-    updates = {"a": sent[:, :4].reshape(CLIENTS, 2, 2), "b": sent[:, 4:]}
+    updates = {"w": sent[:, :4].reshape(CLIENTS, 2, 2), "b": sent[:, 4:]}
     sizes = np.arange(1, CLIENTS + 1)
     chain = noiseless(name)
     spec = tree.spec(jax.tree.map(lambda x: jax.numpy.asarray(x[0]), updates))

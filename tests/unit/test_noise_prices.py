@@ -128,7 +128,7 @@ def test_the_relation_is_that_a_client_stays_and_its_data_go():
         ValueError, match=r"noise of the law 'discrete_gaussian' the price is known for 'replace_special'"
     ):
         cost(discrete(), POISSON, neighbour="add_or_remove_one")
-    with pytest.raises(ValueError, match=r"noise of the law skellam are known to 'rdp' alone"):
+    with pytest.raises(ValueError, match=r"noise of the law skellam is known to 'rdp' alone"):
         cost(skellam(), POISSON, accountant="pld")
 
 

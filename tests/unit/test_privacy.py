@@ -216,20 +216,44 @@ def test_a_simulation_reads_its_own_chain_and_sampler():
         sim(agg.mean(), cohorts.poisson(0.1)).privacy(rounds=7, delta=1e-3)
 
 
-def test_a_simulated_cohort_is_said_to_be_one():
+DEPLOYED = cohorts.poisson(0.001)
+
+
+def simulated(clip, noise, cohort=DEPLOYED):
+    mean = agg.mean(over="expected_cohort")
+    return agg.chain(clip, mean, agg.simulated(noise, cohort, 10**6))
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [agg.gaussian_noise(1.0), agg.laplace_noise(2**-0.5), agg.banded_noise(1.0, 1, 5), agg.tree_noise(1.0)],
+    ids=lambda noise: noise.facts[0].name,
+)
+def test_a_simulated_cohort_is_said_to_be_one(noise):
     """Noise on the mean as in a cohort of 1,000, priced for a million clients, and never as the run's own."""
-    simulated = agg.chain(
-        agg.clip_by_global_norm(1.0),
-        agg.mean(over="expected_cohort"),
-        agg.gaussian_noise(1.0, simulated_cohort=1000, simulated_population=10**6),
-    )
-    zeros = np.zeros((10, 40_000), np.float32)
-    mean, _, _ = agg.run(simulated, zeros, key=jax.random.key(0))
+    zeros, clip = np.zeros((10, 40_000), np.float32), agg.clip_by_l1_norm(1.0)
+    mean, _, _ = agg.run(simulated(clip, noise), zeros, key=jax.random.key(0))
     assert np.std(mean) == pytest.approx(1 / 1000, rel=0.02)
-    ledger = privacy.ledger_of(simulated, cohorts.uniform(10), 100, rounds=1500)
-    got = privacy.price(ledger, 1e-6)
-    assert got.simulated and str(got).startswith("simulated, not that of this run: epsilon")
-    assert got.epsilon == privacy.epsilon(1.0, cohorts.poisson(0.001), rounds=1500, delta=1e-6)
+    if noise.facts[0].name == "gaussian_noise":
+        ledger = privacy.ledger_of(simulated(clip, noise), cohorts.uniform(10), 100, rounds=1500)
+        got = privacy.price(ledger, 1e-6)
+        assert got.simulated and str(got).startswith("simulated, not that of this run: epsilon")
+        own = {"rounds": 1500, "delta": 1e-6, "population": 10**6}
+        assert got.epsilon == privacy.epsilon(1.0, DEPLOYED, **own)
+
+
+def test_the_count_of_an_adaptive_clip_is_simulated_too():
+    clip = agg.simulated(agg.adaptive_clip(1.0, count_noise_std=50.0), DEPLOYED, 10**6)
+
+    def fraction(round_):
+        chain = agg.chain(clip, agg.mean(over="expected_cohort"))
+        metrics = agg.run(chain, np.zeros((10, 1), np.float32), key=jax.random.key(0), round_=round_)[2]
+        return metrics["adaptive_clip/unclipped"].total
+
+    draws = np.asarray(jax.vmap(fraction)(np.arange(2000)))
+    assert draws.std() == pytest.approx(50 / 1000, rel=0.1)
+    ledger = privacy.ledger_of(simulated(clip, agg.gaussian_noise(1.0)), cohorts.uniform(10), 100, rounds=5)
+    assert [(e.multiplier, e.sampling.simulated) for e in ledger.entries] == [(100.0, True), (1.0, True)]
 
 
 # --- what has no price --------------------------------------------------------------------------------------------
@@ -295,7 +319,19 @@ WRONG = {
         lambda: privacy.update_noise_multiplier(1.0, 0.5),
         "count_noise_std is 0.5",
     ),
-    "half a simulation": (lambda: agg.gaussian_noise(1.0, simulated_cohort=10), "go together"),
+    "a part of it simulated": (
+        lambda: privacy.epsilon(
+            simulated(agg.adaptive_clip(count_noise_std=5.0), agg.gaussian_noise(1.0)),
+            POISSON,
+            rounds=1,
+            delta=1e-5,
+        ),
+        "Simulate all of it, or nothing",
+    ),
+    "a clip simulated": (
+        lambda: agg.simulated(agg.clip_by_global_norm(1.0), DEPLOYED, 10**6),
+        "clip_by_global_norm, expected one layer with central noise",
+    ),
 }
 
 
