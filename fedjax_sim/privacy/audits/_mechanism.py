@@ -1,0 +1,300 @@
+"""A mechanism-level test: does a chain release what its facts claim, whatever a client sends?"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import special, stats
+
+from fedjax_sim._src import checks, keys, tree
+from fedjax_sim._src.types import Message, Transform
+from fedjax_sim.aggregation import chain, run
+
+CLIENTS, EXPECTED = 4, 8.0
+"""Messages of a round, and the public divisor: another number, so that dividing by the wrong one shows."""
+SIZES = (50, 1, 3, 7)
+"""Examples of the clients. The canary, the first, has many: with noise the weights are uniform."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseTest:
+    """One exact test of the noise.
+
+    Attributes:
+      name: what is tested.
+      p_value: probability of a statistic so extreme, if the noise is what the facts claim.
+    """
+
+    name: str
+    p_value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class MechanismAudit:
+    """What ``audit_mechanism`` found.
+
+    Attributes:
+      std: claimed standard deviation of the noise on the sum, of the first round.
+      bound: claimed L2 bound of one client's message.
+      tests: exact tests of the noise.
+      signals: for each thing that the canary sent, the largest L2 norm by which it moved the sum; infinite where the
+        release was not finite or the canary moved the noise, too.
+      level: probability that a right mechanism fails, over all tests together.
+      tolerance: by how much a signal may exceed the bound, relative to bound plus noise.
+      draws: numbers of noise that were looked at.
+    """
+
+    std: float
+    bound: float
+    tests: tuple[NoiseTest, ...]
+    signals: Mapping[str, float]
+    level: float
+    tolerance: float
+    draws: int
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Names of the tests and of the signals that contradict the claim."""
+        # Holm and Bonferroni agree on whether anything fails at all.
+        noise = [test.name for test in self.tests if not test.p_value >= self.level / len(self.tests)]
+        largest = self.bound + self.tolerance * (self.bound + self.std)
+        return (*noise, *(name for name, norm in self.signals.items() if not norm <= largest))
+
+    @property
+    def passed(self) -> bool:
+        """Nothing contradicts the claim."""
+        return not self.failures
+
+    def __str__(self) -> str:
+        failed = self.failures
+        lines = [
+            f"{'passed' if self.passed else 'FAILED'}: noise of standard deviation {self.std:.4g} on the sum, bound {self.bound:.4g}; "
+            f"{self.draws:,} draws, level {self.level:g} over all {len(self.tests)} tests"
+        ]
+        for test in self.tests:
+            lines.append(f"  {test.name:<44}p = {test.p_value:<12.3g}{'FAILED' if test.name in failed else ''}")
+        for name, norm in self.signals.items():
+            lines.append(f"  {name:<44}moved {norm:<10.4g}{'FAILED' if name in failed else ''}")
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def audit_mechanism(
+    transform: Transform,
+    spec: Any = None,
+    *,
+    rounds: int = 400,
+    level: float = 1e-3,
+    tolerance: float = 1e-3,
+    seed: int = 0,
+    std: float | Callable[[int], float] | None = None,
+    cdf: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> MechanismAudit:
+    """Runs a chain on one canary and silent other clients, and tests what is released against what its facts claim.
+
+    The other clients send zeros. So what comes out is noise and canary; with the same key, the difference of two releases is
+    the canary alone.
+
+    - The noise: its variance over all and in each leaf (chi-square), its law (Kolmogorov-Smirnov), its mean over rounds, over
+      coordinates and over leaves (chi-square), and the largest correlation between any two coordinates and between any two
+      rounds, of two seeds (Student's t). Every test is exact and its p-value is uniform if the claim is true; Bonferroni
+      holds the level of all together.
+    - The canary: by how much it moves the sum, whatever it sends: a message at the bound, far beyond it, in one leaf alone,
+      NaN, infinite, or with squares beyond float32. That must be at most the bound, and the same in every round.
+
+    Args:
+      transform: a chain with noise, such as ``agg.chain(agg.clip_by_global_norm(1.0), agg.mean(over="expected_cohort"),
+        agg.gaussian_noise(1.0))``. Its state is that of a first round in every round.
+      spec: message of one client, a pytree of arrays or ``ShapeDtypeStruct``; by default three leaves of 60 numbers.
+      rounds: how many are drawn, half of them from another seed; at least 8.
+      level: probability that a right mechanism fails.
+      tolerance: for rounding, in what the canary moves.
+      seed: of the noise.
+      std: standard deviation of the noise on the sum, a number or a function of the round; by default read off the facts,
+        which name it for Gaussian noise.
+      cdf: distribution function of the noise over its standard deviation; Gaussian by default.
+
+    Raises:
+      ValueError: a chain that adds no noise, one whose noise is not Gaussian without ``std`` and ``cdf``, a level outside (0, 1).
+
+    Example:
+      >>> from fedjax_sim import aggregation as agg
+      >>> from fedjax_sim.privacy import audits
+      >>> private = agg.chain(agg.clip_by_global_norm(1.0), agg.mean(over="expected_cohort"), agg.gaussian_noise(0.8))
+      >>> audits.audit_mechanism(private, rounds=100).passed
+      True
+    """
+    checks.fraction("level", level)
+    checks.positive("tolerance", tolerance)
+    checks.positive_int("rounds", rounds)
+    if rounds < 8:
+        raise ValueError(f"rounds is {rounds}, expected at least 8, for correlations to mean something.")
+    transform = chain(transform)
+    default = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in _LEAVES.items()}
+    spec = default if spec is None else tree.spec(spec)
+    server, _ = transform.init(Message(spec))
+    claimed, bound = _claim(transform, server, std, cdf)
+
+    half = rounds // 2
+    silence = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), spec)
+    canaries = _canaries(spec, bound, seed)
+    # All in one program: silent rounds of two seeds, then the first rounds again for each canary.
+    seeds = [*np.repeat([seed, seed + 1], half), *[seed] * (_AGAIN * len(canaries))]
+    indices = np.array([*np.tile(np.arange(half), 2), *np.tile(np.arange(_AGAIN), len(canaries))])
+    sent = [(silence, 2 * half), *((canary, _AGAIN) for canary in canaries.values())]
+    rows = jax.tree.map(lambda *x: np.concatenate([np.repeat(y[None], n, 0) for y, (_, n) in zip(x, sent, strict=True)]),
+                        *(jax.tree.map(np.asarray, one) for one, _ in sent))  # fmt: skip
+    roots = jax.vmap(lambda s: jax.random.key(s, impl="threefry2x32"))(np.array(seeds))
+    # One round after the other: vmap would unroll the generator of each layer's numbers, which takes long to compile.
+    release = lambda row: _release(transform, *row)  # noqa: E731
+    released = _rows(jax.jit(lambda *all_rows: jax.lax.map(release, all_rows))(rows, roots, indices))
+    noise, moved = released[: 2 * half], released[2 * half :].reshape(len(canaries), _AGAIN, -1)
+    stds = np.array([claimed(int(index)) for index in indices[: 2 * half]])
+
+    slack = tolerance * (bound + stds[:_AGAIN].max())
+    signals = {
+        name: _moved(sums, noise[:_AGAIN], slack) for name, sums in zip(canaries, moved, strict=True)
+    }
+    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(spec)]
+    tests = _noise_tests(noise / stds[:, None], sizes, cdf)
+    return MechanismAudit(float(stds[0]), bound, tests, signals, level, tolerance, noise.size)
+
+
+_AGAIN = 4
+"""Rounds in which each canary is sent."""
+_LEAVES = {"a": (60,), "b": (6, 10), "c": (3, 4, 5)}
+
+
+def _claim(transform: Transform, server, std, cdf) -> tuple[Callable[[int], float], float]:
+    """Standard deviation of the noise on the sum by round, and the bound of one message, by the facts of the layers."""
+    limit, variances = np.inf, []
+    for layer, part in zip(transform.parts or (transform,), server, strict=True):
+        noise = layer.facts[0].noise
+        if noise is not None:
+            if std is None and noise.law != "gaussian":
+                raise ValueError(
+                    f"{layer.facts[0].name} adds noise by the law {noise.law!r}, whose standard deviation the audit does not know: "
+                    "give std=... and cdf=..."
+                )
+            share = EXPECTED / noise.details["simulated_cohort"] if "simulated_cohort" in noise.details else 1.0
+            variances.append((noise.multiplier, share * float(limit)))
+        limit = float(layer.bound(part, limit))
+    if not variances and std is None:
+        raise ValueError(
+            "the chain adds no noise, so there is nothing to audit: use for example "
+            "agg.chain(agg.clip_by_global_norm(1.0), agg.mean(over='expected_cohort'), agg.gaussian_noise(0.8))."
+        )
+    if not math.isfinite(limit):
+        raise ValueError("the chain has no bound on a client's message: clip first.")
+
+    def of_round(index: int) -> float:
+        if std is not None:
+            return float(std(index)) if callable(std) else float(std)
+        numbers = [(float(z(index)) if callable(z) else float(z)) * scale for z, scale in variances]
+        return math.sqrt(math.fsum(x * x for x in numbers))
+
+    return of_round, limit
+
+
+def _release(transform: Transform, canary, key, index):
+    """The decoded sum over the clients of one round: what is released, times the public divisor."""
+    silent = jax.tree.map(lambda x: jnp.concatenate([x[None], jnp.zeros((CLIENTS - 1, *x.shape), x.dtype)]), canary)
+    released, _, _ = run(
+        transform, silent, key=keys.fold(key, 0), num_examples=np.array(SIZES), expected_clients=EXPECTED, round_=index
+    )
+    return jax.tree.map(lambda x: x * EXPECTED, released)
+
+
+def _rows(released) -> np.ndarray:
+    """A tree of ``[rounds, ...]`` as ``f64[rounds, coordinates]``, leaf after leaf."""
+    leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(released)]
+    return np.concatenate([x.reshape(len(x), -1) for x in leaves], axis=1)
+
+
+def _moved(sums: np.ndarray, quiet: np.ndarray, slack: float) -> float:
+    """Norm of what a canary changed; infinite where it is not finite or not the same in every round."""
+    if not np.isfinite(sums).all() or not np.isfinite(quiet).all():
+        return math.inf
+    change = sums - quiet
+    same = np.max(np.abs(change - change[0])) <= slack
+    return float(np.linalg.norm(change, axis=1).max()) if same else math.inf
+
+
+def _canaries(spec, bound: float, seed: int) -> dict[str, Any]:
+    """What a client may send, by name."""
+    generator = np.random.default_rng(seed)
+    direction = jax.tree.map(lambda x: generator.normal(size=x.shape), spec)
+    length = math.sqrt(sum(float(np.sum(x**2)) for x in jax.tree.leaves(direction)))
+    leaves, structure = jax.tree.flatten(direction)
+
+    def of(scale: float):
+        return [x * scale * bound / length for x in leaves]
+
+    largest = max(range(len(leaves)), key=lambda i: leaves[i].size)
+    bad = lambda value: [np.where(np.arange(x.size).reshape(x.shape) == 0, value, x / length) for x in leaves]  # noqa: E731
+    sent = {
+        "canary at the bound": of(1.0),
+        "canary a million times beyond": of(1e6),
+        "canary in one leaf alone": [x * 1e3 * (i == largest) for i, x in enumerate(of(1.0))],
+        "canary with NaN": bad(np.nan),
+        "canary with infinity": bad(-np.inf),
+        "canary whose squares overflow": [np.full(x.shape, 1e30) for x in leaves],
+    }
+    with np.errstate(over="ignore"):  # narrow types make infinity of it, which is as good
+        return {
+            name: jax.tree.map(lambda x, s: jnp.asarray(x, s.dtype), jax.tree.unflatten(structure, value), spec)
+            for name, value in sent.items()
+        }
+
+
+def _noise_tests(noise: np.ndarray, sizes: list[int], cdf) -> tuple[NoiseTest, ...]:
+    """Tests of ``f64[rounds, coordinates]`` that is claimed to be of unit variance, independent everywhere."""
+    if cdf is not None:
+        with np.errstate(divide="ignore"):
+            noise = special.ndtri(cdf(noise))
+    rounds, coordinates = noise.shape
+    edges = np.cumsum([0, *sizes])
+    leaves = [noise[:, start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    found = {"variance over all": _chi_square(np.sum(noise**2), noise.size)}
+    for index, leaf in enumerate(leaves):
+        found[f"variance in leaf {index}"] = _chi_square(np.sum(leaf**2), leaf.size)
+    finite = bool(np.isfinite(noise).all())
+    found["law of the noise"] = float(stats.kstest(noise.ravel(), "norm", method="asymp").pvalue) if finite else 0.0
+    # The sum of n independent numbers over root n is of unit variance again. Equal numbers make it n times too large.
+    found["mean over rounds"] = _chi_square(np.sum(np.sum(noise, axis=0) ** 2) / rounds, coordinates)
+    found["mean over coordinates"] = _chi_square(np.sum(np.sum(noise, axis=1) ** 2) / coordinates, rounds)
+    if len(leaves) > 1:
+        shared = min(sizes)
+        total = sum(leaf[:, :shared] for leaf in leaves)
+        found["mean over leaves"] = _chi_square(np.sum(total**2) / len(leaves), total.size)
+    found["largest correlation of two coordinates"] = _largest_correlation(noise)
+    found["largest correlation of two rounds"] = _largest_correlation(noise.T)
+    return tuple(NoiseTest(name, p_value) for name, p_value in found.items())
+
+
+def _chi_square(statistic: float, degrees: int) -> float:
+    """Two-sided: too much noise is not what was claimed, either."""
+    if not math.isfinite(statistic):
+        return 0.0
+    tails = stats.chi2.cdf(statistic, degrees), stats.chi2.sf(statistic, degrees)
+    return float(min(1.0, 2 * min(tails)))
+
+
+def _largest_correlation(noise: np.ndarray) -> float:
+    """Of any two columns, by Bonferroni over the pairs; each pair's is exact for independent Gaussians."""
+    samples, columns = noise.shape
+    if columns < 2 or samples < 4 or not np.isfinite(noise).all():
+        return 1.0 if np.isfinite(noise).all() else 0.0
+    centred = noise - noise.mean(axis=0)
+    norms = np.linalg.norm(centred, axis=0)
+    centred = centred / np.where(norms > 0, norms, 1.0)
+    largest = float(np.max(np.abs(np.triu(centred.T @ centred, 1))))
+    if largest >= 1 - 1e-12:
+        return 0.0
+    t = largest * math.sqrt((samples - 2) / (1 - largest**2))
+    return float(min(1.0, columns * (columns - 1) * stats.t.sf(t, samples - 2)))
