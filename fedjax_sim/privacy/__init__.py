@@ -3,6 +3,7 @@
 The noise itself is a layer of a chain, in ``fedjax_sim.aggregation``.
 """
 
+from fedjax_sim.privacy import audits
 from fedjax_sim.privacy._accounting import Guarantee, calibrate, epsilon, price
 from fedjax_sim.privacy._gaussian import gaussian_delta, gaussian_sigma, update_noise_multiplier
 from fedjax_sim.privacy._ledger import Entry, Ledger, Sampling, ledger_of
@@ -12,6 +13,7 @@ __all__ = [
     "Guarantee",
     "Ledger",
     "Sampling",
+    "audits",
     "calibrate",
     "epsilon",
     "gaussian_delta",
