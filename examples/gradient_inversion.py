@@ -71,8 +71,8 @@ def attacks(images: jax.Array, labels: jax.Array, steps: int) -> dict[str, dict[
     """Images that each attack recovers behind each protection."""
     found: dict[str, dict[str, np.ndarray]] = {}
     models = {
-        "read off a linear layer": fs.models.mlp(classes=47, hidden=(100,)),
-        "searched for, CNN": fs.models.cnn(classes=47),
+        "read off the first, linear layer": fs.models.mlp(classes=47, hidden=(100,)),
+        "searched for, convolutional network": fs.models.cnn(classes=47),
     }
     for attack, model in models.items():
         task = fs.tasks.classification(model, sample_input=images[:1])
@@ -92,23 +92,30 @@ def attacks(images: jax.Array, labels: jax.Array, steps: int) -> dict[str, dict[
 def picture(images: np.ndarray, found: dict[str, dict[str, np.ndarray]]) -> Figure:
     """A row of originals, and below them a row for each protection; a block of columns for each attack."""
     count, rows = len(images), ["original", *PROTECTIONS]
-    figure = Figure(figsize=(0.82 * (2 * count) + 1.9, 1.0 * len(rows) + 0.5), layout="constrained")
-    blocks = figure.subfigures(1, len(found), width_ratios=[0.82 * count + 1.5, 0.82 * count], wspace=0.02)
-    for place, (block, (attack, recovered)) in enumerate(zip(blocks, found.items(), strict=True)):
-        block.suptitle(attack, fontsize=11)
-        axes = block.subplots(len(rows), count, squeeze=False)
+    blocks = len(found)
+    # A narrow column between two blocks stays empty.
+    columns, widths = blocks * (count + 1) - 1, ([1.0] * count + [0.25]) * blocks
+    figure = Figure(figsize=(0.85 * blocks * count + 1.6, 1.1 * len(rows) + 0.4), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False, width_ratios=widths[:-1])
+    for place, (attack, recovered) in enumerate(found.items()):
+        begin = place * (count + 1)
+        axes[0, begin].set_title(attack, fontsize=11, loc="left", pad=8)
         for row, name in enumerate(rows):
             for column in range(count):
                 shown = images[column] if row == 0 else recovered[name][column]
-                ax = axes[row, column]
+                ax = axes[row, begin + column]
                 ax.imshow(shown[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-                ax.set(xticks=[], yticks=[])
-                ax.spines[:].set_visible(False)
-                if row > 0:
-                    value = audits.psnr(shown, images[column])
-                    ax.set_xlabel("exact" if value > 99 else f"{value:.1f} dB", fontsize=8, labelpad=2)
-            if place == 0:
-                axes[row, 0].set_ylabel(name.replace(", ", ",\n"), rotation=0, ha="right", va="center", fontsize=9)
+                value = audits.psnr(shown, images[column])
+                caption = "" if row == 0 else "exact" if value > 99 else f"{value:.1f} dB"
+                ax.set_xlabel(caption, fontsize=8, labelpad=2)
+    for ax in axes.ravel():
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    for row, name in enumerate(rows):
+        axes[row, 0].set_ylabel(name.replace(", ", ",\n"), rotation=0, ha="right", va="center", fontsize=9)
+    for row in range(len(rows)):
+        for gap in range(count, columns, count + 1):
+            axes[row, gap].set_axis_off()
     return figure
 
 
@@ -125,7 +132,7 @@ def main() -> None:
     for attack, recovered in found.items():
         for name, shown in recovered.items():
             values = [min(audits.psnr(a, b), 99.0) for a, b in zip(shown, images, strict=True)]
-            print(f"{attack:<26}{name:<24}{np.mean(values):6.1f} dB")
+            print(f"{attack:<38}{name:<24}{np.mean(values):6.1f} dB")
     if options.picture:
         picture(np.asarray(images), found).savefig(options.picture, dpi=150)
 

@@ -36,14 +36,18 @@ def runs() -> tuple[fs.privacy.Guarantee, list[list[fs.Variables]]]:
     """The claim, and the first and last model of each run; one program for all."""
     data, canaries = population()
     sim = fs.Simulation(
-        canaries.join(private(CLAIMED)), data, cohort=fs.cohorts.poisson(0.5), local=fs.LocalWork(batch_size=64)
+        canaries.join(private(CLAIMED)),
+        data,
+        cohort=fs.cohorts.poisson(0.5),
+        local=fs.LocalWork(batch_size=64),
     )
     seeds = list(range(len(NOISES)))
     swept = sim.sweep(
         seeds, ROUNDS, algorithm=lambda z: canaries.join(private(z)), hyperparameters={"z": NOISES}
     )
     models = [
-        [sim.algorithm.params(state.server) for state in (sim.init(seed), swept.states[seed])] for seed in seeds
+        [sim.algorithm.params(state.server) for state in (sim.init(seed), swept.states[seed])]
+        for seed in seeds
     ]
     return sim.privacy(ROUNDS, DELTA), models
 

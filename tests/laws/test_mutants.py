@@ -124,7 +124,10 @@ def same_in_each_leaf(key, leaves, std, ctx):
 
 
 def one_number(key, leaves, std, ctx):
-    return [jnp.full(x.shape, std * n) for x, n in zip(leaves, jax.random.normal(key, (len(leaves),)), strict=True)]
+    return [
+        jnp.full(x.shape, std * n)
+        for x, n in zip(leaves, jax.random.normal(key, (len(leaves),)), strict=True)
+    ]
 
 
 def every_second_round(key, leaves, std, ctx):

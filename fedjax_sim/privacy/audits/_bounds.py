@@ -66,7 +66,7 @@ def _one_way(mean: float, std: float, delta: float) -> float:
         high *= 2
         if high > _LARGEST:
             return math.inf
-    return float(optimize.brentq(excess, 0.0, high, xtol=1e-12))
+    return optimize.root_scalar(excess, bracket=(0.0, high), xtol=1e-12).root
 
 
 def _region(a: float, b: float, c: float) -> tuple[bool, float, float]:
@@ -220,7 +220,7 @@ def one_run_lower_bound(
     high = 1.0
     while excess(high) < 0:
         high *= 2
-    return float(optimize.brentq(excess, 0.0, high, xtol=1e-9))
+    return optimize.root_scalar(excess, bracket=(0.0, high), xtol=1e-9).root
 
 
 def check_confidence(confidence: float) -> None:

@@ -100,7 +100,9 @@ class Canaries:
         Raises:
           TypeError: while a simulation is made, of an algorithm whose clients send no ``Delta`` in any stage.
         """
-        return algorithm._replace(stages=tuple(self._stage(stage, algorithm.name) for stage in algorithm.stages))
+        return algorithm._replace(
+            stages=tuple(self._stage(stage, algorithm.name) for stage in algorithm.stages)
+        )
 
     def _stage(self, stage: Stage, name: str) -> Stage:
         if isinstance(stage.client, ClientRule):
@@ -145,7 +147,9 @@ class Canaries:
         """
         params = [model.params if isinstance(model, Variables) else model for model in models]
         if len(params) < 2:
-            raise ValueError(f"models has {len(params)} models, expected two at least: the first and the last one.")
+            raise ValueError(
+                f"models has {len(params)} models, expected two at least: the first and the last one."
+            )
         if len({str(jax.tree.map(jnp.shape, p)) for p in params}) > 1:
             raise ValueError("models are of different shapes, expected those of one run.")
         like, vectors = params[0], np.stack([_flat(p) for p in params])
@@ -226,7 +230,9 @@ class CanaryAudit:
         if self.one_run_bound is not None:
             lines.append(f"at least {self.one_run_bound:.3g} also if canaries depend on one another")
         deviations = f"{self.included.mean() / self.null_std:.2f} standard deviations"
-        lines.append(f"{len(self.included)} canaries with a mean cosine of {self.included.mean():.4f}, {deviations} above those of nobody")
+        lines.append(
+            f"{len(self.included)} canaries with a mean cosine of {self.included.mean():.4f}, {deviations} above those of nobody"
+        )
         return "\n".join(lines)
 
 
@@ -254,11 +260,14 @@ def add_canaries(data: ClientData, count: int) -> tuple[ClientData, int]:
     """
     checks.positive_int("count", count)
     if not isinstance(data, ClientData):
-        raise TypeError(f"data is {type(data).__name__}, expected ClientData, such as data.train or source.in_memory.")
+        raise TypeError(
+            f"data is {type(data).__name__}, expected ClientData, such as data.train or source.in_memory."
+        )
     if data.num_examples == 0:
         raise ValueError("data has no example that a canary could hold.")
     columns = {
-        name: np.concatenate([column, np.repeat(column[:1], count, axis=0)]) for name, column in data.columns.items()
+        name: np.concatenate([column, np.repeat(column[:1], count, axis=0)])
+        for name, column in data.columns.items()
     }
     offsets = np.concatenate([data.offsets, data.num_examples + 1 + np.arange(count)])
     if data.ids.dtype.kind == "U":
@@ -328,7 +337,9 @@ def audit_canaries(
     if changes > 1:
         null = np.concatenate([excluded, nobody])
         mean_out, std_out = float(null.mean()), float(null.std(ddof=1))
-    estimate = two_gaussians_epsilon(float(included.mean()), float(included.std(ddof=1)), mean_out, std_out, delta)
+    estimate = two_gaussians_epsilon(
+        float(included.mean()), float(included.std(ddof=1)), mean_out, std_out, delta
+    )
     guesses = None if canaries.share != 0.5 else _one_run(own, took_part, changes, size, delta, confidence)
     bound = _threshold_bound(included, changes, size, delta, confidence)
     return CanaryAudit(estimate, bound, guesses, delta, confidence, included, excluded, nobody, std_out)

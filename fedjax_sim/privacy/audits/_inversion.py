@@ -48,7 +48,9 @@ def invert_linear(weight_gradient: Any, bias_gradient: Any) -> np.ndarray:
         )
     square = float(bias @ bias)
     if not square > 0:
-        raise ValueError("bias_gradient is zero: the layer did not learn anything from the example, and nothing can be read off it.")
+        raise ValueError(
+            "bias_gradient is zero: the layer did not learn anything from the example, and nothing can be read off it."
+        )
     return weight @ bias / square
 
 
@@ -153,7 +155,9 @@ def invert_gradients(
         raise ValueError(f"observed is {got}, expected what gradient gives: {expected}.")
     length = float(tree.global_norm(observed))
     if not (math.isfinite(length) and length > 0):
-        raise ValueError(f"observed has the norm {length}, expected a finite one above 0: nothing can be read off it.")
+        raise ValueError(
+            f"observed has the norm {length}, expected a finite one above 0: nothing can be read off it."
+        )
     search = _search(gradient, template.shape, steps, learning_rate, total_variation, low, high)
     aim = tree.scale(tree.widen(observed), 1 / length)
     root = keys.root_key(seed)
@@ -195,7 +199,7 @@ def _search(
             images, state = carry
             slope = jnp.sign(jax.grad(objective)(images, aim))
             change, state = optimizer.update(slope, state, images)
-            return jnp.clip(optax.apply_updates(images, change), low, high), state
+            return jnp.clip(images + change, low, high), state
 
         images, _ = jax.lax.fori_loop(0, steps, step, (start, optimizer.init(start)))
         return images, objective(images, aim)
@@ -230,6 +234,8 @@ def psnr(images: Any, reference: Any, peak: float = 1.0) -> float:
     checks.positive("peak", peak)
     images, reference = np.asarray(images, np.float64), np.asarray(reference, np.float64)
     if images.shape != reference.shape:
-        raise ValueError(f"images have shape {list(images.shape)}, the reference {list(reference.shape)}; expected the same.")
+        raise ValueError(
+            f"images have shape {list(images.shape)}, the reference {list(reference.shape)}; expected the same."
+        )
     error = float(np.mean((images - reference) ** 2))
     return 10 * math.log10(peak**2 / error) if error > 0 else math.inf

@@ -21,7 +21,9 @@ _SHADOWS = 141
 _SMALLEST = 1e-12
 
 
-def example_losses(task: Task, variables: Variables, data: ClientData, *, batch_size: int = 512) -> np.ndarray:
+def example_losses(
+    task: Task, variables: Variables, data: ClientData, *, batch_size: int = 512
+) -> np.ndarray:
     """Loss of a model on each example, ``f64[examples]``, in the order of the data's rows.
 
     Args:
@@ -44,7 +46,9 @@ def example_losses(task: Task, variables: Variables, data: ClientData, *, batch_
     """
     checks.positive_int("batch_size", batch_size)
     if not isinstance(data, ClientData):
-        raise TypeError(f"data is {type(data).__name__}, expected ClientData, such as data.train or source.in_memory.")
+        raise TypeError(
+            f"data is {type(data).__name__}, expected ClientData, such as data.train or source.in_memory."
+        )
 
     @jax.jit
     def losses(variables, batch):
@@ -127,8 +131,17 @@ def lira(
       True
     """
     checks.one_of("form", form, ("online", "offline"))
-    target, shadows, members = np.asarray(target, np.float64), np.asarray(shadows, np.float64), np.asarray(members)
-    if target.ndim != 1 or shadows.ndim != 2 or shadows.shape[1:] != target.shape or members.shape != shadows.shape:
+    target, shadows, members = (
+        np.asarray(target, np.float64),
+        np.asarray(shadows, np.float64),
+        np.asarray(members),
+    )
+    if (
+        target.ndim != 1
+        or shadows.ndim != 2
+        or shadows.shape[1:] != target.shape
+        or members.shape != shadows.shape
+    ):
         raise ValueError(
             f"target has shape {list(target.shape)}, shadows {list(shadows.shape)} and members {list(members.shape)}; expected "
             "[examples], [models, examples] and [models, examples]."
@@ -183,7 +196,9 @@ def shadow_members(models: int, examples: int, seed: int = 0) -> np.ndarray:
     checks.positive_int("models", models)
     checks.positive_int("examples", examples)
     if models % 2:
-        raise ValueError(f"models is {models}, expected an even number, so that every example is in half of them.")
+        raise ValueError(
+            f"models is {models}, expected an even number, so that every example is in half of them."
+        )
     generator = keys.host_generator((seed,), _SHADOWS)
     return np.argsort(generator.random((models, examples)), axis=0) < models // 2
 
@@ -231,7 +246,9 @@ def train_on(algorithm: Algorithm, members: Any) -> Algorithm:
                     "use audits.number_examples(data)."
                 )
             mask = batch["mask"] & jnp.asarray(members)[batch[EXAMPLE]]
-            rows = {name: tree.where(mask, x, jnp.zeros_like(x)) for name, x in batch.items() if name != EXAMPLE}
+            rows = {
+                name: tree.where(mask, x, jnp.zeros_like(x)) for name, x in batch.items() if name != EXAMPLE
+            }
             return rule.step(broadcast, work, {**rows, EXAMPLE: batch[EXAMPLE], "mask": mask}, ctx)
 
         return rule._replace(step=step)

@@ -73,7 +73,9 @@ def roc(members: Any, others: Any) -> Roc:
     for name, scores in (("members", members), ("others", others)):
         array = np.asarray(scores)
         if array.ndim != 1 or not len(array) or np.isnan(array).any():
-            raise ValueError(f"{name} is {array.dtype}{list(array.shape)}, expected one score for each example, at least one, none NaN.")
+            raise ValueError(
+                f"{name} is {array.dtype}{list(array.shape)}, expected one score for each example, at least one, none NaN."
+            )
     members, others = np.asarray(members, np.float64), np.asarray(others, np.float64)
     scores = np.concatenate([members, others])
     is_member = np.arange(len(scores)) < len(members)
