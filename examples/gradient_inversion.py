@@ -95,11 +95,16 @@ def picture(images: np.ndarray, found: dict[str, dict[str, np.ndarray]]) -> Figu
     blocks = len(found)
     # A narrow column between two blocks stays empty.
     columns, widths = blocks * (count + 1) - 1, ([1.0] * count + [0.25]) * blocks
-    figure = Figure(figsize=(0.85 * blocks * count + 1.6, 1.1 * len(rows) + 0.4), layout="constrained")
+    figure = Figure(figsize=(0.95 * blocks * count + 1.7, 1.12 * len(rows) + 0.3), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0, 0.995, 0.95), w_pad=0.02, h_pad=0.02)  # room for the titles
     axes = figure.subplots(len(rows), columns, squeeze=False, width_ratios=widths[:-1])
     for place, (attack, recovered) in enumerate(found.items()):
         begin = place * (count + 1)
-        axes[0, begin].set_title(attack, fontsize=11, loc="left", pad=8)
+        # No title, and not in the layout: the first column would become as wide as the words.
+        words = axes[0, begin].annotate(
+            attack, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", fontsize=11
+        )
+        words.set_in_layout(False)
         for row, name in enumerate(rows):
             for column in range(count):
                 shown = images[column] if row == 0 else recovered[name][column]

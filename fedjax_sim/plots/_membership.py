@@ -39,20 +39,23 @@ def membership_roc(attacks: Mapping[str, Roc] | Roc, *, lowest: float = 1e-4) ->
     figure, (axes,) = _style.panels(1, height=4.6)
     ends = np.array([lowest, 1.0])
     axes.plot(ends, ends, color=_style.GREY, linewidth=1.2, linestyle=(0, (1, 1.5)))
-    axes.axvline(1e-3, color=_style.LIGHT, linewidth=1.2, zorder=0)
+    axes.axvline(1e-3, color=_style.GREY, linewidth=1.0, alpha=0.7, zorder=1)
     handles, labels = [], []
     for (name, curve), style in zip(curves.items(), _style.line_styles(len(curves)), strict=True):
         # Nothing is said of false positive rates below one example's.
         shown = curve.false_rates > 0
         axes.step(curve.false_rates[shown], curve.true_rates[shown], where="post", clip_on=True, **style)
         handles.append(Line2D([], [], **style))
-        labels.append(f"{name}: AUC {curve.auc:.3f}, {curve.true_rate_at(1e-3):.1%} at 0.1 %")
+        labels.append(f"{name}: AUC {curve.auc:.3f}, {100 * curve.true_rate_at(1e-3):.3g} % at 0.1 %")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set(xlim=(lowest, 1), ylim=(lowest, 1), xlabel="false positive rate", ylabel="true positive rate")
     axes.set_aspect("equal")
     axes.grid(True)
     axes.minorticks_off()
+    # Words, as the style reads no mathematics.
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda rate, _: f"{100 * rate:g} %")
     handles.append(Line2D([], [], color=_style.GREY, linewidth=1.2, linestyle=(0, (1, 1.5))))
     labels.append("guessing")
     _style.legend_below(figure, handles, labels)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import fedjax_sim as fs
+from fedjax_sim import plots
 from fedjax_sim.privacy import audits, gaussian_delta
 from fedjax_sim.privacy.audits import _canaries
 
@@ -397,6 +398,26 @@ def test_losses_are_those_of_the_evaluation():
     losses = audits.example_losses(task, variables, data, batch_size=16)
     np.testing.assert_allclose(losses, audits.example_losses(task, variables, data), rtol=1e-5)
     assert losses.mean() == pytest.approx(fs.evaluate(task, variables, data).examples["loss"], rel=1e-5)
+
+
+def test_the_picture_of_attacks_shows_their_low_end():
+    """Both axes logarithmic, a step for each curve, and the legend says what is at 0.1 %."""
+    curve = audits.roc(np.linspace(0, 2, 5000), np.linspace(-1, 1, 5000))
+    figure = plots.membership_roc({"loss": curve, "LiRA": curve})
+    (axes,) = figure.axes
+    assert (axes.get_xscale(), axes.get_yscale(), axes.get_xlim()) == ("log", "log", (1e-4, 1.0))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        *(f"{name}: AUC {curve.auc:.3f}, 50.1 % at 0.1 %" for name in ("loss", "LiRA")),
+        "guessing",
+    ]
+    ticks = [text.get_text() for text in axes.get_xticklabels()]
+    assert "0.1 %" in ticks and "100 %" in ticks
+    np.testing.assert_array_equal(axes.lines[2].get_ydata(), curve.true_rates[curve.false_rates > 0])
+    assert plots.membership_roc(curve).legends[0].get_texts()[0].get_text().startswith("attack: AUC")
+    with pytest.raises(ValueError, match="names no curve"):
+        plots.membership_roc({})
+    with pytest.raises(ValueError, match="lowest is 2"):
+        plots.membership_roc(curve, lowest=2)
 
 
 # --- gradient inversion --------------------------------------------------------------------------------------

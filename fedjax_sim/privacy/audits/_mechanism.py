@@ -105,8 +105,8 @@ def audit_mechanism(
 
     - The noise: its variance over all and in each leaf (chi-square), its law (Kolmogorov-Smirnov), its mean over rounds, over
       coordinates and over leaves (chi-square), and the largest correlation between any two coordinates and between any two
-      rounds, of two seeds (Student's t). Every test is exact and its p-value is uniform if the claim is true; Bonferroni
-      holds the level of all together.
+      rounds, of two seeds (Student's t, by Bonferroni over the pairs). If the claim is true, a p-value is below p with
+      probability p at most; Bonferroni holds the level of all together.
     - The canary: by how much it moves the sum, whatever it sends: a message at the bound, far beyond it, in one leaf alone,
       NaN, infinite, or with squares beyond float32. That must be at most the bound, and the same in every round.
 
@@ -197,12 +197,15 @@ def _claim(transform: Transform, server, std: Any) -> tuple[Callable[[int], floa
         raise ValueError("the chain has no bound on a client's message: clip first.")
 
     def of_round(index: int) -> float:
-        if std is not None:
-            return float(std(index)) if callable(std) else float(std)
-        numbers = [(float(z(index)) if callable(z) else float(z)) * scale for z, scale in variances]
-        return math.sqrt(math.fsum(x * x for x in numbers))
+        numbers = [_at(z, index) * scale for z, scale in variances]
+        return math.hypot(*numbers) if std is None else _at(std, index)
 
     return of_round, limit
+
+
+def _at(value: Any, index: int) -> float:
+    """A number, or a schedule's in a round."""
+    return float(value(index) if callable(value) else value)  # type: ignore[arg-type]
 
 
 def _release(transform: Transform, canary, key, index):

@@ -108,7 +108,7 @@ def lira(
 
     For each example, Gaussians are fitted to the confidences of the shadow models that trained on it and of those that did
     not. Online, the score is the logarithm of their likelihood ratio at the target's confidence. Offline, only models without the
-    example are used, and the score is the logarithm of the probability that such a model is less confident.
+    example are used, and the score is minus the logarithm of the probability that such a model is as confident.
 
     Args:
       target: ``logit_confidence`` of the attacked model, ``[examples]``.
@@ -150,7 +150,8 @@ def lira(
         raise ValueError(f"members is of dtype {members.dtype}, expected bool.")
     mean_out, std_out = _fit(shadows, ~members, "left out", fixed_variance)
     if form == "offline":
-        return stats.norm.logcdf(target, mean_out, std_out)
+        # Of the two tails the upper one, whose logarithm keeps its digits where an attack is sure.
+        return -stats.norm.logsf(target, mean_out, std_out)
     mean_in, std_in = _fit(shadows, members, "trained on", fixed_variance)
     return stats.norm.logpdf(target, mean_in, std_in) - stats.norm.logpdf(target, mean_out, std_out)
 
