@@ -13,11 +13,11 @@ import argparse
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from matplotlib.figure import Figure
 
 import fedjax_sim as fs
 from fedjax_sim import aggregation as agg
-from fedjax_sim._src import tree
 from fedjax_sim.privacy import audits
 
 SIDE = 14
@@ -46,14 +46,15 @@ def clients_gradients(task: fs.Task, variables: fs.Variables, labels: jax.Array)
 
     def of_one(image, label):
         gradient = audits.loss_gradient(task, variables, {"x": image[None], "y": label[None]})
-        return tree.scale(gradient, 1 / (tree.global_norm(gradient) + 1e-12))
+        length = optax.global_norm(gradient) + 1e-12
+        return jax.tree.map(lambda x: x / length, gradient)
 
     return lambda images: jax.vmap(of_one)(images, labels)
 
 
 def released(protection: fs.Transform, gradients, key: jax.Array):
     """What the server sees of each client, ``[clients, ...]``."""
-    longer = tree.scale(gradients, 3.0)  # so that there is something to clip
+    longer = jax.tree.map(lambda x: 3 * x, gradients)  # so that there is something to clip
     one = lambda update, k: agg.run(protection, jax.tree.map(lambda x: x[None], update), key=k)[0]  # noqa: E731
     keys = jax.random.split(key, len(jax.tree.leaves(gradients)[0]))
     seen = [one(jax.tree.map(lambda x, i=i: x[i], longer), k) for i, k in enumerate(keys)]

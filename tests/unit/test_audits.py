@@ -211,6 +211,36 @@ def test_bounds_of_simulated_cosines_hold():
     assert truth / 2 < np.median(estimates) < 2 * truth
 
 
+@pytest.mark.parametrize("every_round", [False, True])
+def test_the_whole_audit_of_a_gaussian_mechanism(every_round):
+    """Ten rounds of a sum of directions and noise in 6,000 dimensions, whose epsilon is that of one release of root ten."""
+    rounds, count, size, delta = 10, 150, 6000, 1e-4
+    generator, shape = np.random.default_rng(0), {"a": jnp.zeros((size // 2, 1)), "b": jnp.zeros(size // 2)}
+    found = {}
+    for z in (2.0, 0.2):
+        canaries = audits.Canaries(0, count, 1.0, seed=7)
+        drawn = jax.vmap(lambda i, c=canaries: c.direction(i, shape))(np.flatnonzero(canaries.included))
+        total = np.concatenate([np.asarray(x).sum(axis=0).ravel() for x in jax.tree.leaves(drawn)])
+        steps = total + z * generator.normal(size=(rounds, size))
+        path = np.concatenate([np.zeros((1, size)), np.cumsum(steps, axis=0)])
+        models = [{"a": jnp.asarray(x[: size // 2, None]), "b": jnp.asarray(x[size // 2 :])} for x in path]
+        found[z] = audits.audit_canaries(canaries, models if every_round else [models[0], models[-1]], delta)
+    truth = {
+        z: audits.two_gaussians_epsilon(1, z / np.sqrt(rounds), 0, z / np.sqrt(rounds), delta) for z in found
+    }
+    for z, audit in found.items():
+        assert not audit.contradicts(truth[z]), str(audit)
+        assert 0 < audit.lower_bound
+    assert found[0.2].contradicts(truth[2.0])
+    assert found[0.2].lower_bound > 2 * found[2.0].lower_bound
+    if not every_round:  # the last model is a sufficient statistic, one round's is not
+        assert truth[2.0] / 2 < found[2.0].epsilon < 2 * truth[2.0]
+        assert found[2.0].one_run_bound > 0.3
+    nobody = np.concatenate([found[2.0].excluded, found[2.0].unobserved])
+    assert nobody.std() == pytest.approx(found[2.0].null_std, rel=0.1)
+    assert f"{canaries.included.sum()} canaries" in str(found[2.0])
+
+
 def test_coins_are_fair_and_belong_to_the_seed():
     coins = np.concatenate([audits.Canaries(0, 1000, 1.0, seed=seed).included for seed in range(4)])
     assert abs(coins.mean() - 0.5) < 5 * 0.5 / np.sqrt(4000)

@@ -195,8 +195,8 @@ def one_run_lower_bound(
 
     Example:
       >>> from fedjax_sim.privacy import audits
-      >>> round(audits.one_run_lower_bound(100, 100, 200, delta=0.0), 3)
-      3.492
+      >>> round(audits.one_run_lower_bound(100, 100, 200, delta=0.0), 2)
+      3.49
     """
     checks.not_negative_int("correct", correct)
     checks.not_negative_int("guesses", guesses)
