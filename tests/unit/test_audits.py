@@ -16,7 +16,7 @@ from scipy import stats
 import fedjax_sim as fs
 from fedjax_sim import plots
 from fedjax_sim.privacy import audits, gaussian_delta
-from fedjax_sim.privacy.audits import _canaries
+from fedjax_sim.privacy.audits import _canaries, _mechanism
 
 # --- bounds --------------------------------------------------------------------------------------------------
 
@@ -100,6 +100,19 @@ def test_a_lower_bound_of_independent_trials_holds_and_is_close():
     assert np.mean(bounds) > 0.75 * best
 
 
+@pytest.mark.parametrize(("correct", "guesses"), [(0, 5), (30, 50), (50, 50)])
+def test_the_bound_of_one_run_is_that_of_the_paper(correct, guesses):
+    """Appendix D: ``P(W >= v) + 2 m delta max_i P(v > W >= v - i) / i``, with scipy's binomial, is the miss at the bound."""
+    canaries, delta = 60, 1e-4
+    epsilon = audits.one_run_lower_bound(correct, guesses, canaries, delta, 0.95)
+    right, alpha, total = 1 / (1 + np.exp(-epsilon)), 0.0, 0.0
+    for i in range(1, correct + 1):
+        total += stats.binom.pmf(correct - i, guesses, right)
+        alpha = max(alpha, total / i)
+    p_value = stats.binom.sf(correct - 1, guesses, right) + 2 * canaries * delta * alpha
+    assert p_value == pytest.approx(0.05, rel=1e-5) if epsilon > 0 else p_value > 0.05
+
+
 @pytest.mark.parametrize("epsilon", [0.5, 2.0])
 def test_the_bound_of_one_run_holds_for_randomized_response(epsilon):
     """Coins that are told right with probability ``e^eps / (1 + e^eps)``: the worst that pure privacy allows."""
@@ -169,6 +182,24 @@ def test_what_makes_no_sense_is_refused(call, message):
         call()
 
 
+# --- the tests of a mechanism ---
+
+
+def test_p_values_are_those_of_scipy():
+    generator = np.random.default_rng(0)
+    noise = 1.01 * generator.normal(size=(80, 30))
+    found = {test.name: test.p_value for test in _mechanism._noise_tests(noise, [20, 10], None)}
+    law = stats.kstest(noise.ravel(), "norm", method="asymp").pvalue
+    assert found["law of the noise"] == pytest.approx(law, rel=1e-6)
+    for name, part in (("variance over all", noise), ("variance in leaf 1", noise[:, 20:])):
+        law = stats.chi2(part.size)
+        tail = min(law.cdf(np.sum(part**2)), law.sf(np.sum(part**2)))
+        assert found[name] == pytest.approx(2 * tail, rel=1e-9)
+    pairs = [stats.pearsonr(noise[:, i], noise[:, j]).pvalue for i in range(30) for j in range(i)]
+    expected = min(1.0, len(pairs) * min(pairs))
+    assert found["largest correlation of two coordinates"] == pytest.approx(expected, rel=1e-6)
+
+
 # --- canaries ------------------------------------------------------------------------------------------------
 
 
@@ -230,7 +261,7 @@ def test_the_whole_audit_of_a_gaussian_mechanism(every_round):
     }
     for z, audit in found.items():
         assert not audit.contradicts(truth[z]), str(audit)
-        assert 0 < audit.lower_bound
+        assert audit.lower_bound > 0
     assert found[0.2].contradicts(truth[2.0])
     assert found[0.2].lower_bound > 2 * found[2.0].lower_bound
     if not every_round:  # the last model is a sufficient statistic, one round's is not

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from fedjax_sim._src import checks
 from fedjax_sim.privacy._gaussian import check_delta
@@ -115,8 +115,8 @@ def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tu
     if successes > trials:
         raise ValueError(f"successes is {successes}, expected at most the {trials} trials.")
     miss = 1 - confidence
-    low = 0.0 if successes == 0 else stats.beta.ppf(miss, successes, trials - successes + 1)
-    high = 1.0 if successes == trials else stats.beta.ppf(1 - miss, successes + 1, trials - successes)
+    low = 0.0 if successes == 0 else special.betaincinv(successes, trials - successes + 1, miss)
+    high = 1.0 if successes == trials else special.betaincinv(successes + 1, trials - successes, 1 - miss)
     return float(low), float(high)
 
 
@@ -209,9 +209,9 @@ def one_run_lower_bound(
 
     def excess(epsilon: float) -> float:
         right = special.expit(epsilon)
-        chance = stats.binom.sf(correct - 1, guesses, right)
+        chance = special.betainc(correct, guesses - correct + 1, right) if correct else 1.0  # P(W >= v)
         # P(v > W >= v - i) for i = 1, ..., v
-        below = np.cumsum(stats.binom.pmf(np.arange(correct - 1, -1, -1), guesses, right))
+        below = np.cumsum(_binomial(np.arange(correct - 1, -1, -1), guesses, right))
         slack = np.max(below / np.arange(1, correct + 1), initial=0.0)
         return float(chance + 2 * canaries * delta * slack - (1 - confidence))
 
@@ -221,6 +221,15 @@ def one_run_lower_bound(
     while excess(high) < 0:
         high *= 2
     return optimize.root_scalar(excess, bracket=(0.0, high), xtol=1e-9).root
+
+
+def _binomial(successes: np.ndarray, trials: int, probability: float) -> np.ndarray:
+    """Probability of each number of successes. (``scipy.stats`` takes long to import.)"""
+    ways = (
+        special.gammaln(trials + 1) - special.gammaln(successes + 1) - special.gammaln(trials - successes + 1)
+    )
+    failures = trials - successes
+    return np.exp(ways + special.xlogy(successes, probability) + special.xlogy(failures, 1 - probability))
 
 
 def check_confidence(confidence: float) -> None:

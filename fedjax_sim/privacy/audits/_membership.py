@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from fedjax_sim._src import checks, forward, keys, tree
 from fedjax_sim._src.types import Algorithm, ClientRule, Stage, Task, Variables
@@ -151,9 +151,14 @@ def lira(
     mean_out, std_out = _fit(shadows, ~members, "left out", fixed_variance)
     if form == "offline":
         # Of the two tails the upper one, whose logarithm keeps its digits where an attack is sure.
-        return -stats.norm.logsf(target, mean_out, std_out)
+        return -special.log_ndtr((mean_out - target) / std_out)
     mean_in, std_in = _fit(shadows, members, "trained on", fixed_variance)
-    return stats.norm.logpdf(target, mean_in, std_in) - stats.norm.logpdf(target, mean_out, std_out)
+    return _log_density(target, mean_in, std_in) - _log_density(target, mean_out, std_out)
+
+
+def _log_density(x: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """Of a Gaussian, but for a constant."""
+    return -(((x - mean) / std) ** 2) / 2 - np.log(std)
 
 
 def _fit(values: np.ndarray, chosen: np.ndarray, what: str, fixed: bool) -> tuple[np.ndarray, np.ndarray]:
