@@ -1,4 +1,4 @@
-"""Lanes, cohort, devices, population: ``fedjax-sim bench streaming`` from a checkout."""
+"""A set on disk, larger than memory: ``fedjax-sim bench streaming`` from a checkout."""
 
 from fedjax_sim.bench import BENCHMARKS
 

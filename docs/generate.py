@@ -24,6 +24,7 @@ ABOUT_KIND = {
     "augmentations": "The list `task.augment`: what happens to images in training, first to last.",
     "preprocessing": "The list `task.preprocess`: what happens to images in training, after `task.augment`, and in evaluation, "
     "first to last.",
+    "decoders": "`data.decode`, for columns that hold no numbers: a table of tables, one for each column by its name in the file.",
     "models": "`[model]`. `classes` and `vocabulary` come from the data where they are not given.",
     "tasks": "`[task]`: the loss and the metrics around the model.",
     "algorithms": "`[algorithm]`.",

@@ -1,23 +1,26 @@
-"""Where the state that clients keep lies: on the devices, or in the host's memory, and the rows of a chunk come along."""
+"""Where the state that clients keep lies: on the devices, in the host's memory or on disk; the rows of a chunk come along."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim._feed import device_bytes, turns_of_queue
+from fedjax_sim._client_rows import DiskTable, RowLayout, disk_table, on_disk, scratch_folder
+from fedjax_sim._feed import device_bytes, host_bytes, turns_of_queue
 from fedjax_sim._src import tree
 from fedjax_sim.data.plans import Plan, Planner
 from fedjax_sim.engines import RoundFn, SimState
 from fedjax_sim.engines._problem import keeps_client_state
 from fedjax_sim.engines._state import ClientTable
 
-Where = Literal["device", "host"]
+Where = Literal["device", "host", "disk"]
 
 _NOBODY = ClientTable((), (), ())
 _PIECE = 1 << 16
@@ -30,7 +33,10 @@ class ClientStates(abc.ABC):
       rows: of the table; equal shares for the devices.
       rows_at_first: that ``engines._problem.initialiser`` makes.
       axis: of the clients; that of replicas stands before it.
+      folder: of the table, if it lies on disk.
     """
+
+    folder: Path | None = None
 
     def __init__(self, rows: int, rows_at_first: int, replicated: bool):
         self.rows, self.rows_at_first, self.axis = rows, rows_at_first, int(replicated)
@@ -51,6 +57,10 @@ class ClientStates(abc.ABC):
     def back(self, state: SimState, lent: Any) -> SimState:
         """The whole state after the chunk, from what the devices made of it."""
 
+    def snapshot(self, state: SimState) -> SimState:
+        """A copy of the whole state between two chunks, which stays valid."""
+        return jax.tree.map(lambda x: x.copy(), state)
+
     def rounds(self, longest: int) -> int:
         """Rounds of a chunk, at most ``longest``."""
         return longest
@@ -58,14 +68,14 @@ class ClientStates(abc.ABC):
     def fitted(self, state: SimState) -> SimState:
         """The state with a table of as many rows as the devices share evenly: one from another mesh fits, too."""
 
-        def fit(x):
-            missing = self.rows - x.shape[self.axis]
-            if missing > 0:
-                pad = jnp.pad if isinstance(x, jax.Array) else np.pad
-                return pad(x, [(0, missing if axis == self.axis else 0) for axis in range(x.ndim)])
-            return x[self._at(slice(None), slice(self.rows))] if missing else x
+        return dataclasses.replace(state, clients=jax.tree.map(self._fit, state.clients))
 
-        return dataclasses.replace(state, clients=jax.tree.map(fit, state.clients))
+    def _fit(self, x: Any) -> Any:
+        missing = self.rows - x.shape[self.axis]
+        if missing > 0:
+            pad = jnp.pad if isinstance(x, jax.Array) else np.pad
+            return pad(x, [(0, missing if axis == self.axis else 0) for axis in range(x.ndim)])
+        return x[self._at(slice(None), slice(self.rows))] if missing else x
 
     def _at(self, replica, client) -> tuple:
         """Index of clients of replicas in a leaf of the table."""
@@ -137,12 +147,16 @@ class OnHost(ClientStates):
         return dataclasses.replace(state, clients=jax.tree.map(repeated, state.clients))
 
     def fitted(self, state: SimState) -> SimState:
-        return super().fitted(dataclasses.replace(state, clients=jax.tree.map(np.asarray, state.clients)))
+        table = jax.tree.map(lambda x: self._fit(np.asarray(x)), state.clients)
+        return dataclasses.replace(state, clients=table)
 
     def start(self, rounds_fn: RoundFn, state: SimState) -> SimState:
-        table = self.fitted(state).clients
         placed = rounds_fn.place_state(dataclasses.replace(state, clients=_NOBODY))
-        return dataclasses.replace(placed, clients=jax.tree.map(copied, table))
+        return dataclasses.replace(placed, clients=self._copy(state.clients))
+
+    def snapshot(self, state: SimState) -> SimState:
+        rest = super().snapshot(dataclasses.replace(state, clients=_NOBODY))
+        return dataclasses.replace(rest, clients=self._copy(state.clients))
 
     def lend(
         self, rounds_fn: RoundFn, state: SimState, plan: Plan
@@ -152,43 +166,129 @@ class OnHost(ClientStates):
         plan, members = compacted(plan, self._planner.population, capacity)
         lead = (replicas,) if self.axis else ()
 
-        def gathered(x):
-            rows = np.zeros((*lead, self._planner.devices * capacity, *x.shape[self.axis + 1 :]), x.dtype)
-            rows[self._at(members.replica, members.row)] = x[self._at(members.replica, members.client)]
-            return rows
+        def room_for(x):
+            return np.zeros((*lead, self._planner.devices * capacity, *x.shape[self.axis + 1 :]), x.dtype)
 
-        rows = rounds_fn.place_clients(jax.tree.map(gathered, state.clients))
-        return dataclasses.replace(state, clients=rows), plan, (state.clients, members)
+        rows = jax.tree.map(room_for, state.clients)
+        self._gather(state.clients, members, rows)
+        lent = state.clients, members
+        return dataclasses.replace(state, clients=rounds_fn.place_clients(rows)), plan, lent
 
     def back(self, state: SimState, lent: tuple[ClientTable, Members]) -> SimState:
         table, members = lent
+        self._scatter(table, members, jax.device_get(state.clients))
+        return dataclasses.replace(state, clients=table)
+
+    def _copy(self, table: ClientTable) -> ClientTable:
+        """Of a table from anywhere, for this mesh."""
+        return jax.tree.map(lambda x: copied(self._fit(np.asarray(x))), table)
+
+    def _gather(self, table: ClientTable, members: Members, rows: ClientTable) -> None:
+        """Fills the rows of a chunk's table."""
+
+        def take(x, rows):
+            rows[self._at(members.replica, members.row)] = x[self._at(members.replica, members.client)]
+
+        jax.tree.map(take, table, rows)
+
+    def _scatter(self, table: ClientTable, members: Members, rows: ClientTable) -> None:
+        """Writes them back."""
 
         def put(x, rows):
             x[self._at(members.replica, members.client)] = rows[self._at(members.replica, members.row)]
 
-        jax.tree.map(put, table, jax.device_get(state.clients))
-        return dataclasses.replace(state, clients=table)
+        jax.tree.map(put, table, rows)
+
+
+class OnDisk(OnHost):
+    """The whole table is in a file without a name, which every run and snapshot has one of its own of.
+
+    Args:
+      planner: of the simulation.
+      replicated: the state has an axis of replicas.
+      specs: of the table, without an axis of replicas.
+      folder: for the files.
+
+    Raises:
+      ScratchError: there is no such folder, it cannot be written, or not have files so large.
+    """
+
+    def __init__(self, planner: Planner, replicated: bool, specs: ClientTable, folder: Path):
+        layout = RowLayout(specs, 0)
+        super().__init__(planner, replicated, layout.row_bytes)
+        self.folder = folder
+        # A trial, before anything is trained: it takes no space.
+        DiskTable(folder, layout.with_rows(self.rows * planner.replicas))
+
+    def initial(self, state: SimState) -> SimState:
+        """Rows of zeros, which most are, take no space before they are written."""
+        row = jax.tree.map(np.asarray, state.clients)
+        if any(x.tobytes().count(0) < x.nbytes for x in jax.tree.leaves(row)):
+            shape = lambda x: (*x.shape[: self.axis], self.rows, *x.shape[self.axis + 1 :])  # noqa: E731
+            row = jax.tree.map(lambda x: np.broadcast_to(x, shape(x)), row)  # a view
+        return dataclasses.replace(state, clients=self._copy(row))
+
+    def fitted(self, state: SimState) -> SimState:
+        disk = disk_table(state.clients)
+        if disk is not None and disk.layout.lead[self.axis] == self.rows:
+            return state
+        return dataclasses.replace(state, clients=self._copy(state.clients))
+
+    def _copy(self, table: ClientTable) -> ClientTable:
+        assert self.folder is not None
+        return on_disk(table, RowLayout(table, self.axis), self.rows, self.folder)
+
+    def _gather(self, table: ClientTable, members: Members, rows: ClientTable) -> None:
+        disk = disk_table(table)
+        assert disk is not None  # start and fitted made it
+        for part, records in self._parts(members, disk):
+            index, found = self._at(part.replica, part.row), disk.layout.split(disk.gather(records))
+            jax.tree.map(lambda x, own, index=index: x.__setitem__(index, own), rows, found)
+
+    def _scatter(self, table: ClientTable, members: Members, rows: ClientTable) -> None:
+        disk = disk_table(table)
+        assert disk is not None
+        for part, records in self._parts(members, disk):
+            disk.put(records, disk.layout.at(rows, self._at(part.replica, part.row), len(records)))
+
+    def _parts(self, members: Members, disk: DiskTable) -> Iterator[tuple[Members, np.ndarray]]:
+        """A piece of the members at a time, and the places of their rows in the file."""
+        for start in range(0, len(members.client), disk.layout.piece):
+            part = Members(*(x[start : start + disk.layout.piece] for x in members))
+            yield part, part.replica * self.rows + part.client
 
 
 def client_states_of(
-    where: Where | None, template: SimState, planner: Planner, replicated: bool
+    where: Where | Path | None, template: SimState, planner: Planner, replicated: bool
 ) -> ClientStates:
-    """The table is in the host's memory where that was asked for, or where it would fill more than a quarter of a device.
+    """The table is where that was asked for, or in the first of these that surely has room for it.
+
+    A device, if the table fills at most a quarter of it. The host's memory, if it fills at most a quarter, since the table is
+    there up to three times: as it was when the run began, as it is, and as a checkpoint is written of it. The disk.
 
     Args:
-      where: ``None`` to decide by size.
+      where: ``None`` to decide by size; a folder for a table on disk.
       template: specs of a state with all rows, without an axis of replicas.
       planner: of the simulation.
       replicated: states have an axis of replicas.
     """
+    if not keeps_client_state(template):
+        where = "device"
     table = tree.num_bytes(template.clients)
-    on_device, memory = table * planner.replicas / planner.devices, device_bytes()
     if where is None:
-        where = "host" if memory is not None and on_device > memory / 4 else "device"
+        everybody = table * planner.replicas
+        on_device, on_host = (
+            memory is None or size <= memory / 4
+            for size, memory in ((everybody / planner.devices, device_bytes()), (everybody, host_bytes()))
+        )
+        where = "device" if on_device else "host" if on_host else "disk"
     rows = planner.slots * planner.devices
-    if where == "device" or not keeps_client_state(template):
+    if where == "device":
         return OnDevice(rows, rows, replicated)
-    return OnHost(planner, replicated, table // rows)
+    if where == "host":
+        return OnHost(planner, replicated, table // rows)
+    folder = where if isinstance(where, Path) else scratch_folder()
+    return OnDisk(planner, replicated, template.clients, folder)
 
 
 def copied(array: np.ndarray) -> np.ndarray:

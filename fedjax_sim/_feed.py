@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
+import contextlib
+import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,26 +12,55 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_sim._background import Background
+from fedjax_sim._src.host_memory import HostArray, copies_from_pinned, host_array
 from fedjax_sim.data import ClientData
+from fedjax_sim.data._blocks import Check, Examples, Held, Made, pieces
 from fedjax_sim.data.client_source import Clients, ClientSource
 from fedjax_sim.data.plans import Plan, Planner
 
-Place = Callable[[Mapping[str, np.ndarray]], Any]
+Place = Callable[[Mapping[str, Any]], Any]
 """An engine's ``place_columns``."""
+
+PIECE_BYTES = 1 << 26
+"""What is read in one go from data in memory or in a mapped file: between two pieces, gathering can be ended."""
+
+
+class Chunks(contextlib.AbstractContextManager):
+    """The chunks of one run, one after the other; a context, at whose end nothing of it goes on.
+
+    Args:
+      planner: of the run.
+      place: brings columns to the engine's devices.
+      roots: the words of each replica's root key.
+      room: rounds that a plan has room for.
+    """
+
+    def __init__(self, planner: Planner, place: Place, roots, room: int):
+        self._planner, self._place, self._roots, self._room = planner, place, roots, room
+
+    @abc.abstractmethod
+    def ask(self, first_round: int, rounds: int) -> None:
+        """Begins with the next chunk, of at most ``rounds`` rounds, at least one.
+
+        The chunk that was taken last may be under way yet; the one before it must have ended: its examples are written over.
+        """
+
+    @abc.abstractmethod
+    def take(self) -> tuple[Plan, Any]:
+        """What was asked for: a plan and the columns that it refers to. Raises what went wrong since."""
 
 
 class Feed(abc.ABC):
     """Plans chunks of rounds and brings their examples to the devices."""
 
     @abc.abstractmethod
-    def chunk(
-        self, planner: Planner, place: Place, roots, first_round: int, rounds: int, room: int
-    ) -> tuple[Plan, Any]:
-        """A plan of at most ``rounds`` rounds, at least one, and the columns that it refers to."""
+    def chunks(self, planner: Planner, place: Place, roots, room: int) -> Chunks:
+        """The chunks of a run."""
 
     @abc.abstractmethod
-    def of(self, planner: Planner, place: Place, clients: np.ndarray) -> tuple[Planner, Any]:
-        """A planner that knows where the examples of these clients begin in the columns beside it."""
+    def examples(self, place: Place, clients: np.ndarray, block: int) -> Examples:
+        """The training examples of these clients, at most ``block`` of them at a time."""
 
 
 class Resident(Feed):
@@ -39,61 +69,108 @@ class Resident(Feed):
     def __init__(self, data: ClientData):
         self._data, self._placed = data, None
 
-    def _columns(self, place: Place) -> Any:
+    def columns(self, place: Place) -> Any:
+        """The data's columns on the devices."""
         if self._placed is None:
             self._placed = place(self._data.columns)
         return self._placed
 
-    def chunk(
-        self, planner: Planner, place: Place, roots, first_round: int, rounds: int, room: int
-    ) -> tuple[Plan, Any]:
-        return planner.plan(roots, first_round, rounds, room), self._columns(place)
+    def chunks(self, planner: Planner, place: Place, roots, room: int) -> Chunks:
+        return _OfResident(self, planner, place, roots, room)
 
-    def of(self, planner: Planner, place: Place, clients: np.ndarray) -> tuple[Planner, Any]:
-        return planner, self._columns(place)
+    def examples(self, place: Place, clients: np.ndarray, block: int) -> Examples:
+        return Held(self.columns(place), self._data.offsets[:-1])
+
+
+class _OfResident(Chunks):
+    def __init__(self, feed: Resident, *arguments):
+        super().__init__(*arguments)
+        self._feed = feed
+
+    def ask(self, first_round: int, rounds: int) -> None:
+        self._plan = self._planner.plan(self._roots, first_round, rounds, self._room)
+
+    def take(self) -> tuple[Plan, Any]:
+        return self._plan, self._feed.columns(self._place)
+
+    def __exit__(self, *exception: object) -> None:
+        pass
 
 
 class Streamed(Feed):
     """The examples of the chunk's cohorts alone, in arrays whose length is the same for every chunk.
 
-    They are gathered while the devices work on the chunk before. A chunk whose cohorts have more examples than there is
+    A thread gathers them while the devices work on the chunk before. A chunk whose cohorts have more examples than there is
     room for is cut short: there is always room for any single round.
     """
 
-    def __init__(self, data: Clients, check: Callable[[Mapping[str, Any]], None] | None):
-        self._data, self._check = data, check
+    def __init__(self, data: Clients, check: Check | None):
+        self.data, self.check = data, check
         self._capacity: dict[tuple[int, int], int] = {}
 
-    def chunk(
-        self, planner: Planner, place: Place, roots, first_round: int, rounds: int, room: int
-    ) -> tuple[Plan, Any]:
+    def capacity(self, planner: Planner, room: int) -> int:
+        """Rows of a chunk's columns."""
         key = (planner.replicas, room)
         if key not in self._capacity:
             self._capacity[key] = capacity(planner, room)
+        return self._capacity[key]
+
+    def chunks(self, planner: Planner, place: Place, roots, room: int) -> Chunks:
+        return _OfStreamed(self, planner, place, roots, room)
+
+    def examples(self, place: Place, clients: np.ndarray, block: int) -> Examples:
+        return Made(self.data, clients, block, self.check)
+
+
+class _OfStreamed(Chunks):
+    """Two sets of host arrays: a thread fills one while the devices may read the other, where it lies or by a copy."""
+
+    def __init__(self, feed: Streamed, *arguments):
+        super().__init__(*arguments)
+        self._feed, self._rows = feed, feed.capacity(self._planner, self._room)
+        self._background = Background("fedjax_sim: next examples")
+        self._sets: list[dict[str, HostArray]] = [{}, {}]
+        row = max(1, sum(int(np.prod(c.shape[1:])) * c.dtype.itemsize for c in feed.data.columns.values()))
+        # Somebody's `make` may take its time: between any two clients it can be ended.
+        self._piece = 1 if isinstance(feed.data, ClientSource) else max(1, PIECE_BYTES // row)
+
+    def ask(self, first_round: int, rounds: int) -> None:
         while True:
-            plan = planner.plan(roots, first_round, rounds, room)
+            plan = self._planner.plan(self._roots, first_round, rounds, self._room)
             clients = members(plan)
-            rows = int(planner.sizes[clients].sum())
-            if rows <= self._capacity[key] or rounds == 1:
+            if int(self._planner.sizes[clients].sum()) <= self._rows or rounds == 1:
                 break
             rounds = -(-rounds // 2)
-        columns = {
-            name: np.zeros((self._capacity[key], *spec.shape[1:]), spec.dtype)
-            for name, spec in self._data.columns.items()
-        }
-        self._data.read(clients, columns)
-        if self._check is not None and rows:
-            self._check({name: column[:rows] for name, column in columns.items()})
-        return moved(plan, clients, planner.sizes), place(columns)
+        self._plan = moved(plan, clients, self._planner.sizes)
+        self._sets.reverse()
+        self._background.start(functools.partial(self._gather, clients, self._sets[0]))
 
-    def of(self, planner: Planner, place: Place, clients: np.ndarray) -> tuple[Planner, Any]:
-        part = self._data.select(clients).in_memory
-        starts = np.zeros(planner.population, np.int64)
-        starts[clients] = part.offsets[:-1]
-        return dataclasses.replace(planner, starts=starts), place(part.columns)
+    def take(self) -> tuple[Plan, Any]:
+        return self._plan, self._background.result()
+
+    def __exit__(self, *exception: object) -> None:
+        self._background.__exit__(*exception)
+
+    def _gather(self, clients: np.ndarray, arrays: dict[str, HostArray], ended: Callable[[], bool]) -> Any:
+        """The columns of clients on the devices, through host arrays that are made the first time."""
+        data, sizes = self._feed.data, self._planner.sizes[clients]
+        if not arrays:
+            pinned = copies_from_pinned()
+            for name, spec in data.columns.items():
+                arrays[name] = host_array((self._rows, *spec.shape[1:]), spec.dtype, pinned)
+        rows = 0
+        for part in pieces(sizes, self._piece):
+            if ended():
+                return None
+            data.read(clients[part], {name: column.array[rows:] for name, column in arrays.items()})
+            rows += int(sizes[part].sum())
+        if self._feed.check is not None and rows:
+            self._feed.check({name: column.array[:rows] for name, column in arrays.items()})
+        # A transfer that fails does so here, and not in the middle of a program.
+        return jax.block_until_ready(self._place({name: column.source() for name, column in arrays.items()}))
 
 
-def feed_of(data: Clients, stream: bool | None, check: Callable[[Mapping[str, Any]], None] | None) -> Feed:
+def feed_of(data: Clients, stream: bool | None, check: Check | None) -> Feed:
     """Examples come along with their chunks where they must, where that was asked for, or where the data would fill more than
     half of a device; without ``stream`` given.
 
@@ -151,9 +228,14 @@ def device_bytes() -> int | None:
     """Memory of a device, where it can be known: an accelerator's own, or this machine's."""
     device = jax.devices()[0]
     if device.platform == "cpu":
-        try:
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        except (ValueError, OSError, AttributeError):
-            return None
+        return host_bytes()
     stats = device.memory_stats() or {}
     return stats.get("bytes_limit")
+
+
+def host_bytes() -> int | None:
+    """Memory of this machine, where it can be known."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None

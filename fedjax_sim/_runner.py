@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from fedjax_sim._books import MetricRows, examples, round_metrics
 from fedjax_sim._client_state import ClientStates
-from fedjax_sim._feed import Feed
+from fedjax_sim._feed import Chunks, Feed
 from fedjax_sim.checkpoint import CheckpointError, Store
 from fedjax_sim.data.plans import Plan, Planner
 from fedjax_sim.engines import RoundFn, RoundReport, SimState
@@ -130,9 +131,20 @@ class Runner:
         rounds = done if rounds is None else rounds
         state = self.clients.start(self.rounds_fn, state)
         self._started = time.perf_counter()
-        chunk = self._chunk(roots, done, self._length(done, rounds))
-        while chunk is not None:
-            plan, columns = chunk
+        place, room = self.rounds_fn.place_columns, self.rounds_per_chunk
+        with self.feed.chunks(self.planner, place, roots, room) as chunks:
+            state = self._rounds(chunks, state, done, rounds)
+        self._clock()
+        self._spend(lanes=self.rounds_fn.layout.lanes if self.rounds_fn.layout else 1)
+        return state, self._histories()
+
+    def _rounds(self, chunks: Chunks, state: SimState, done: int, rounds: int) -> SimState:
+        """The rounds from the ``done``-th to the one before the ``rounds``-th, or to where a callback stops."""
+        stop = done >= rounds
+        if not stop:
+            chunks.ask(self._first + done, self._length(done, rounds))
+        while not stop:
+            plan, columns = chunks.take()
             state, plan, lent = self.clients.lend(self.rounds_fn, state, plan)
             compiled, clock = self.rounds_fn.compilations(), time.perf_counter()
             state, report = self.rounds_fn(state, columns, plan, self.hyper)
@@ -140,17 +152,19 @@ class Runner:
                 self._spend(compile_seconds=self._costs.compile_seconds + time.perf_counter() - clock)
             # The next chunk is planned, and its examples gathered, while the device works on this one.
             after = done + int(plan.rounds)
-            upcoming = self._chunk(roots, after, self._length(after, rounds))
-            self._collect(jax.device_get(report), plan, done)
+            if after < rounds:
+                chunks.ask(self._first + after, self._length(after, rounds))
+            report = jax.device_get(report)
+            # All of the chunk, and not only its report: from here on its columns may be written over.
+            jax.block_until_ready(state)
+            self._collect(report, plan, done)
             state = self.clients.back(state, lent)
             self._clock()
             self._evaluate(state, after, rounds)
-            stop = self._call(state, done, after, rounds)
-            self._save(state, after, rounds, stop)
-            done, chunk = after, None if stop else upcoming
-        self._clock()
-        self._spend(lanes=self.rounds_fn.layout.lanes if self.rounds_fn.layout else 1)
-        return state, self._histories()
+            stop = self._call(state, done, after, rounds) or after == rounds
+            self._save(state, after, stop)
+            done = after
+        return state
 
     def _length(self, done: int, rounds: int) -> int:
         """Rounds of the next chunk: up to the next evaluation or checkpoint."""
@@ -159,12 +173,6 @@ class Runner:
             if every is not None:
                 length = min(length, every - done % every)
         return length
-
-    def _chunk(self, roots, done: int, length: int) -> tuple[Plan, Any] | None:
-        if not length:
-            return None
-        place = self.rounds_fn.place_columns
-        return self.feed.chunk(self.planner, place, roots, self._first + done, length, self.rounds_per_chunk)
 
     # --- what a chunk brought ---
 
@@ -228,12 +236,10 @@ class Runner:
     def _call(self, state: SimState, before: int, done: int, rounds: int) -> bool:
         """Whether a callback asked to stop. Every callback is called."""
 
-        def snapshot() -> SimState:
-            return jax.tree.map(lambda x: x.copy(), state)
-
         if not self.callbacks:
             return False
-        progress = Progress(done, rounds, tuple(self._histories(before)), snapshot, self._histories)
+        snapshot, chunks = functools.partial(self.clients.snapshot, state), tuple(self._histories(before))
+        progress = Progress(done, rounds, chunks, snapshot, self._histories)
         answers = [callback(progress) for callback in self.callbacks]
         # A comparison of numpy values is an np.bool_, never the object True; other truthy values mean nothing.
         return any(isinstance(answer, (bool, np.bool_)) and bool(answer) for answer in answers)
@@ -267,8 +273,8 @@ class Runner:
         )
         return saved.state, saved.rounds - self._first
 
-    def _save(self, state: SimState, done: int, rounds: int, stop: bool) -> None:
-        if self.store is None or not (stop or done == rounds or done % self.store.every == 0):
+    def _save(self, state: SimState, done: int, stop: bool) -> None:
+        if self.store is None or not (stop or done % self.store.every == 0):
             return
         clock = time.perf_counter()
         self.store.save(state, self._histories())

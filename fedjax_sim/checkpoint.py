@@ -1,14 +1,14 @@
 """Checkpoints: the whole of a run on disk, so that a run that was killed goes on as if it had not been.
 
 A checkpoint is written with orbax: into a temporary folder that is renamed when it is complete, in the background,
-as plain arrays and JSON. It holds the state, the history so far, and a description of what was run.
+as plain arrays and JSON. It holds the state, the history so far, and a description of what was run. The rows of clients have a
+file of their own (``_client_item``), which a table on disk is copied into while the run waits.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,13 +17,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_sim._client_rows import RowLayout, ScratchError, disk_table
+from fedjax_sim._client_state import copied
 from fedjax_sim._src import checks
+from fedjax_sim._src.logs import silenced
 from fedjax_sim.engines import SimState
+from fedjax_sim.engines._state import ClientTable
 from fedjax_sim.evaluation import Evaluation
 from fedjax_sim.history import Costs, History
 
-_FORMAT = 1
-_ARRAYS, _ABOUT = "arrays", "about"
+_FORMAT, _READABLE = 2, (1, 2)
+"""Of what is written. Format 1 has the client table among the arrays."""
+_ARRAYS, _ABOUT, _CLIENTS = "arrays", "about", "clients"
 
 
 class CheckpointError(ValueError):
@@ -83,7 +88,7 @@ class Saved:
     """What a checkpoint holds.
 
     Attributes:
-      state: the state after ``rounds`` rounds, its client table in numpy arrays.
+      state: the state after ``rounds`` rounds, its client table in numpy arrays, which may look into a file.
       histories: one per replica.
       rounds: rounds done, counted from the state with round 0.
     """
@@ -101,6 +106,7 @@ class Store:
       description: what the run is, in JSON's types; a checkpoint of another one is refused.
       template: the run's state or its specs; a checkpoint has its structure.
       read_only: nothing in the folder is changed, and another process may write to it.
+      scratch: folder for the client table of a state that is read; ``None`` for one in memory.
     """
 
     def __init__(
@@ -109,11 +115,15 @@ class Store:
         description: Mapping[str, Any],
         template: SimState,
         read_only: bool = False,
+        scratch: Path | None = None,
     ):
         # Slow to import, and accelerator images may lack it: only runs with checkpoints need it.
         import orbax.checkpoint as ocp
 
-        self._ocp, self._checkpoints, self._template = ocp, checkpoints, template
+        from fedjax_sim import _client_item
+
+        self._ocp, self._item, self._scratch = ocp, _client_item, scratch
+        self._checkpoints, self._template = checkpoints, template
         # As JSON gives it back, so that tuples and lists compare equal.
         self._description = json.loads(json.dumps({**description, "settings": dict(checkpoints.settings)}))
         self.every = checkpoints.every
@@ -129,7 +139,7 @@ class Store:
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
             )
-        with _quiet():
+        with silenced("absl"):
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._newest = max(checkpoints.rounds(), default=-1)
 
@@ -138,14 +148,14 @@ class Store:
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         try:
-            with _quiet():
+            with silenced("absl"):
                 self._manager.close()  # waits for what is still being written
         except Exception:
             if kind is None:  # else the first error is the one to hear of
                 raise
 
     def save(self, state: SimState, histories: Sequence[History]) -> None:
-        """Writes a checkpoint in the background; an error of the one before surfaces here.
+        """Writes a checkpoint, in the background but for a client table on disk; an error of the one before surfaces here.
 
         Raises:
           OSError: the disk is full or cannot be written.
@@ -153,33 +163,40 @@ class Store:
         rounds = _rounds(state)
         if rounds == self._newest:
             return
+        specs = {name: _spec(value) for name, value in _named(_raw(state))}
         # A copy on the host: the device's buffers are given to the next chunk while the disk is written.
-        values = {name: np.array(value) for name, value in _named(jax.device_get(_raw(state)))}
+        rest = dataclasses.replace(state, clients=())
+        values = {name: np.array(value) for name, value in _named(jax.device_get(_raw(rest)))}
         about = {
             "format": _FORMAT,
             "description": self._description,
-            "specs": {name: _spec(value) for name, value in values.items()},
+            "specs": specs,
             "histories": [_pack(history) for history in histories],
         }
         for replica, history in enumerate(histories):
             values |= {f"history/{replica}/{name}": value for name, value in history.metrics.items()}
         args = self._ocp.args
+        items = {
+            _ARRAYS: args.StandardSave({k: v for k, v in values.items() if v.size}),
+            _ABOUT: args.JsonSave(about),
+        }
+        if jax.tree.leaves(state.clients):
+            items[_CLIENTS] = self._rows(state)
         try:
-            with _quiet():
-                self._manager.save(
-                    rounds,
-                    args=args.Composite(
-                        **{
-                            _ARRAYS: args.StandardSave({k: v for k, v in values.items() if v.size}),
-                            _ABOUT: args.JsonSave(about),
-                        }
-                    ),
-                )
-        except ValueError as error:  # orbax and tensorstore report a full disk as one
-            raise OSError(
-                f"the checkpoint after round {rounds} could not be written to {self._folder}: {error}"
-            ) from error
+            with silenced("absl"):
+                self._manager.save(rounds, args=args.Composite(**items))
+        except (ValueError, OSError) as error:  # orbax and tensorstore report a full disk as the first
+            message = f"the checkpoint after round {rounds} could not be written to {self._folder}: {error}"
+            raise OSError(message) from error
         self._newest = rounds
+
+    def _rows(self, state: SimState) -> Any:
+        """What orbax gets of the client table: a copy in memory, or the file, which is written while the run waits."""
+        table, layout = state.clients, RowLayout(state.clients, np.ndim(state.round))
+        if disk_table(table) is not None:
+            return self._item.RowsSave(table, layout, background=False)
+        copy = jax.tree.map(lambda x: copied(np.asarray(x)), table)
+        return self._item.RowsSave(copy, layout, background=True)
 
     def newest(self, at_most: int | None = None) -> Saved | None:
         """The newest checkpoint that can be read, ``None`` without any.
@@ -198,7 +215,7 @@ class Store:
                 )
             try:
                 saved = self._read(rounds)
-            except CheckpointError:
+            except (CheckpointError, ScratchError, MemoryError):  # which are no fault of the checkpoint's
                 raise
             except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
                 self._set_aside(rounds, error)
@@ -230,29 +247,42 @@ class Store:
             raise CheckpointError(
                 f"{self._folder / str(rounds)} is not a checkpoint of fedjax_sim: it has no part {_ABOUT!r}. Use another folder."
             )
-        with _quiet():
+        with silenced("absl"):
             about = self._manager.restore(rounds, args=args.Composite(**{_ABOUT: args.JsonRestore()}))[_ABOUT]
-        if not isinstance(about, dict) or about.get("format") != _FORMAT:
+        if not isinstance(about, dict) or about.get("format") not in _READABLE:
             raise CheckpointError(
                 f"{self._folder / str(rounds)} has format {about.get('format') if isinstance(about, dict) else about!r}, "
-                f"this version of fedjax_sim reads {_FORMAT}. Use the version that wrote it, or another folder."
+                f"this version of fedjax_sim reads {' and '.join(map(str, _READABLE))}. Use the version that wrote it, or another folder."
             )
         self._compare(rounds, about)
-        with _quiet():
+        with silenced("absl"):
             arrays = self._manager.restore(rounds, args=args.Composite(**{_ARRAYS: args.StandardRestore()}))[
                 _ARRAYS
             ]
-        leaves = []
-        for name, spec in about["specs"].items():
-            dtype, shape = spec
-            leaves.append(arrays[name] if name in arrays else np.zeros(shape, jax.numpy.dtype(dtype)))
-        state = _typed(jax.tree.unflatten(jax.tree.structure(_raw(self._template)), leaves))
+        specs = {
+            name: jax.ShapeDtypeStruct(shape, jax.numpy.dtype(dtype))
+            for name, (dtype, shape) in about["specs"].items()
+        }
+        state = jax.tree.unflatten(jax.tree.structure(_raw(self._template)), specs.values())
+        if about["format"] > 1 and jax.tree.leaves(state.clients):
+            table = self._table(rounds, state)
+            arrays |= {f"clients/{name}": leaf for name, leaf in _named(table)}
+        # Arrays without elements are not written.
+        leaves = [
+            arrays[name] if name in arrays else np.zeros(spec.shape, spec.dtype)
+            for name, spec in specs.items()
+        ]
+        state = _typed(jax.tree.unflatten(jax.tree.structure(state), leaves))
         histories = []
         for replica, packed in enumerate(about["histories"]):
             prefix = f"history/{replica}/"
             metrics = {name: arrays[prefix + name] for name in packed["metrics"]}
             histories.append(_unpack(packed, metrics))
         return Saved(state, histories, rounds)
+
+    def _table(self, rounds: int, specs: SimState) -> ClientTable:
+        path = self._folder / str(rounds) / _CLIENTS / self._item.FILE
+        return self._item.read(path, RowLayout(specs.clients, len(specs.round.shape)), self._scratch)
 
     def _compare(self, rounds: int, about: Mapping[str, Any]) -> None:
         """Refuses the checkpoint of another run, and says what differs."""
@@ -301,7 +331,7 @@ def _typed(state: SimState) -> SimState:
     return dataclasses.replace(placed, clients=jax.tree.map(np.asarray, state.clients))
 
 
-def _named(state: SimState) -> list[tuple[str, Any]]:
+def _named(state: SimState | ClientTable) -> list[tuple[str, Any]]:
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
 
@@ -372,15 +402,3 @@ def _unpack(packed: Mapping[str, Any], metrics: Mapping[str, np.ndarray]) -> His
 def _unpack_evaluation(packed: Mapping[str, Any]) -> Evaluation:
     per_client = {name: np.array(values, np.float64) for name, values in packed["per_client"].items()}
     return Evaluation(**{**packed, "per_client": per_client})
-
-
-class _quiet:
-    """Keeps orbax's messages out of a run's output; what fails is raised, and need not be logged as well."""
-
-    def __enter__(self):
-        self._logger = logging.getLogger("absl")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.CRITICAL)
-
-    def __exit__(self, *exception: object) -> None:
-        self._logger.setLevel(self._level)

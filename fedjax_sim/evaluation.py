@@ -15,6 +15,7 @@ import numpy as np
 from fedjax_sim._src import checks
 from fedjax_sim._src.types import Mean, Task, Variables
 from fedjax_sim.data import Federated
+from fedjax_sim.data._blocks import batch_blocks
 from fedjax_sim.data.client_source import Clients
 from fedjax_sim.metrics import example_values
 
@@ -101,20 +102,22 @@ def evaluate(task: Task, variables: Variables, data: Clients, *, batch_size: int
         raise ValueError(
             f"the data has {data.num_clients} clients and no example: there is nothing to evaluate on."
         )
-    data = data.in_memory
-    if task.check is not None:
-        task.check(data.columns)
-    owner = np.repeat(np.arange(data.num_clients, dtype=np.int32), data.sizes)
-    run = _evaluator(task, data.num_clients)
-    totals: dict = {}
-    for start in range(0, data.num_examples, batch_size):
-        rows = min(batch_size, data.num_examples - start)
-        batch = {
-            name: _padded(column[start : start + rows], batch_size) for name, column in data.columns.items()
-        }
-        batch["mask"] = np.arange(batch_size) < rows
-        sums = run(variables, batch, _padded(owner[start : start + rows], batch_size))
-        totals = sums if not totals else jax.tree.map(jnp.add, totals, sums)
+    run, ends = _evaluator(task, data.num_clients), np.asarray(data.offsets)[1:]
+    totals, first = {}, 0
+    for columns in batch_blocks(data, batch_size, task.check):
+        before, length = totals, len(next(iter(columns.values())))
+        for start in range(0, length, batch_size):
+            rows = min(batch_size, length - start)
+            batch = {
+                name: _padded(column[start : start + rows], batch_size) for name, column in columns.items()
+            }
+            batch["mask"] = np.arange(batch_size) < rows
+            owner = np.searchsorted(ends, first + start + np.arange(rows), side="right").astype(np.int32)
+            sums = run(variables, batch, _padded(owner, batch_size))
+            totals = sums if not totals else jax.tree.map(jnp.add, totals, sums)
+        first += length
+        # The next block is made while the device works on this one; those before it must be out of its hands.
+        jax.block_until_ready(before)
     return summarise(totals, data.sizes)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
+from fedjax_sim._src import checks
+from fedjax_sim._src.labels import several_hot
 from fedjax_sim._src.types import Batch, Mean, Metric, Metrics, Outputs, Task
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "binary_accuracy",
     "example_values",
     "mean",
+    "precision",
+    "recall_at_k",
     "squared_error",
     "top_k_accuracy",
 ]
@@ -106,6 +110,66 @@ def top_k_accuracy(k: int, label: str = "y") -> Metric:
     return metric
 
 
+def precision(label: str = "y", listed: bool = False) -> Metric:
+    """Share of the labels that are predicted, those with a logit above 0, that the examples have.
+
+    A label counts once for every example, so an example without a predicted one counts nothing: the mean over all
+    predictions of all examples, not over examples.
+
+    Args:
+      label: the column: 0 or 1, ``[batch, labels]`` as the logits ``f32[batch, labels]``.
+      listed: it says instead which labels there are, ``int[batch, most]``, padded with -1.
+
+    Raises:
+      ValueError: at the call, for labels of another shape or dtype.
+
+    >>> import jax.numpy as jnp
+    >>> from fedjax_sim import metrics
+    >>> logits, tags = jnp.array([[2.0, 1.0, -1.0], [-1.0, -2.0, -3.0]]), jnp.array([[1, 2], [0, -1]])
+    >>> right, predicted = metrics.precision(listed=True)(logits, {"y": tags})
+    >>> right.tolist(), predicted.tolist()
+    ([1.0, 0.0], [2.0, 0.0])
+    """
+
+    def metric(outputs: Outputs, batch: Batch):
+        return _hits(_labels(outputs, batch, label, listed), outputs > 0)
+
+    return metric
+
+
+def recall_at_k(k: int, label: str = "y", listed: bool = False) -> Metric:
+    """Share of the labels that the examples have that are among an example's ``k`` largest logits.
+
+    The mean over all labels of all examples, as Keras' ``Recall(top_k=k)``; of equal logits the first ones are taken.
+
+    Args:
+      k: 1 or more; as many as there are labels at most.
+      label: the column: 0 or 1, ``[batch, labels]`` as the logits ``f32[batch, labels]``.
+      listed: it says instead which labels there are, ``int[batch, most]``, padded with -1.
+
+    Raises:
+      ValueError: ``k`` is no integer of at least 1; at the call, for labels of another shape or dtype.
+
+    Source: recall@5 of StackOverflow's tags, Reddi et al. 2021 (arXiv 2003.00295).
+
+    >>> import jax.numpy as jnp
+    >>> from fedjax_sim import metrics
+    >>> logits, tags = jnp.array([[2.0, 1.0, -1.0]]), jnp.array([[1, 2]])
+    >>> found, there = metrics.recall_at_k(2, listed=True)(logits, {"y": tags})
+    >>> found.tolist(), there.tolist()
+    ([1.0], [2.0])
+    """
+    checks.positive_int("k", k)
+
+    def metric(outputs: Outputs, batch: Batch):
+        labels = _labels(outputs, batch, label, listed)
+        _, places = jax.lax.top_k(outputs, min(k, outputs.shape[-1]))
+        found = jnp.take_along_axis(labels, places, axis=-1)
+        return jnp.sum(found, axis=-1, dtype=jnp.float32), jnp.sum(labels, axis=-1, dtype=jnp.float32)
+
+    return metric
+
+
 def squared_error(label: str = "y") -> Metric:
     """Mean over an example's outputs of the squared difference to the label column, of the same shape."""
 
@@ -115,6 +179,17 @@ def squared_error(label: str = "y") -> Metric:
         return per_example, jnp.ones_like(per_example)
 
     return metric
+
+
+def _labels(outputs: Outputs, batch: Batch, label: str, listed: bool) -> jax.Array:
+    """Which labels the examples have, ``bool[batch, labels]``."""
+    labels = several_hot(batch[label], outputs.shape[-1]) if listed else batch[label] > 0
+    if labels.shape != outputs.shape:
+        raise ValueError(
+            f"column {label!r} is {list(labels.shape)} and the outputs {list(outputs.shape)}, expected [batch, labels] "
+            "both. For lists of labels give listed=True."
+        )
+    return labels
 
 
 def _hits(hit: jax.Array, counted: jax.Array) -> tuple[jax.Array, jax.Array]:

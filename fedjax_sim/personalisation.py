@@ -14,7 +14,8 @@ import numpy as np
 from fedjax_sim import metrics
 from fedjax_sim._src import forward, keys, tree
 from fedjax_sim._src.types import Array, Delta, Mean, Message, Variables
-from fedjax_sim.data import ClientData, batches, cohorts
+from fedjax_sim.data import batches, cohorts
+from fedjax_sim.data._blocks import Examples, Held
 from fedjax_sim.data.client_source import Clients
 from fedjax_sim.data.plans import Entry, Planner
 from fedjax_sim.engines import Problem, SimState
@@ -86,9 +87,20 @@ class Personaliser:
         self._blocks = [jax.jit(functools.partial(self._block, g)) for g in range(count)]
 
     def __call__(
-        self, state: SimState, columns: Any, planner: Planner, test: ClientData, clients: np.ndarray
+        self,
+        state: SimState,
+        planner: Planner,
+        train: Examples,
+        test: Examples,
+        sizes: np.ndarray,
+        clients: np.ndarray,
     ) -> Personalised:
-        """Args: ``columns`` and ``state`` on one device; ``planner`` of the population; ``clients``: positions."""
+        """Args: ``planner`` and ``sizes``, of test examples, of the population; ``clients``: positions."""
+        # On a mesh every device would compute the same: one is enough.
+        state, train = _on_one_device((state, train))
+        if isinstance(test, Held):
+            own = {name: np.asarray(column) for name, column in test.columns.items()}
+            test = test._replace(columns=jax.device_put(own))
         planner = dataclasses.replace(
             planner, cohort=cohorts.fixed(clients.tolist()), works=self._problem.works(self._problem.algorithm()),
             devices=1, homes=False,
@@ -96,7 +108,6 @@ class Personaliser:
         # Explicit rows are made on the host, from the same key.
         words = np.asarray(jax.random.key_data(_root(state)))
         plan = planner.plan([tuple(int(word) for word in words)], int(state.round), 1, 1)
-        columns, own = dict(columns), jax.device_put(dict(test.columns))
         place = np.zeros(planner.population, np.int64)
         place[clients] = np.arange(len(clients))
         found: list[tuple[np.ndarray, Any]] = []
@@ -109,16 +120,18 @@ class Personaliser:
                 cut = functools.partial(_padded, start=start, stop=stop, width=width)
                 entries, rows = jax.tree.map(cut, (queue.entries, queue.rows))
                 known, entries = _with_rows(state, entries)
-                first = test.offsets[:-1][entries.client].astype(np.int32)
-                # Padding stands for client 0, without steps and without test examples.
-                size = np.where(np.arange(width) < stop - start, test.sizes[entries.client], 0)
-                sums = jax.device_get(block(known, columns, own, entries, rows, first, size.astype(np.int32)))
                 there = slice(0, stop - start)
-                found.append((place[entries.client[there]], jax.tree.map(lambda x, s=there: x[s], sums)))
+                mine = entries.client[there]
+                # Padding has no steps and no test examples.
+                fill = lambda x, n=width: np.pad(x, (0, n - len(x))).astype(np.int32)  # noqa: E731
+                (columns, begin), (own, first) = train(mine), test(mine)
+                entries = entries._replace(start=fill(begin))
+                sums = block(known, columns, own, entries, rows, fill(first), fill(sizes[mine]))
+                sums = jax.device_get(sums)
+                found.append((place[mine], jax.tree.map(lambda x, s=there: x[s], sums)))
         order = np.argsort(np.concatenate([places for places, _ in found]))
         before, after = jax.tree.map(lambda *x: np.concatenate(x)[order], *[sums for _, sums in found])
-        sizes = np.asarray(test.sizes)[clients]
-        return Personalised(clients, summarise(before, sizes), summarise(after, sizes))
+        return Personalised(clients, summarise(before, sizes[clients]), summarise(after, sizes[clients]))
 
     def _block(self, group: int, state: SimState, columns, test, entries, rows, first, size):
         """Sums ``{metric: Mean(f32[block], f32[block])}`` of the models before and after."""
@@ -183,8 +196,12 @@ class Personaliser:
         return jax.lax.fori_loop(0, -(-size // self._batch_size), add, zero)
 
 
-def check_clients(train: Clients, test: Clients) -> ClientData:
-    """Test data in memory; refuses those whose clients are not the training data's, in the same order."""
+def chosen_clients(train: Clients, test: Clients, clients: Any) -> np.ndarray:
+    """Positions of clients, all of them for ``None``.
+
+    Raises:
+      TypeError, ValueError: test data of other clients than the training data's, in the same order, or without examples.
+    """
     if not isinstance(test, Clients):
         raise TypeError(f"test is {type(test).__name__}, expected ClientData, for example data.test.")
     fix = "Every client is evaluated on its own examples: divide them with fs.data.split, or reorder with test.select."
@@ -198,7 +215,19 @@ def check_clients(train: Clients, test: Clients) -> ClientData:
             f"client {at} of test is {test.ids[at].item()!r}, of the training data {train.ids[at].item()!r}; expected "
             f"the same clients in the same order. {fix}"
         )
-    return test.in_memory
+    chosen = np.arange(train.num_clients) if clients is None else train.positions(clients)
+    if not test.sizes[chosen].any():
+        raise ValueError(
+            f"none of the {len(chosen)} clients has a test example: there is nothing to evaluate on."
+        )
+    return chosen
+
+
+def _on_one_device(arrays: Any) -> Any:
+    """Numpy arrays stay where they are, such as a client table in the host's memory."""
+    device = jax.devices()[0]
+    one = lambda x: jax.device_put(x, device) if isinstance(x, jax.Array) else x  # noqa: E731
+    return jax.tree.map(one, arrays)
 
 
 def _root(state: SimState) -> jax.Array:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fedjax_sim import engines
 from fedjax_sim._arguments import (
@@ -28,6 +29,7 @@ from fedjax_sim._src import checks, keys
 from fedjax_sim._src.types import Algorithm, Variables
 from fedjax_sim._tuning import Timing, Tuning, tune
 from fedjax_sim.checkpoint import Checkpoints, Store
+from fedjax_sim.data._blocks import some_at_a_time
 from fedjax_sim.data.client_source import Clients
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
@@ -40,11 +42,12 @@ from fedjax_sim.engines._problem import (
     group_names,
     initialiser,
     keeps_client_state,
+    update_spec,
 )  # fmt: skip
 from fedjax_sim.engines._state import check_is_state, check_state
 from fedjax_sim.evaluation import Evaluation, evaluate, named_sets
 from fedjax_sim.history import Histories, History
-from fedjax_sim.personalisation import Personalised, Personaliser, check_clients
+from fedjax_sim.personalisation import Personalised, Personaliser, chosen_clients
 from fedjax_sim.privacy import Guarantee, Ledger, ledger_of, price
 from fedjax_sim.privacy._laws import Accountant, Neighbour
 
@@ -62,15 +65,17 @@ class Simulation:
       engine: from ``fs.engines``; ``lanes()`` by default.
       groups: name of each client's group, ``[clients]``, for algorithms whose clients differ.
       rounds_per_chunk: rounds that run without the host; metrics come back and callbacks run between chunks. Fewer, where
-        the rows that ``client_state="host"`` brings for them could fill more than a quarter of a device.
+        the rows that ``client_state`` brings for them from elsewhere could fill more than a quarter of a device.
       public: public data for server updates that use it, a pytree.
-      client_state: where the state that clients keep lies: on the ``"device"``, or in the ``"host"``'s memory, from where each
-        chunk brings the rows of its cohorts; results are the same. By default ``"host"`` where it would fill more than a
-        quarter of a device.
+      client_state: where the state that clients keep lies: on the ``"device"``, in the ``"host"``'s memory or on ``"disk"``, from
+        where each chunk brings the rows of its cohorts; results are the same. A ``pathlib.Path`` is a folder for the disk's
+        files, which have no names and are gone with the process; else they are in ``TMPDIR`` or ``/var/tmp``. By default the
+        first of the three of which it would fill no more than a quarter, on the device and in memory.
       stream: whether each chunk's examples are brought to the devices while the chunk before trains, instead of all data
         at the beginning; results are the same. By default where the data would fill more than half of a device.
 
     Raises:
+      OSError: the folder for client state on disk is missing, or cannot be written.
       TypeError, ValueError: anything that would go wrong later: a cohort larger than the population, data that the
         task cannot train on, a rule with state under sampling with replacement, unknown groups.
 
@@ -98,11 +103,12 @@ class Simulation:
         rounds_per_chunk: int = 10,
         public: Any = None,
         stream: bool | None = None,
-        client_state: Where | None = None,
+        client_state: Where | Path | None = None,
     ):
         check_types(algorithm, data, cohort, local, engine)
         checks.positive_int("rounds_per_chunk", rounds_per_chunk)
-        checks.one_of("client_state", client_state, (None, "device", "host"))
+        if not isinstance(client_state, Path):
+            checks.one_of("client_state", client_state, (None, "device", "host", "disk"))
         self.data, self.cohort = data, cohort
         self.local = LocalWork() if local is None else local
         self.engine = engines.lanes() if engine is None else engine
@@ -112,7 +118,7 @@ class Simulation:
                 f"the data has {data.num_clients} clients and no example: there is nothing to train on."
             )
         self._groups, self._public, self._stream = groups, public, stream
-        self._where: Where | None = client_state
+        self._where: Where | Path | None = client_state
         self._group = group_indices(algorithm, groups, data.num_clients)
         self._prepare(self._make_problem(lambda hyper: algorithm))
         self._rounds = self.engine.compile(self._problem)
@@ -242,7 +248,9 @@ class Simulation:
     ) -> tuple[SimState, list[History]]:
         if checkpoints is None:
             return runner.run(state, rounds)
-        with Store(checkpoints, self.describe(state), state, read_only=rounds is None) as runner.store:
+        with Store(
+            checkpoints, self.describe(state), state, rounds is None, runner.clients.folder
+        ) as runner.store:
             return runner.run(state, rounds)
 
     def sweep(
@@ -385,15 +393,7 @@ class Simulation:
         checks.positive_int("block_size", block_size)
         checks.positive_int("batch_size", batch_size)
         check_state(state, self._template, self.algorithm.name, self.data.num_clients)
-        test = check_clients(self.data, test)
-        everybody = np.arange(self.data.num_clients)
-        chosen = everybody if clients is None else self.data.positions(clients)
-        if not test.sizes[chosen].any():
-            raise ValueError(
-                f"none of the {len(chosen)} clients has a test example: there is nothing to evaluate on."
-            )
-        if self.algorithm.task.check is not None:
-            self.algorithm.task.check(test.columns)
+        chosen = chosen_clients(self.data, test, clients)
         # On its own and with all the time it needs; the passes of this work are of no round.
         work = dataclasses.replace(
             self.local if local is None else local, continue_epochs=False, stragglers=0.0
@@ -402,11 +402,9 @@ class Simulation:
         if program not in self._personalisers:
             problem = dataclasses.replace(self._problem, local=program[0])
             self._personalisers[program] = Personaliser(problem, block_size, batch_size)
-        planner, columns = self._feed.of(self.planner(), self._rounds.place_columns, chosen)
-        if self.engine.devices > 1:
-            one = lambda x: x if isinstance(x, np.ndarray) else jax.device_put(x, jax.devices()[0])  # noqa: E731
-            state, columns = jax.tree.map(one, (state, columns))
-        return self._personalisers[program](state, columns, planner, test, chosen)
+        train = self._feed.examples(self._rounds.place_columns, chosen, block_size)
+        tested = some_at_a_time(test, chosen, block_size, self.algorithm.task.check)
+        return self._personalisers[program](state, self.planner(), train, tested, test.sizes, chosen)
 
     # --- privacy ---
 
@@ -416,7 +414,14 @@ class Simulation:
         Raises:
           ValueError: a stage releases its sum without noise.
         """
-        return ledger_of(self.algorithm, self.cohort, self.data.num_clients, rounds, first)
+        return ledger_of(
+            self.algorithm,
+            self.cohort,
+            self.data.num_clients,
+            rounds,
+            first,
+            message=functools.partial(update_spec, self._problem),
+        )
 
     def privacy(
         self,
@@ -536,7 +541,9 @@ class Simulation:
     def chunk(self, state: SimState, rounds: int) -> tuple[Plan, Any]:
         """The plan of the next rounds, in arrays with room for as many, and the examples on the devices."""
         place, roots = self._rounds.place_columns, root_words(state)
-        return self._feed.chunk(self.planner(), place, roots, int(state.round), rounds, rounds)
+        with self._feed.chunks(self.planner(), place, roots, rounds) as chunks:
+            chunks.ask(int(state.round), rounds)
+            return chunks.take()
 
     def _lent(self, state: SimState, rounds: int) -> tuple[SimState, Any, Plan]:
         """What the engine gets for the chunk of the next rounds: state, columns and plan."""

@@ -18,6 +18,8 @@ SERVER = 3
 PERSONAL = 4
 STRAGGLERS = 5
 PASSES = 6
+ADAPTERS = 7
+ROTATION = 8
 
 # Purposes under a client's key.
 ORDER = 0

@@ -283,19 +283,28 @@ ServerPart = Any
 ClientPart = Any
 
 
+Trust = Literal["central", "distributed", "local"]
+"""What a server may see without harm: the clients' messages before the noise, the noisy sum alone, noisy messages."""
+
+
 class Noise(NamedTuple):
     """What an accountant has to know of the noise that a layer adds.
 
     Attributes:
       law: by which an accountant knows its price, such as ``"gaussian"``.
       multiplier: scale of the noise on the SUM over the bound on one client's message: standard deviation over L2
-        bound, for ``"laplace"`` scale over L1 bound. A number, traced or not, or a function of the round to one.
-      details: what else the price depends on, by name.
+        bound, for ``"laplace"`` scale over L1 bound. A number, traced or not, or a function of the round to one. Of local
+        noise: scale of the noise on one client's message over the bound on it.
+      details: what else the price depends on, by name, in JSON's types. ``"dimension": None`` asks the ledger to put in the
+        number of coordinates of the message that the layer gets.
+      trust: what a server may see without harm: ``"central"`` the clients' messages, as the noise comes after their sum;
+        ``"distributed"`` that sum alone, ``"local"`` every message.
     """
 
     law: str
     multiplier: Any
     details: Mapping[str, Any] = {}
+    trust: Trust = "central"
 
 
 class Facts(NamedTuple):
@@ -310,6 +319,9 @@ class Facts(NamedTuple):
       noise: what the layer adds to the sum; ``None`` without noise.
       count_noise_std: standard deviation of the noise on the number of clients that the layer's next state depends
         on; ``None`` for layers that count nobody.
+      one_bound: the layer relates rounds to each other, and its noise is right only under one bound in all of them.
+      norm: in which a clip limits the message, and of which a noise needs the bound. An L1 bound is an L2 bound as well.
+      keeps_l1: the encoded value's L1 norm is at most that of the incoming one.
     """
 
     name: str
@@ -319,6 +331,9 @@ class Facts(NamedTuple):
     divisor: Literal["none", "public", "data"] = "none"
     noise: Noise | None = None
     count_noise_std: Any = None
+    one_bound: bool = False
+    norm: Literal["l2", "l1"] = "l2"
+    keeps_l1: bool = False
 
 
 class TransformInit(Protocol):

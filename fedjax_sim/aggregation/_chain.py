@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -134,6 +136,20 @@ def _encoded_spec(layer: Transform, spec: MessageSpec, client, server) -> Messag
     return tree.spec(encoded)
 
 
+def layers_of(transform: Transform) -> tuple[Transform, ...]:
+    """The layers of a chain, or the one that a transform is; none of an identity."""
+    return _layers(transform)
+
+
+def specs_of(transform: Transform, spec: MessageSpec) -> list[MessageSpec]:
+    """The message before each layer, and after the last one."""
+    specs = [spec]
+    for layer in _layers(transform):
+        server, client = jax.eval_shape(functools.partial(layer.init, specs[-1]))
+        specs.append(_encoded_spec(layer, specs[-1], client, server))
+    return specs
+
+
 def _decode_rows(layer: Transform, message: Message, server, ctx) -> Message:
     decode = lambda row: layer.decode(row, server, ctx)[0]  # noqa: E731
     return jax.vmap(decode)(message)
@@ -165,7 +181,14 @@ def _check_aux(facts: tuple[Facts, ...], spec: MessageSpec) -> None:
 def _check_order(facts: tuple[Facts, ...]) -> None:
     """Refuses what is wrong whatever the data; walks the layers in the order in which clients run them."""
     bounded, mean, gather, noise = False, None, None, None
+    l1, l2_clip = False, None
     for index, fact in enumerate(facts):
+        last = facts[index - 1] if index else None
+        if last is not None and last.reduction == "modular_sum":
+            raise ValueError(
+                f"{fact.name} stands after {last.name}, which sends integers modulo a power of two: put {last.name} last, "
+                f"chain(..., {fact.name}(...), {last.name}(...))."
+            )
         if fact.reduction == "gather":
             if index > 0:
                 raise ValueError(
@@ -199,12 +222,25 @@ def _check_order(facts: tuple[Facts, ...]) -> None:
                     f"The right order: {_PRIVATE_ORDER}."
                 )
             bounded = True
-        if fact.breaks_bound:
-            bounded = False
+            l2_clip = fact if fact.norm == "l2" else l2_clip
+        # The bound that a layer sees is the smallest of all clips': with an L2 clip among them it need not hold in L1.
+        limits_l1 = fact.limits_norm and fact.norm == "l1"
+        l1 = l2_clip is None and (limits_l1 or (l1 and (fact.keeps_l1 or fact.noise is not None)))
         if fact.noise is not None:
             noise = fact
             for counting in facts[:index]:
                 std = counting.count_noise_std
+                if std is not None and fact.one_bound:
+                    raise ValueError(
+                        f"{fact.name} correlates the noise of rounds, whose scale must be that of one bound, but "
+                        f"{counting.name} moves the bound from round to round. Use clip_by_global_norm(C), or gaussian_noise "
+                        f"behind {counting.name}."
+                    )
+                if std is not None and fact.noise.trust != "central":
+                    raise ValueError(
+                        f"{fact.name} protects from a server that {counting.name} trusts: the clients send it a bit without "
+                        f"noise of their own. Clip with clip_by_global_norm, or add gaussian_noise on the server."
+                    )
                 if std is not None and not checks.is_traced(std) and float(std) == 0:
                     raise ValueError(
                         f"{fact.name} stands behind {counting.name} with count_noise_std=0: the exact number of "
@@ -216,6 +252,12 @@ def _check_order(facts: tuple[Facts, ...]) -> None:
                     f"{fact.name} needs a bound on each client's message, and none holds where it stands: clip first, "
                     f"and after any layer that can raise the norm (error feedback). The right order: {_PRIVATE_ORDER}."
                 )
+            if fact.norm == "l1" and not l1:
+                why = f"{l2_clip.name} bounds L2" if l2_clip else "no L1 bound holds where it stands"
+                raise ValueError(
+                    f"{fact.name} needs a bound on the L1 norm, but {why}. Clip with clip_by_l1_norm alone, and mix no "
+                    f"coordinates after it: chain(clip_by_l1_norm(C), mean(over='expected_cohort'), {fact.name}(...))."
+                )
             if mean is None or mean.divisor == "data":
                 what = "no mean" if mean is None else "a mean whose divisor depends on the data"
                 raise ValueError(
@@ -223,3 +265,5 @@ def _check_order(facts: tuple[Facts, ...]) -> None:
                     "public constant: example-weighted averaging, or division by the clients that happened to come, "
                     f"with noise z*C/n is not private. Use {_PRIVATE_ORDER}."
                 )
+        if fact.breaks_bound:
+            bounded = False

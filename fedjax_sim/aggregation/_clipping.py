@@ -29,14 +29,14 @@ def clip_by_global_norm(clip_norm: float) -> Transform:
 
     def encode(message, client, server, ctx):
         value, clipped, finite = _clip(message.value, clip_norm)
-        return message._replace(value=value), client, _clip_metrics(clipped, finite, ctx)
+        return message._replace(value=value), client, clip_metrics(clipped, finite, ctx)
 
     return Transform(
         init=lambda spec: ((), ()),
         bound=lambda server, incoming: jnp.minimum(incoming, clip_norm),
         encode=encode,
         decode=lambda message, server, ctx: (message, server, {}),
-        facts=(Facts("clip_by_global_norm", limits_norm=True),),
+        facts=(Facts("clip_by_global_norm", limits_norm=True, keeps_l1=True),),
     )
 
 
@@ -83,7 +83,7 @@ def adaptive_clip(
         value, clipped, finite = _clip(message.value, server.clip_norm)
         unclipped = (~clipped & finite).astype(jnp.float32) - 0.5
         sent = message._replace(value=value, stack=(*message.stack, unclipped))
-        return sent, client, _clip_metrics(clipped, finite, ctx)
+        return sent, client, clip_metrics(clipped, finite, ctx)
 
     def decode(message, server, ctx):
         *stack, unclipped = message.stack
@@ -101,7 +101,7 @@ def adaptive_clip(
         bound=lambda server, incoming: jnp.minimum(incoming, server.clip_norm),
         encode=encode,
         decode=decode,
-        facts=(Facts("adaptive_clip", limits_norm=True, count_noise_std=count_noise_std),),
+        facts=(Facts("adaptive_clip", limits_norm=True, count_noise_std=count_noise_std, keeps_l1=True),),
     )
 
 
@@ -109,16 +109,24 @@ def _clip(value, norm):
     """The clipped value, whether the norm was above the limit, whether it was finite."""
     actual = tree.global_norm(value)
     finite = jnp.isfinite(actual)
+    factor = shrinking(actual, norm)
+    return jax.tree.map(lambda x: scaled(x, factor, finite), value), finite & (actual > norm), finite
+
+
+def shrinking(actual, norm):
+    """What brings the norm ``actual`` down to ``norm``, at most 1."""
     # By comparison, so that a message whose squares underflow (norm 0) is not scaled by the norm itself.
-    factor = jnp.where(actual > norm, norm / jnp.where(actual > 0, actual, 1.0), 1.0)
+    return jnp.where(actual > norm, norm / jnp.where(actual > 0, actual, 1.0), 1.0)
+
+
+def scaled(x, factor, kept):
+    """A leaf times a factor, or zero unless it is kept."""
     # where, not a product alone: zero times NaN is NaN. Scaled in float32, so that narrow types round once.
-    clipped = jax.tree.map(
-        lambda x: jnp.where(finite, x.astype(jnp.float32) * factor, 0).astype(x.dtype), value
-    )
-    return clipped, finite & (actual > norm), finite
+    return jnp.where(kept, x.astype(jnp.float32) * factor, 0).astype(x.dtype)
 
 
-def _clip_metrics(clipped, finite, ctx):
+def clip_metrics(clipped, finite, ctx):
+    """Shares of the clients that came: clipped, and not finite."""
     came = (jnp.asarray(ctx.num_examples) > 0).astype(jnp.float32)
     return {
         "clipped": Mean(clipped.astype(jnp.float32) * came, came),

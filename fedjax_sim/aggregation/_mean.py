@@ -55,7 +55,13 @@ def mean(over: Literal["examples", "clients", "expected_cohort"] = "examples") -
         return jnp.inf if over == "examples" else incoming
 
     divisor = "public" if over == "expected_cohort" else "data"
-    return Transform(lambda spec: ((), ()), bound, encode, decode, (Facts("mean", divisor=divisor),))
+    return Transform(
+        lambda spec: ((), ()),
+        bound,
+        encode,
+        decode,
+        (Facts("mean", divisor=divisor, keeps_l1=divisor == "public"),),
+    )
 
 
 def coverage_mean() -> Transform:

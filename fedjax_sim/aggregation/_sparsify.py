@@ -56,5 +56,5 @@ def top_k(share: float, *, error_feedback: bool = True) -> Transform:
         bound=lambda server, incoming: jnp.inf if error_feedback else incoming,
         encode=encode,
         decode=lambda message, server, ctx: (message, server, {}),
-        facts=(Facts("top_k", breaks_bound=error_feedback),),
+        facts=(Facts("top_k", breaks_bound=error_feedback, keeps_l1=not error_feedback),),
     )

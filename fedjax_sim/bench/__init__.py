@@ -4,13 +4,14 @@
 scripts under ``benchmarks/`` call the same.
 """
 
-from fedjax_sim.bench import _compare, _host, _kernels, _peers, _rounds, _scaling, _streaming
+from fedjax_sim.bench import _compare, _host, _kernels, _peers, _privacy, _rounds, _scaling, _streaming
 
 BENCHMARKS = {
     "rounds": _rounds.main,
     "kernels": _kernels.main,
     "scaling": _scaling.main,
     "streaming": _streaming.main,
+    "privacy": _privacy.main,
     "host": _host.main,
     "peers": _peers.main,
     "compare": _compare.main,

@@ -3,13 +3,14 @@
 ``ClientData`` holds the examples of all clients as flat columns with offsets. ``load`` and the sources that it
 names return a ``Federated``: a training and a test part; so does ``arrays``, for what is in memory. ``parquet``,
 ``huggingface`` and ``tff`` read files of other packages without those. ``repartition`` deals the examples of a whole set anew by one of
-``fs.partitions``, ``split`` divides each client's examples into training and test; ``holdout_clients``, ``holdout_domain`` and
+``fs.partitions``, ``redraw`` makes many clients of few, ``split`` divides each client's examples into training and test; ``holdout_clients``, ``holdout_domain`` and
 ``holdout_public`` keep clients or a domain for evaluation, or examples for a public set. ``feature_noise`` and ``rotated``
 make clients' features differ, ``vertical`` splits them between parties. ``augmentations`` change images while a model
-trains, ``preprocessing`` also when it is evaluated. ``text`` makes integers of texts.
+trains, ``preprocessing`` also when it is evaluated. ``text`` makes integers of texts,
+``decoders`` arrays of columns that hold texts or encoded images.
 """
 
-from fedjax_sim.data import augmentations, preprocessing, text
+from fedjax_sim.data import augmentations, decoders, preprocessing, text
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.client_source import ClientSource
 from fedjax_sim.data.federated import Federated, holdout_clients, holdout_domain, holdout_public, split
@@ -28,7 +29,8 @@ from fedjax_sim.data.presets.flamby import heart_disease, tcga_brca
 from fedjax_sim.data.presets.leaf_sets import celeba, sent140
 from fedjax_sim.data.presets.school import school
 from fedjax_sim.data.presets.shakespeare import shakespeare
-from fedjax_sim.data.presets.stackoverflow import stackoverflow
+from fedjax_sim.data.presets.stackoverflow import stackoverflow, stackoverflow_tags
+from fedjax_sim.data.redraw import redraw
 from fedjax_sim.data.repartition import repartition
 from fedjax_sim.data.skews import feature_noise, rotated
 from fedjax_sim.data.sources import load
@@ -45,6 +47,7 @@ __all__ = [
     "celeba",
     "cifar10",
     "cifar100",
+    "decoders",
     "digits",
     "emnist",
     "feature_noise",
@@ -61,6 +64,7 @@ __all__ = [
     "npz",
     "parquet",
     "preprocessing",
+    "redraw",
     "repartition",
     "rotated",
     "school",
@@ -68,6 +72,7 @@ __all__ = [
     "shakespeare",
     "split",
     "stackoverflow",
+    "stackoverflow_tags",
     "stored",
     "synthetic",
     "tcga_brca",

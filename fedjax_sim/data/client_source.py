@@ -18,7 +18,10 @@ from fedjax_sim.data.client_data import ClientData, positions_of
 class ClientSource(abc.ABC):
     """What looks like ``ClientData`` from afar and holds no examples: a simulation asks it for those of the next cohorts.
 
-    Subclasses say who the clients are and write ``make``; the same client must always get the same examples.
+    Subclasses say who the clients are and write ``make``; the same client must always get the same examples. While a
+    simulation trains, ``make`` is called by a thread of the simulation's own, one client at a time; an evaluation or a callback
+    may ask for a client at the same moment, from the thread that runs the simulation. What ``make`` raises ends the run where
+    its client is wanted, with the client's name beneath it.
 
     Args:
       sizes: ``int64[clients]``, examples of each client.
@@ -57,7 +60,7 @@ class ClientSource(abc.ABC):
 
     @abc.abstractmethod
     def make(self, client: int) -> Mapping[str, np.ndarray]:
-        """The columns ``[examples of the client, ...]`` of the client at this position."""
+        """The columns ``[examples of the client, ...]`` of the client at this position; called from more than one thread."""
 
     @property
     def num_clients(self) -> int:
@@ -119,7 +122,16 @@ class ClientSource(abc.ABC):
 
     def _made(self, position: int) -> dict[str, np.ndarray]:
         """What ``make`` gives, compared with what was announced."""
-        made, size, columns = self.make(position), int(self.sizes[position]), {}
+        try:
+            made = self.make(position)
+        except Exception as error:
+            note = f"while the examples of client {self.ids[position].item()!r} were made"
+            if note not in getattr(
+                error, "__notes__", ()
+            ):  # of a part of a source, the source may have said so
+                error.add_note(note)
+            raise
+        size, columns = int(self.sizes[position]), {}
         for name, spec in self.columns.items():
             if name not in made:
                 raise ValueError(

@@ -19,7 +19,7 @@ from fedjax_sim.data._files import read_npy
 
 Sampling = Literal[
     "poisson", "truncated_poisson", "without_replacement", "with_replacement", "all", "fixed", "shuffled", "weighted",
-    "availability",
+    "availability", "cyclic", "cyclic_poisson",
 ]  # fmt: skip
 
 
@@ -30,11 +30,13 @@ class Cohort(NamedTuple):
       sample: ``(generator, round, population)`` to ``int[cohort]``, clients in the order drawn.
       cap: population to the largest cohort that ``sample`` can return.
       expected: population to the expected cohort.
-      sampling: the law, for the accountant. ``"fixed"``, ``"shuffled"``, ``"weighted"`` and ``"availability"`` amplify no
-        privacy.
+      sampling: the law, for the accountant. ``"fixed"``, ``"shuffled"``, ``"cyclic"``, ``"weighted"`` and
+        ``"availability"`` amplify no privacy.
       rate: probability that a given client takes part in a round, where the law has one.
       key_round: (round, population) to the round whose generator ``sample`` is given: rounds that share one permutation
         name the first of them. Every round its own where it is ``None``.
+      separation: population to the fewest rounds from one in which a client takes part to the next such one; 1 where it is
+        ``None``. The population is ``None`` where it does not matter.
     """
 
     sample: Callable[[np.random.Generator, int, int], np.ndarray]
@@ -43,6 +45,7 @@ class Cohort(NamedTuple):
     sampling: Sampling
     rate: float | None = None
     key_round: Callable[[int, int], int] | None = None
+    separation: Callable[[int | None], int] | None = None
 
 
 def uniform(size: int, *, replace: bool = False) -> Cohort:
@@ -116,21 +119,89 @@ def shuffled(size: int) -> Cohort:
       >>> sorted(np.concatenate([cohort.sample(rng(), round_, 10) for round_ in range(3)]).tolist())
       [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
+    first_round = lambda round_, population: round_ - round_ % -(-population // size)  # noqa: E731
+    return _passes(size, "shuffled", first_round)
+
+
+def cyclic(size: int) -> Cohort:
+    """Passes over the population in one order for all of them, drawn from the seed and cut into cohorts of ``size``.
+
+    Every client takes part exactly once in ``ceil(population / size)`` rounds, and so many rounds lie from one time to the
+    next: the separation that ``agg.banded_noise`` and ``agg.tree_noise`` are priced by. With ``shuffled`` a client may end
+    one pass and begin the next.
+
+    Args:
+      size: clients in a cohort; the last of a pass may be smaller.
+
+    Raises:
+      ValueError: ``size`` below 1, or (when a simulation starts) above the population.
+
+    Source: Choquette-Choo et al. 2023 (arXiv 2211.06530), multi-epoch training with fixed participation.
+
+    Example:
+      >>> import numpy as np, fedjax_sim as fs
+      >>> cohort, rng = fs.cohorts.cyclic(4), lambda: np.random.default_rng(0)
+      >>> [sorted(cohort.sample(rng(), round_, 10).tolist()) for round_ in (1, 4)]
+      [[0, 3, 5, 9], [0, 3, 5, 9]]
+    """
+
+    def separation(population: int | None) -> int:
+        assert population is not None  # who asks has seen to it
+        return -(-population // size)
+
+    return _passes(size, "cyclic", lambda round_, population: 0)._replace(separation=separation)
+
+
+def cyclic_poisson(rate: float, bands: int) -> Cohort:
+    """Groups take turns, and in its turn each client of a group takes part with probability ``rate``, independently.
+
+    Client ``i`` is in group ``i % bands``, whose turn is every round ``r`` with ``r % bands == i % bands``. So there are at
+    least ``bands`` rounds between two times that a client takes part, and chance lowers the price of ``agg.banded_noise``.
+    The program has room for a whole group: no cohort is cut.
+
+    Args:
+      rate: probability in (0, 1] that a client takes part in a turn of its group. For cohorts of ``m`` of ``n`` clients it is
+        ``bands * m / n``.
+      bands: number of groups; at least the bands of the noise.
+
+    Raises:
+      ValueError: a rate outside (0, 1] or ``bands`` below 1.
+
+    Source: Choquette-Choo et al. 2023 (arXiv 2306.08153), algorithm 2.
+
+    Example:
+      >>> import numpy as np, fedjax_sim as fs
+      >>> cohort = fs.cohorts.cyclic_poisson(rate=0.9, bands=4)
+      >>> sorted(cohort.sample(np.random.default_rng(0), 5, 16).tolist())
+      [1, 5, 9, 13]
+    """
+    checks.fraction("participation rate", rate)
+    checks.positive_int("bands", bands)
+
+    def sample(generator: np.random.Generator, round_: int, population: int) -> np.ndarray:
+        group = np.arange(round_ % bands, population, bands)
+        return generator.permutation(group[generator.random(len(group)) < rate])
+
+    return Cohort(
+        sample,
+        lambda population: -(-population // bands),
+        lambda population: population * rate / bands,
+        "cyclic_poisson",
+        rate,
+        separation=lambda population: bands,
+    )
+
+
+def _passes(size: int, law: Sampling, key_round: Callable[[int, int], int]) -> Cohort:
+    """Permutations, one for all rounds that name the same ``key_round``, cut into cohorts."""
     checks.positive_int("cohort size", size)
 
     def sample(generator: np.random.Generator, round_: int, population: int) -> np.ndarray:
         place = round_ % -(-population // size) * size
         return generator.permutation(population)[place : place + size]
 
-    def first_round(round_: int, population: int) -> int:
-        return round_ - round_ % -(-population // size)
-
     return Cohort(
-        sample,
-        _no_more_than_there_are(size),
-        lambda population: float(size),
-        "shuffled",
-        key_round=first_round,
+        sample, _no_more_than_there_are(size), lambda population: float(size), law, key_round=key_round
     )
 
 

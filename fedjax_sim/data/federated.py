@@ -9,7 +9,7 @@ from typing import overload
 import numpy as np
 
 from fedjax_sim._src import keys
-from fedjax_sim.data._columns import column_of, describe
+from fedjax_sim.data._columns import column_of, describe, offsets_of
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.client_source import Clients, ClientSource, of_one_example
 
@@ -79,22 +79,32 @@ def split(data: Clients, test_fraction: float, seed: int) -> tuple[Clients, Clie
       >>> train.sizes, test.sizes
       (array([8, 3, 1]), array([2, 1, 0]))
     """
+    if isinstance(data, ClientSource):
+        wanted = _test_sizes(data.sizes, test_fraction)
+        return Half(data, wanted, seed, is_test=False), Half(data, wanted, seed, is_test=True)
+    is_test = rows_of_test(np.diff(np.asarray(data.offsets)), test_fraction, seed)
+    return data.filter(~is_test), data.filter(is_test)
+
+
+def rows_of_test(sizes: np.ndarray, test_fraction: float, seed: int) -> np.ndarray:
+    """Which examples of clients of these sizes, one client after the other, ``split`` gives to the test: ``bool[examples]``."""
+    wanted = _test_sizes(sizes, test_fraction)
+    offsets, examples = offsets_of(sizes), int(sizes.sum())
+    # The examples that get a client's smallest draws are its test part.
+    draws = keys.host_generator((seed,), _SPLIT).random(examples)
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    rank = np.empty(examples, np.int64)
+    rank[np.lexsort((draws, owner))] = np.arange(examples) - np.repeat(offsets[:-1], sizes)
+    return rank < wanted[owner]
+
+
+def _test_sizes(sizes: np.ndarray, test_fraction: float) -> np.ndarray:
+    """Examples of each client's test part."""
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction is {test_fraction}, expected a number in (0, 1), ends excluded.")
-    offsets = np.asarray(data.offsets)
-    sizes = np.diff(offsets)
     wanted = np.clip(np.rint(test_fraction * sizes), 1, np.maximum(sizes - 1, 1)).astype(np.int64)
     wanted[sizes < 2] = 0
-    if isinstance(data, ClientSource):
-        return Half(data, wanted, seed, is_test=False), Half(data, wanted, seed, is_test=True)
-
-    # The examples that get a client's smallest draws are its test part.
-    draws = keys.host_generator((seed,), _SPLIT).random(data.num_examples)
-    owner = np.repeat(np.arange(data.num_clients), sizes)
-    rank = np.empty(data.num_examples, np.int64)
-    rank[np.lexsort((draws, owner))] = np.arange(data.num_examples) - np.repeat(offsets[:-1], sizes)
-    is_test = rank < wanted[owner]
-    return data.filter(~is_test), data.filter(is_test)
+    return wanted
 
 
 class Half(ClientSource):

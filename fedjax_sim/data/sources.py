@@ -23,7 +23,7 @@ from fedjax_sim.data.presets.flamby import heart_disease, tcga_brca
 from fedjax_sim.data.presets.leaf_sets import celeba, sent140
 from fedjax_sim.data.presets.school import school
 from fedjax_sim.data.presets.shakespeare import shakespeare
-from fedjax_sim.data.presets.stackoverflow import stackoverflow
+from fedjax_sim.data.presets.stackoverflow import stackoverflow, stackoverflow_tags
 from fedjax_sim.data.synthetic_sets import synthetic
 
 SOURCES: dict[str, Callable[..., Federated]] = {
@@ -48,6 +48,7 @@ SOURCES: dict[str, Callable[..., Federated]] = {
     "shakespeare": shakespeare,
     "sent140": sent140,
     "stackoverflow": stackoverflow,
+    "stackoverflow_tags": stackoverflow_tags,
     "celeba": celeba,
 }
 """Every source by its name."""

@@ -20,6 +20,7 @@ __all__ = [
     "bag_of_words",
     "characters",
     "last_token",
+    "listed",
     "most_frequent",
     "next_token",
     "padded",
@@ -258,7 +259,8 @@ def padded(texts: Iterable[str], encoder: Encoder, length: int) -> np.ndarray:
 def bag_of_words(texts: Iterable[str], encoder: Encoder) -> np.ndarray:
     """How often each word of the vocabulary is in a text, as a share of all its tokens, those out of it included.
 
-    Four bytes for every word and text: 40 kB a text with 10,000 words.
+    Four bytes for every word and text: 40 kB a text with 10,000 words. To make bags while a model trains, of the ids that
+    ``padded`` gives, there is ``data.preprocessing.bag_of_words``.
 
     Returns:
       ``float32[texts, symbols]``; a text without tokens is a row of zeros.
@@ -303,14 +305,52 @@ def several_hot(labels: Iterable[Iterable[str]], known: Sequence[str]) -> np.nda
       array([[0, 1],
              [0, 0]], dtype=int32)
     """
+    rows = _places(labels, known)
+    hot = np.zeros((len(rows), len(known)), np.int32)
+    for row, own in zip(hot, rows, strict=True):
+        row[own] = 1
+    return hot
+
+
+def listed(labels: Iterable[Iterable[str]], known: Sequence[str], most: int) -> np.ndarray:
+    """Several labels for each example as a list of which: of 500 tags, five numbers instead of 500.
+
+    Args:
+      labels: one list for each example; labels that are not known are left out.
+      known: the labels, in the order of their numbers.
+      most: length of the rows, 1 or more.
+
+    Returns:
+      ``int32[examples, most]``, each known label of an example once, rising, padded with -1; for
+      ``tasks.multi_label(model, listed=True)``.
+
+    Raises:
+      TypeError: something that is no text.
+      ValueError: a known label that comes twice, or an example that has more than ``most`` of them.
+
+    Example:
+      >>> import fedjax_sim as fs
+      >>> fs.data.text.listed([["jax", "rust", "python"], []], ["python", "jax"], most=3)
+      array([[ 0,  1, -1],
+             [-1, -1, -1]], dtype=int32)
+    """
+    checks.positive_int("most", most)
+    rows = _places(labels, known)
+    found = np.full((len(rows), most), -1, np.int32)
+    for place, own in enumerate(rows):
+        if len(own) > most:
+            raise ValueError(f"labels[{place}] has {len(own)} known labels, expected {most} at most.")
+        found[place, : len(own)] = own
+    return found
+
+
+def _places(labels: Iterable[Iterable[str]], known: Sequence[str]) -> list[list[int]]:
+    """The numbers of each example's known labels, each once, rising."""
     places = {label: place for place, label in enumerate(check_texts("known", known))}
     if len(places) < len(known):
         raise ValueError("known holds a label twice, expected each once.")
     rows = [check_texts(f"labels[{place}]", own) for place, own in enumerate(labels)]
-    hot = np.zeros((len(rows), len(places)), np.int32)
-    for row, own in zip(hot, rows, strict=True):
-        row[[places[label] for label in own if label in places]] = 1
-    return hot
+    return [sorted({places[label] for label in own if label in places}) for own in rows]
 
 
 def only_last(labels: np.ndarray, length: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import abc
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from fedjax_sim.data.plans import Plan
@@ -25,8 +26,8 @@ class RoundFn(abc.ABC):
     layout: Layout | None
 
     @abc.abstractmethod
-    def place_columns(self, columns: Mapping[str, np.ndarray]) -> Any:
-        """The data's columns on the engine's devices."""
+    def place_columns(self, columns: Mapping[str, np.ndarray | jax.Array]) -> Any:
+        """Columns on the engine's devices, which may read a numpy array where it lies."""
 
     @abc.abstractmethod
     def place_state(self, state: SimState) -> SimState:

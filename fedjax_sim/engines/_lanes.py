@@ -124,9 +124,11 @@ class _LaneRounds(RoundFn):
             self.layout = self._with(choose(self._problem, state, plan, self._device, devices))
         return self.layout
 
-    def place_columns(self, columns: Mapping[str, np.ndarray]):
+    def place_columns(self, columns: Mapping[str, np.ndarray | jax.Array]):
         sharding = None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec())
-        return {name: jax.device_put(np.asarray(column), sharding) for name, column in columns.items()}
+        # A map of a file is an array of a class that JAX does not know.
+        plain = {name: x if isinstance(x, jax.Array) else np.asarray(x) for name, x in columns.items()}
+        return {name: jax.device_put(column, sharding) for name, column in plain.items()}
 
     def place_state(self, state: SimState) -> SimState:
         """A copy of the state on the engine's devices, which the compiled program may take over."""

@@ -179,6 +179,17 @@ def initial_state(
     return state
 
 
+def update_spec(problem: Problem, stage: int) -> Message:
+    """Spec of what a client sends in a stage before any layer; every group's is the same."""
+    algorithm = problem.algorithm()
+    variables = jax.eval_shape(lambda: algorithm.task.init(keys.root_key(0), example_row(problem)))
+    server = jax.eval_shape(algorithm.init, variables)
+    rule = groups(algorithm.stages[0])[0]
+    state = jax.eval_shape(rule.init, jax.eval_shape(algorithm.stages[0].broadcast, server))
+    broadcast = jax.eval_shape(algorithm.stages[stage].broadcast, server)
+    return tree.spec(turn_specs(problem, algorithm, stage, 0, broadcast, state)[0])
+
+
 def initialiser(problem: Problem, slots: int) -> Callable[..., SimState]:
     """Compiled ``(hyper, root, variables or None)`` to the state before the first round, as ``initial_state`` makes it."""
 

@@ -41,7 +41,7 @@ class _SequentialRounds(RoundFn):
         self._servers = [_JittedServer(problem, s) for s in range(len(stages))]
         self._finite = jax.jit(tree.all_finite)
 
-    def place_columns(self, columns: Mapping[str, np.ndarray]):
+    def place_columns(self, columns: Mapping[str, np.ndarray | jax.Array]):
         return {name: jnp.asarray(column) for name, column in columns.items()}
 
     def place_state(self, state: SimState) -> SimState:

@@ -33,7 +33,7 @@ class SimState:
 
     Attributes:
       server: the algorithm's server state.
-      clients: state that clients keep; numpy arrays where it lies in the host's memory.
+      clients: state that clients keep; numpy arrays where it lies in the host's memory; read-only ones where on disk.
       aggregate: server part of the chain, per stage.
       round: ``int32[]``, index of the next round.
       key: root key of the run; never changes, rounds are folded in.

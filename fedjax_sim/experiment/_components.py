@@ -62,14 +62,17 @@ BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
         name: getattr(data.augmentations, name)
         for name in ("shift", "crop", "rotate", "brightness", "horizontal_flip", "cutout", "mixup")
     },
-    "preprocessing": {name: getattr(data.preprocessing, name) for name in ("centre_crop", "normalise", "standardise")},
+    "preprocessing": {name: getattr(data.preprocessing, name) for name in ("bag_of_words", "centre_crop", "normalise", "standardise")},
+    "decoders": {
+        name: getattr(data.decoders, name) for name in ("pictures", "padded_words", "next_words", "next_characters")
+    },
     "models": {
         name: getattr(models, name)
         for name in (
             "linear", "mlp", "cnn", "emnist_cnn", "reference_cnn", "deeper_cnn", "cifar10_cnn", "char_lstm",
         )
     },
-    "tasks": {"classification": tasks.classification, "regression": tasks.regression},
+    "tasks": {name: getattr(tasks, name) for name in ("classification", "multi_label", "regression")},
     "algorithms": {
         name: getattr(algorithms, name)
         for name in (
@@ -84,12 +87,14 @@ BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
         name: getattr(aggregation, name)
         for name in (
             "identity", "mean", "clip_by_global_norm", "adaptive_clip", "gaussian_noise", "top_k", "coordinate_median",
-            "mean_by_model",
+            "mean_by_model", "tree_noise", "banded_noise",
+            "mean_by_model", "clip_by_leaf_norm", "clip_by_group_norm", "clip_by_l1_norm", "zero_out", "hadamard_rotation",
+            "discrete_gaussian_noise", "skellam_noise", "laplace_noise", "local_gaussian_noise", "local_laplace_noise",
         )
     },
     "cohorts": {
         name: getattr(cohorts, name)
-        for name in ("uniform", "poisson", "shuffled", "weighted", "traced", "diurnal", "fixed", "all_clients")
+        for name in ("uniform", "poisson", "shuffled", "weighted", "traced", "diurnal", "fixed", "all_clients", "cyclic", "cyclic_poisson")
     },
     "engines": {"lanes": engines.lanes, "sequential": engines.sequential, "sharded": sharded},
     "trackers": {"csv": csv, "tensorboard": tensorboard, "wandb": wandb},

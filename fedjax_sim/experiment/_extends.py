@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedjax_sim.experiment import _settings
 from fedjax_sim.experiment._forms import PATH, ConfigError, shown
-from fedjax_sim.experiment._registry import find, importable
+from fedjax_sim.experiment._registry import Part, find, importable
 
 KEY = "extends"
 
@@ -88,8 +88,8 @@ def located(
       changed: dotted keys that the command line gave, whose paths begin at the folder that the command is run in.
     """
 
-    def start(*keys: str) -> Path:
-        return Path() if any(key in changed for key in keys) else folder
+    def start(key: str) -> Path:
+        return Path() if any(f"{key}.".startswith(f"{one}.") for one in changed) else folder
 
     found = dict(tables)
     listed = found.get("paths", [])
@@ -100,15 +100,29 @@ def located(
     with importable(Path(item) for item in listed if isinstance(item, str)):
         data = _as_table(found.get("data"))
         names = _path_names(data)
-        if names:
-            found["data"] = {
-                key: _absolute(value, start("data", f"data.{key}")) if key in names else value
-                for key, value in data.items()
-            }
+        if data is not None:
+            found["data"] = _located_part("datasets", "data", data, start)
         if isinstance(found.get("sweep"), Mapping):
             found["sweep"] = {
-                key: _located_values(key, values, names, start("sweep", f"sweep.{key}"))
+                key: _located_values(key, values, names, start(f"sweep.{key}"))
                 for key, values in _settings.flat_sweep(found["sweep"]).items()
+            }
+    return found
+
+
+def _located_part(kind: str, path: str, table: Any, start: Callable[[str], Path]) -> Any:
+    """A component's table, and those of components inside it, with absolute paths."""
+    if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
+        return table
+    parameters, found = find(kind, table["name"], f"{path}.name").parameters, dict(table)
+    for key, value in table.items():
+        here, forms = f"{path}.{key}", parameters[key].forms if key in parameters else ()
+        parts = [one.kind for form in forms for one in getattr(form, "items", ()) if isinstance(one, Part)]
+        if PATH in forms:
+            found[key] = _absolute(value, start(here))
+        elif parts and isinstance(value, Mapping):
+            found[key] = {
+                name: _located_part(parts[0], f"{here}.{name}", one, start) for name, one in value.items()
             }
     return found
 

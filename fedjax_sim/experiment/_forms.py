@@ -47,6 +47,10 @@ class Form(abc.ABC):
         """The value in TOML's types, complete; raises ConfigError for what lies deeper."""
         return value
 
+    def build(self, value: Any) -> Any:
+        """What a resolved value stands for: itself, but for components."""
+        return value
+
 
 @dataclasses.dataclass(frozen=True)
 class Scalar(Form):
@@ -121,6 +125,9 @@ class Table(Form):
     def resolve(self, path: str, value: Any) -> Any:
         return {str(name): resolve(f"{path}.{name}", item, self.items) for name, item in value.items()}
 
+    def build(self, value: Any) -> Any:
+        return {name: build(item, self.items) for name, item in value.items()}
+
 
 _SCALARS = {float: NUMBER, int: INTEGER, bool: SWITCH, str: TEXT, Path: PATH}
 
@@ -174,6 +181,11 @@ def resolve(path: str, value: Any, forms: Iterable[Form]) -> Any:
         if isinstance(form, Choice) and isinstance(value, str):
             hint = nearest(value, [str(known) for known in form.values])
     raise ConfigError(f"{path} is {shown(value)}, expected {either(forms)}.{hint}")
+
+
+def build(value: Any, forms: Iterable[Form]) -> Any:
+    """What a resolved value stands for."""
+    return next((form.build(value) for form in forms if form.accepts(value)), value)
 
 
 def either(forms: Iterable[Form]) -> str:

@@ -26,7 +26,16 @@ from fedjax_sim._src.types import Transform
 from fedjax_sim.data import partitions
 from fedjax_sim.experiment import _docstrings
 from fedjax_sim.experiment._components import BUILT_IN, GIVEN
-from fedjax_sim.experiment._forms import ConfigError, Form, Parameter, nearest, parameters_of, resolve, shown
+from fedjax_sim.experiment._forms import (
+    ConfigError,
+    Form,
+    Parameter,
+    build,
+    nearest,
+    parameters_of,
+    resolve,
+    shown,
+)
 
 _registered: dict[tuple[str, str], Callable[..., Any]] = {}
 
@@ -83,11 +92,11 @@ class Entry:
 
     def build(self, settings: Mapping[str, Any], **given: Any) -> Any:
         """Calls the factory with resolved settings and what the program gives."""
-        built = {name: value for name, value in settings.items() if name != "name"}
-        for name, value in built.items():
-            for form in self.parameters[name].forms:
-                if isinstance(form, Part) and form.accepts(value):
-                    built[name] = form.build(value)
+        built = {
+            name: build(value, self.parameters[name].forms)
+            for name, value in settings.items()
+            if name != "name"
+        }
         return self.factory(**built, **given)
 
 
@@ -125,6 +134,7 @@ PARTS: dict[Any, Part] = {
     Transform: Part("transforms", aggregation.chain),
     partitions.Partitioner: Part("partitions"),
     data.augmentations.Augmentation: Part("augmentations", data.augmentations.compose),
+    data.decoders.Decoder: Part("decoders"),
     data.preprocessing.Preprocessing: Part("preprocessing", data.preprocessing.compose),
 }
 

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
+from fedjax_sim.privacy import _renyi
+from fedjax_sim.privacy._correlated import check_bands, check_tree, sensitivities
 from fedjax_sim.privacy._ledger import Entry, Sampling
 
 Accountant = Literal["pld", "rdp"]
@@ -35,13 +37,25 @@ NEIGHBOURS: dict[str, tuple[Neighbour, ...]] = {
     "shuffled": ("replace_special", "replace_one"),
     "weighted": ("replace_special", "replace_one"),
     "availability": ("replace_special", "replace_one"),
+    "cyclic": ("replace_special", "replace_one"),
+    # A client's group is decided by its own index: who else is there does not move it.
+    "cyclic_poisson": ("add_or_remove_one", "replace_one", "replace_special"),
 }
 """Neighbour relations under which a sampler's price is known; the first is the one to take."""
-AMPLIFIED = ("poisson", "truncated_poisson", "without_replacement")
+AMPLIFIED = ("poisson", "truncated_poisson", "without_replacement", "cyclic_poisson")
 """Laws by which chance decides who takes part, so that a release costs less."""
+RELATIONS: dict[str, tuple[Neighbour, ...]] = {
+    # Without a client its share of the noise would be missing, too: its data are taken away, the client is not.
+    "discrete_gaussian": ("replace_special", "replace_one"),
+    "skellam": ("replace_special", "replace_one"),
+    # A message is there to be seen, whatever it says.
+    "local_gaussian": ("replace_one", "replace_special"),
+    "local_laplace": ("replace_one", "replace_special"),
+}
+"""Laws of noise whose price is known under relations of their own, whatever the sampler."""
 
 
-def relation_of(sampling: Sampling, wanted: Neighbour | None) -> Neighbour:
+def relation_of(sampling: Sampling, wanted: Neighbour | None, laws: Iterable[str] = ()) -> Neighbour:
     """The neighbour relation to account for.
 
     Raises:
@@ -52,28 +66,41 @@ def relation_of(sampling: Sampling, wanted: Neighbour | None) -> Neighbour:
             f"cohorts drawn by {sampling.law!r} have no epsilon: no accountant here knows the law. Use "
             "fs.cohorts.poisson(rate) or fs.cohorts.uniform(size)."
         )
+    own = [RELATIONS[law] for law in laws if law in RELATIONS]
     known = NEIGHBOURS[sampling.law]
+    if own:
+        known = tuple[Neighbour, ...](r for r in own[0] if all(r in others for others in own))
     if wanted is None:
         return known[0]
     if wanted not in known:
         raise ValueError(
-            f"neighbour is {wanted!r}, but for cohorts drawn by {sampling.law!r} the price is known for "
-            f"{' and '.join(map(repr, known))}."
+            f"neighbour is {wanted!r}, but for cohorts drawn by {sampling.law!r}"
+            f"{f' and noise of the law {next(law for law in laws if law in RELATIONS)!r}' if own else ''} the price is known "
+            f"for {' and '.join(map(repr, known))}."
         )
     return wanted
 
 
-def accountant_for(sampling: Sampling, wanted: Accountant | None) -> Accountant:
+def accountant_for(
+    sampling: Sampling, wanted: Accountant | None, laws: Iterable[str] = (), relation: Neighbour | None = None
+) -> Accountant:
     """The accountant that knows the law; the tighter one where both do.
 
     Raises:
       ValueError: the wanted one does not.
     """
     only: dict[str, Accountant] = {"truncated_poisson": "pld", "without_replacement": "rdp"}
-    able = only.get(sampling.law)
+    laws = set(laws)
+    # In the price of local noise sampling has no say.
+    able = only.get(sampling.law) if not laws or laws - _LOCAL else None
+    laplace = "laplace" in laws and (relation == "replace_one" or sampling.law in only)
+    local_laplace = "local_laplace" in laws and relation == "replace_one"
+    if laws & _CURVED or laplace or local_laplace or _jointly(sampling, laws):
+        able = "rdp"
     if able is not None and wanted not in (None, able):
+        noise = f" with noise of the law {' and '.join(sorted(laws))}" if laws - {"gaussian"} else ""
         raise ValueError(
-            f"accountant is {wanted!r}, but {sampling.law!r} cohorts are known to {able!r} alone."
+            f"accountant is {wanted!r}, but {sampling.law!r} cohorts{noise} are known to {able!r} alone."
         )
     return wanted or able or "pld"
 
@@ -84,12 +111,12 @@ def sampled_gaussian(
     """Gaussian noise in every round, of standard deviation ``z`` bounds."""
     import dp_accounting as dp
 
-    # The RDP accountant takes a replacement for a change of one bound, where it is one of two; the PLD accountant knows.
-    scale = float(z) / 2 if relation == "replace_one" and accountant == "rdp" else float(z)
+    scale = _scale(z, relation, accountant)
     gaussian = dp.GaussianDpEvent(scale)
-    if sampling.law == "poisson":
+    if sampling.law in ("poisson", "cyclic_poisson"):
         rate = float(_known(sampling.rate))
-        return Event(dp.PoissonSampledDpEvent(rate, gaussian) if rate < 1 else gaussian, rounds)
+        event = dp.PoissonSampledDpEvent(rate, gaussian) if rate < 1 else gaussian
+        return Event(event, sampling.participations(first, rounds))
     if sampling.law == "truncated_poisson":
         population, size = _known(sampling.population), _known(sampling.size)
         event = dp.TruncatedSubsampledGaussianDpEvent(population, float(_known(sampling.rate)), size, scale)
@@ -100,11 +127,62 @@ def sampled_gaussian(
     return Event(gaussian, sampling.participations(first, rounds))
 
 
+def _scale(z: float, relation: Neighbour, accountant: Accountant) -> float:
+    """The RDP accountant takes a replacement for a change of one bound, where it is one of two; the PLD accountant knows."""
+    return float(z) / 2 if relation == "replace_one" and accountant == "rdp" else float(z)
+
+
+_CURVED = {"discrete_gaussian", "skellam"}
+_LOCAL = {"local_gaussian", "local_laplace"}
+
+
+def _jointly(sampling: Sampling, laws: set[str]) -> bool:
+    """Whether noises of several laws share a chance to take part, so that they have to be added up before it."""
+    return len(laws & _renyi.CURVES.keys()) > 1 and _renyi.rate_of(sampling) is not None
+
+
+def _curved(entries: list[Entry], relation: Neighbour, accountant: Accountant) -> list[Event]:
+    """By Renyi curves. A client that is replaced takes one contribution out and puts another in."""
+    return [Event(*pair) for pair in _renyi.events(entries, 2.0 if relation == "replace_one" else 1.0)]
+
+
+def _laplaces(entries: list[Entry], relation: Neighbour, accountant: Accountant) -> list[Event]:
+    if accountant == "rdp":
+        return _curved(entries, relation, accountant)
+    import dp_accounting as dp
+
+    events = []
+    for entry in entries:
+        event, sampling = dp.LaplaceDpEvent(float(entry.multiplier)), entry.sampling
+        if sampling.law == "poisson" and _known(sampling.rate) < 1:
+            events.append(Event(dp.PoissonSampledDpEvent(float(_known(sampling.rate)), event), entry.rounds))
+        else:
+            events.append(Event(event, sampling.participations(entry.first, entry.rounds)))
+    return events
+
+
+def _locals(entries: list[Entry], relation: Neighbour, accountant: Accountant) -> list[Event]:
+    """Each message is a release of its own, by a client that everybody sees take part."""
+    import dp_accounting as dp
+
+    events = []
+    for entry in entries:
+        gaussian, z = entry.law == "local_gaussian", float(entry.multiplier)
+        # Of Gaussian noise the PLD accountant knows by itself that a replacement moves a message by two bounds.
+        moves = 2.0 if relation == "replace_one" and not (gaussian and accountant == "pld") else 1.0
+        event = dp.GaussianDpEvent(z / moves) if gaussian else dp.LaplaceDpEvent(z / moves)
+        events.append(Event(event, entry.sampling.participations(entry.first, entry.rounds)))
+    return events
+
+
 def _gaussians(entries: list[Entry], relation: Neighbour, accountant: Accountant) -> list[Event]:
     """Noises in the same round are one: one client moves all of them together, whoever was drawn.
 
-    So they are folded before the sampling: ``1 / z^2 = sum of 1 / z_i^2``.
+    So they are folded before the sampling: ``1 / z^2 = sum of 1 / z_i^2``. Noise that is banded over rounds costs the same
+    where no two contributions of a client meet within its bands: they are then orthogonal, each of norm 1.
     """
+    for entry in entries:
+        check_bands(entry)
     events = []
     for sampling in dict.fromkeys(entry.sampling for entry in entries):
         mine = [entry for entry in entries if entry.sampling == sampling]
@@ -117,7 +195,29 @@ def _gaussians(entries: list[Entry], relation: Neighbour, accountant: Accountant
     return events
 
 
-LAWS: dict[str, Callable[[list[Entry], Neighbour, Accountant], list[Event]]] = {"gaussian": _gaussians}
+def _trees(entries: list[Entry], relation: Neighbour, accountant: Accountant) -> list[Event]:
+    """All nodes of a tree together are one Gaussian release, whose sensitivity is that of the whole tree."""
+    import dp_accounting as dp
+
+    events = []
+    for entry in entries:
+        check_tree(entry)
+        for sensitivity, trees in sensitivities(entry).items():
+            z = float(entry.multiplier) / math.sqrt(sensitivity)
+            events.append(Event(dp.GaussianDpEvent(_scale(z, relation, accountant)), trees))
+    return events
+
+
+LAWS: dict[str, Callable[[list[Entry], Neighbour, Accountant], list[Event]]] = {
+    "gaussian": _gaussians,
+    "banded_gaussian": _gaussians,
+    "tree_gaussian": _trees,
+    "laplace": _laplaces,
+    "discrete_gaussian": _curved,
+    "skellam": _curved,
+    "local_gaussian": _locals,
+    "local_laplace": _locals,
+}
 """Law of noise to what turns its entries into events."""
 
 
@@ -128,12 +228,20 @@ def events_of(entries: Iterable[Entry], relation: Neighbour, accountant: Account
       ValueError: a law of noise without a price.
     """
     entries, events = list(entries), []
-    for law in dict.fromkeys(entry.law for entry in entries):
-        if law not in LAWS:
+    for entry in entries:
+        if entry.law not in LAWS:
             raise ValueError(
-                f"noise has the law {law!r}, whose price is not known; known are {', '.join(LAWS)}."
+                f"noise has the law {entry.law!r}, whose price is not known; known are {', '.join(LAWS)}."
             )
-        events += LAWS[law]([entry for entry in entries if entry.law == law], relation, accountant)
+    # Of several laws that share a chance to take part, the curves are added up before it.
+    for sampling in dict.fromkeys(entry.sampling for entry in entries):
+        shared = [e for e in entries if e.sampling == sampling and e.law in _renyi.CURVES]
+        if _jointly(sampling, {entry.law for entry in shared}):
+            events += _curved(shared, relation, accountant)
+            entries = [entry for entry in entries if entry not in shared]
+    # Laws with one pricing go there together: noises of the same round are not independent releases.
+    for pricing in dict.fromkeys(LAWS[entry.law] for entry in entries):
+        events += pricing([entry for entry in entries if LAWS[entry.law] is pricing], relation, accountant)
     return events
 
 

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from fedjax_sim._src import checks
-from fedjax_sim._src.types import Algorithm, Facts, Noise, Transform
+from fedjax_sim._src import checks, tree
+from fedjax_sim._src.types import Algorithm, Message, Noise, PyTree, Transform, Trust
+from fedjax_sim.aggregation._chain import layers_of, specs_of
 from fedjax_sim.data.cohorts import Cohort
 
 
@@ -21,6 +22,7 @@ class Sampling:
       rate: probability that a client takes part, where the law has one.
       size: the largest cohort.
       simulated: not of the run, but of a deployment that it stands for.
+      separation: the fewest rounds from one in which a client takes part to the next such one.
     """
 
     law: str
@@ -28,6 +30,7 @@ class Sampling:
     rate: float | None = None
     size: int | None = None
     simulated: bool = False
+    separation: int = 1
 
     @classmethod
     def of(cls, cohort: Cohort, population: int | None) -> Sampling:
@@ -44,16 +47,16 @@ class Sampling:
         if population is None:
             if cohort.sampling == "truncated_poisson":
                 return cls("poisson", rate=cohort.rate)
-            if cohort.sampling in ("without_replacement", "shuffled"):
+            if cohort.sampling in ("without_replacement", "shuffled", "cyclic"):
                 raise ValueError(
                     f"the price under {cohort.sampling} sampling depends on the number of clients: give population=..."
                 )
-            return cls(cohort.sampling, rate=cohort.rate)
+            return cls(cohort.sampling, rate=cohort.rate, separation=_separation(cohort, None))
         checks.positive_int("population", population)
         size, law = cohort.cap(population), cohort.sampling
         if law == "truncated_poisson" and size >= population:
             law = "poisson"
-        return cls(law, population, cohort.rate, size)
+        return cls(law, population, cohort.rate, size, separation=_separation(cohort, population))
 
     def participations(self, first: int, rounds: int) -> int:
         """The most rounds, of so many from the ``first`` on, that one client can take part in."""
@@ -61,7 +64,18 @@ class Sampling:
             assert self.population is not None and self.size is not None
             rounds_of_pass = -(-self.population // self.size)
             return (first + rounds - 1) // rounds_of_pass - first // rounds_of_pass + 1
-        return rounds
+        return -(-rounds // self.separation)
+
+    def most(self, rounds: int) -> int:
+        """As ``participations``, wherever the rounds begin."""
+        if self.law == "shuffled":
+            assert self.population is not None and self.size is not None
+            return self.participations(-(-self.population // self.size) - 1, rounds)
+        return self.participations(0, rounds)
+
+
+def _separation(cohort: Cohort, population: int | None) -> int:
+    return 1 if cohort.separation is None else cohort.separation(population)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +89,7 @@ class Entry:
       rounds: how many.
       sampling: who took part.
       details: as ``Noise.details``.
+      trust: as ``Noise.trust``.
     """
 
     law: str
@@ -83,6 +98,7 @@ class Entry:
     rounds: int
     sampling: Sampling
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trust: Trust = "central"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +138,7 @@ def ledger_of(
     population: int | None,
     rounds: int,
     first: int = 0,
+    message: PyTree | Callable[[int], PyTree] = None,
 ) -> Ledger:
     """What ``rounds`` rounds release, read off the chain that adds the noise and the sampler that draws the cohorts.
 
@@ -131,6 +148,8 @@ def ledger_of(
       population: number of clients; a Poisson law alone does without it.
       rounds: how many.
       first: index of the first one.
+      message: what one client sends before any layer, or its ``ShapeDtypeStruct``; a function of the stage where stages differ.
+        Needed where the price depends on the message's size, as that of discrete noise does.
 
     Raises:
       ValueError: a stage whose sum is released without noise.
@@ -138,7 +157,7 @@ def ledger_of(
     checks.positive_int("rounds", rounds)
     sampling = Sampling.of(cohort, population)
     entries = []
-    for number, (noises, counts) in enumerate(_stages(source)):
+    for number, (noises, counts) in enumerate(_stages(source, message)):
         if not noises:
             which = f"stage {number} of the algorithm" if number else "the chain"
             raise ValueError(
@@ -155,20 +174,31 @@ def ledger_of(
     return Ledger(tuple(entries))
 
 
-def _stages(source: Any) -> list[tuple[list[Noise], list[Noise]]]:
+def _stages(source: Any, message: Any) -> list[tuple[list[Noise], list[Noise]]]:
     """Of each stage the noise on the sum, and on the counts that are released with it."""
+    of = message if callable(message) else lambda stage: message
     if isinstance(source, Algorithm):
-        return [_noises(stage.aggregate.facts) for stage in source.stages]
+        return [_noises(stage.aggregate, of, number) for number, stage in enumerate(source.stages)]
     if isinstance(source, Transform):
-        return [_noises(source.facts)]
+        return [_noises(source, of, 0)]
     if isinstance(source, Noise):
         return [([source], [])]
     checks.positive("noise_multiplier", source)
     return [([Noise("gaussian", source)], [])]
 
 
-def _noises(facts: Iterable[Facts]) -> tuple[list[Noise], list[Noise]]:
+def _noises(
+    transform: Transform, message: Callable[[int], Any], stage: int
+) -> tuple[list[Noise], list[Noise]]:
+    facts = [layer.facts[0] for layer in layers_of(transform)]
     sums = [fact.noise for fact in facts if fact.noise is not None]
+    if any("dimension" in noise.details for noise in sums):
+        sent = message(stage)
+        if sent is not None:
+            specs = specs_of(transform, sent if isinstance(sent, Message) else Message(tree.spec(sent)))
+            sums = [
+                _sized(f.noise, tree.size(s.value)) for f, s in zip(facts, specs, strict=False) if f.noise
+            ]
     # A bit is sent as plus or minus one half, so that one client moves the count by a half (Andrew et al. 2021, theorem 1).
     counts = [
         Noise("gaussian", 2 * float(fact.count_noise_std))
@@ -176,6 +206,12 @@ def _noises(facts: Iterable[Facts]) -> tuple[list[Noise], list[Noise]]:
         if fact.count_noise_std is not None and float(fact.count_noise_std) > 0
     ]
     return sums, counts
+
+
+def _sized(noise: Noise, dimension: int) -> Noise:
+    if "dimension" not in noise.details:
+        return noise
+    return noise._replace(details={**noise.details, "dimension": dimension})
 
 
 def _entries(noise: Noise, sampling: Sampling, first: int, rounds: int) -> list[Entry]:
@@ -186,7 +222,7 @@ def _entries(noise: Noise, sampling: Sampling, first: int, rounds: int) -> list[
         sampling = Sampling("poisson", population, cohort / population, simulated=True)
     if not callable(noise.multiplier):
         checks.positive("noise multiplier", noise.multiplier)
-        return [Entry(noise.law, float(noise.multiplier), first, rounds, sampling, details)]
+        return [Entry(noise.law, float(noise.multiplier), first, rounds, sampling, details, noise.trust)]
     schedule: Callable[[int], Any] = noise.multiplier
     entries: list[Entry] = []
     for round_ in range(first, first + rounds):
@@ -196,5 +232,5 @@ def _entries(noise: Noise, sampling: Sampling, first: int, rounds: int) -> list[
         if last is not None and last.multiplier == value:
             entries[-1] = dataclasses.replace(last, rounds=last.rounds + 1)
         else:
-            entries.append(Entry(noise.law, value, round_, 1, sampling, details))
+            entries.append(Entry(noise.law, value, round_, 1, sampling, details, noise.trust))
     return entries

@@ -3,8 +3,26 @@
 from fedjax_sim.tasks import losses
 from fedjax_sim.tasks.classification import classification
 from fedjax_sim.tasks.flax_modules import from_flax
-from fedjax_sim.tasks.freeze import trainable
+from fedjax_sim.tasks.freeze import most_important, trainable
+from fedjax_sim.tasks.lora import Adapters, lora, merge_lora
+from fedjax_sim.tasks.multi_label import multi_label
 from fedjax_sim.tasks.precision import with_precision
 from fedjax_sim.tasks.regression import regression
+from fedjax_sim.tasks.weights import load_weights, pretrained, save_weights
 
-__all__ = ["classification", "from_flax", "losses", "regression", "trainable", "with_precision"]
+__all__ = [
+    "Adapters",
+    "classification",
+    "from_flax",
+    "load_weights",
+    "lora",
+    "losses",
+    "merge_lora",
+    "most_important",
+    "multi_label",
+    "pretrained",
+    "regression",
+    "save_weights",
+    "trainable",
+    "with_precision",
+]

@@ -111,7 +111,7 @@ def from_flax(
         checks.positive("scale", scale)
     model = pure_module(module)
     loss_fn, default_metrics, labels = _resolve_loss(loss, label)
-    classes = _resolve_classes(module, classes)
+    classes = resolve_classes(module, classes)
     fixed_sample = None if sample_input is None else _zeros(sample_input)
     prepare: Preprocessing = (lambda x: x) if preprocess is None else preprocess
 
@@ -195,7 +195,8 @@ def _resolve_loss(loss: LossName | Loss, label: str) -> tuple[Loss, Mapping[str,
     return make_loss(label), {name: metric}, "number"
 
 
-def _resolve_classes(module: Any, classes: int | None) -> int | None:
+def resolve_classes(module: Any, classes: int | None) -> int | None:
+    """The number of classes that is given, or else the module's; raises ValueError where they differ."""
     own = _attribute(module, "classes")
     if classes is None:
         return own

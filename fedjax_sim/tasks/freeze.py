@@ -6,11 +6,15 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
+from fedjax_sim._src import checks
 from fedjax_sim._src.types import Batch, Key, Outputs, PyTree, Task, Variables
 
-__all__ = ["trainable"]
+__all__ = ["most_important", "trainable"]
 
 
 def trainable(task: Task, predicate: str | Callable[[str], bool]) -> Task:
@@ -39,7 +43,7 @@ def trainable(task: Task, predicate: str | Callable[[str], bool]) -> Task:
 
     def init(key: Key, sample: Batch | None = None) -> Variables:
         variables = task.init(key, sample)
-        flat = _flat(variables.params)
+        flat = flat_params(variables.params)
         trained = {path for path in flat if is_trained("/".join(path))}
         if not trained:
             raise ValueError(
@@ -56,13 +60,72 @@ def trainable(task: Task, predicate: str | Callable[[str], bool]) -> Task:
 
     def apply(variables: Variables, batch: Batch, key: Key | None, *, train: bool) -> tuple[Outputs, PyTree]:
         frozen, inner = variables.frozen
-        params = traverse_util.unflatten_dict({**_flat(frozen), **_flat(variables.params)})
+        params = traverse_util.unflatten_dict({**flat_params(frozen), **flat_params(variables.params)})
         return task.apply(Variables(params, inner, variables.stats), batch, key, train=train)
 
     return task._replace(init=init, apply=apply)
 
 
-def _flat(params: PyTree) -> dict[tuple[str, ...], Any]:
+def most_important(
+    task: Task, variables: Variables, batch: Batch, numbers: int, *, batch_size: int = 256
+) -> Callable[[str], bool]:
+    """Chooses what to train from PUBLIC data: the parameters whose gradients are largest, up to so many numbers.
+
+    Whole leaves are taken, in the order of their mean squared gradient per number (of the loss on single batches), while
+    they fit. The choice costs no privacy where the data are public; made from the clients' data it would have to be paid for.
+
+    Args:
+      task: whose parameters are nested dicts with string keys.
+      variables: the pretrained model.
+      batch: columns ``[examples, ...]`` of public data.
+      numbers: the most that may be trained, over all leaves.
+      batch_size: examples of a gradient.
+
+    Returns:
+      What ``trainable`` takes as its predicate.
+
+    Raises:
+      ValueError: not even the smallest leaf fits; no examples.
+
+    Source: after Lee et al. 2022, "Surgical Fine-Tuning", section 4 (Auto-RGN without the norm of the weights).
+
+    >>> import jax, jax.numpy as jnp
+    >>> from fedjax_sim import models, tasks
+    >>> task = tasks.classification(models.mlp(10), sample_input=(1, 64))
+    >>> public = {"x": jnp.ones((4, 64)), "y": jnp.arange(4)}
+    >>> chosen = tasks.most_important(task, task.init(jax.random.key(0)), public, numbers=3000)
+    >>> chosen("Dense_2/kernel"), chosen("Dense_0/kernel")
+    (True, False)
+    """
+    checks.positive_int("numbers", numbers)
+    checks.positive_int("batch_size", batch_size)
+    examples = len(next(iter(batch.values()))) if batch else 0
+    if not examples:
+        raise ValueError("the public data has no examples: there is nothing to choose by.")
+
+    def loss(params: PyTree, part: Batch):
+        outputs, _ = task.apply(variables._replace(params=params), part, None, train=False)
+        return jnp.mean(task.loss(outputs, part))
+
+    gradient, scores = jax.jit(jax.grad(loss)), {}
+    for start in range(0, examples, batch_size):
+        part = {name: jnp.asarray(column[start : start + batch_size]) for name, column in batch.items()}
+        part["mask"] = jnp.ones(len(next(iter(part.values()))), bool)
+        for path, g in flat_params(gradient(variables.params, part)).items():
+            scores[path] = scores.get(path, 0.0) + float(jnp.mean(jnp.square(g.astype(jnp.float32))))
+    sizes = {path: int(np.size(x)) for path, x in flat_params(variables.params).items()}
+    chosen, left = set(), numbers
+    for path in sorted(scores, key=lambda path: (-scores[path], path)):
+        if sizes[path] <= left:
+            chosen.add("/".join(path))
+            left -= sizes[path]
+    if not chosen:
+        raise ValueError(f"numbers is {numbers}, but the smallest leaf has {min(sizes.values())}.")
+    return chosen.__contains__
+
+
+def flat_params(params: PyTree) -> dict[tuple[str, ...], Any]:
+    """Path to array; TypeError for what is no nested dict."""
     if not isinstance(params, dict):
         raise TypeError(
             f"the parameters are {type(params).__name__}, expected nested dicts with string keys."

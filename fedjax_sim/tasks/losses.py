@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_sim._src.labels import several_hot
 from fedjax_sim._src.types import Batch, Loss, Outputs
 
 __all__ = ["sigmoid_binary_cross_entropy", "softmax_cross_entropy", "squared_error"]
@@ -53,10 +54,14 @@ def softmax_cross_entropy(label: str = "y") -> Loss:
     return loss
 
 
-def sigmoid_binary_cross_entropy(label: str = "y") -> Loss:
+def sigmoid_binary_cross_entropy(label: str = "y", listed: bool = False) -> Loss:
     """Cross-entropy of logits ``f32[batch]`` or ``f32[batch, 1]`` with labels 0 and 1, ``[batch]``.
 
-    With several labels per example, both are ``[batch, labels]`` and the loss is their mean.
+    With several labels per example, both are ``[batch, labels]`` and the loss is their mean. If ``listed``, the column
+    says instead which labels an example has: ``int[batch, most]`` in any order, padded with -1.
+
+    Raises:
+      ValueError: at the call, when the shapes do not fit together, or what should be listed is no list of integers.
 
     >>> import jax.numpy as jnp
     >>> from fedjax_sim.tasks import losses
@@ -64,11 +69,15 @@ def sigmoid_binary_cross_entropy(label: str = "y") -> Loss:
     >>> values = loss(jnp.zeros((2, 1)), {"y": jnp.array([0, 1])})
     >>> [f"{value:.4f}" for value in values]
     ['0.6931', '0.6931']
+    >>> listed = losses.sigmoid_binary_cross_entropy(listed=True)
+    >>> f"{listed(jnp.array([[9.0, -9.0, 9.0]]), {'y': jnp.array([[2, 0, -1, -1]])})[0]:.4f}"
+    '0.0001'
     """
 
     def loss(outputs: Outputs, batch: Batch) -> jax.Array:
-        outputs = aligned(outputs, batch[label], label)
-        values = optax.losses.sigmoid_binary_cross_entropy(outputs, batch[label].astype(outputs.dtype))
+        labels = several_hot(batch[label], outputs.shape[-1]) if listed else batch[label]
+        outputs = aligned(outputs, labels, label)
+        values = optax.losses.sigmoid_binary_cross_entropy(outputs, labels.astype(outputs.dtype))
         return jnp.mean(values.reshape(values.shape[0], -1), axis=-1)
 
     return loss

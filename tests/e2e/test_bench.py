@@ -63,6 +63,19 @@ def test_a_streamed_run_may_not_allocate_more_than_it_is_given(tmp_path):
     assert done.returncode != 0 and "run of linear ended with" in done.stderr
 
 
+def test_privacy_stands_beside_the_plain_mean(tmp_path):
+    done = bench(tmp_path, "privacy", "--", "--workloads", "toy", "--repeats", "1", "--out", "p.json")
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "p.json").read_text())
+    assert [row["chain"] for row in content["rows"]] == [
+        "mean", "clip, mean", "clip, mean, noise", "adaptive clip, mean, noise",
+    ]  # fmt: skip
+    plain, *others = (row["seconds_per_round"]["median"] for row in content["rows"])
+    assert content["rows"][0]["added"] == 0
+    assert [row["added"] for row in content["rows"][1:]] == pytest.approx([x / plain - 1 for x in others])
+    assert content["ledger_seconds_per_round"] > 0 and set(content["price_seconds"]) == {"pld", "rdp"}
+
+
 def test_scaling_has_a_row_for_each_size(tmp_path):
     done = bench(
         tmp_path, "scaling", "--", "--clients", "30", "--cohort", "5", "--lanes", "1", "2", "--cohorts", "5", "30",

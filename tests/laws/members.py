@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +17,8 @@ import optax
 from flax import linen as nn
 
 import fedjax_sim as fs
+from fedjax_sim import _feed, algorithms, engines, models, tasks
 from fedjax_sim import aggregation as agg
-from fedjax_sim import algorithms, engines, models, tasks
 from fedjax_sim._feed import Resident
 
 # --- data ----------------------------------------------------------------------------------------------------
@@ -130,6 +133,16 @@ PRIVATE = agg.chain(agg.clip_by_global_norm(0.5), agg.mean(over="expected_cohort
 ADAPTIVE = agg.chain(
     agg.adaptive_clip(0.3, count_noise_std=0.2), agg.mean(over="expected_cohort"), agg.gaussian_noise(0.3)
 )
+TREE = agg.chain(agg.clip_by_global_norm(0.5), agg.mean(over="expected_cohort"), agg.tree_noise(0.3))
+BANDED = agg.chain(
+    agg.clip_by_global_norm(0.5), agg.mean(over="expected_cohort"), agg.banded_noise(0.3, 3, 8)
+)
+LOCAL = agg.chain(
+    agg.zero_out(100.0, norm="l1"),
+    agg.clip_by_l1_norm(0.5),
+    agg.mean(over="expected_cohort"),
+    agg.local_laplace_noise(0.3),
+)
 WIDTHS = tuple("wide" if c % 2 else "narrow" for c in range(POPULATION))
 work = fs.LocalWork
 
@@ -183,6 +196,9 @@ ALGORITHMS = [
     ),
     Member("clip_and_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=PRIVATE)),
     Member("adaptive_clip_and_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=ADAPTIVE)),
+    Member("tree_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=TREE)),
+    Member("banded_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=BANDED)),
+    Member("local_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=LOCAL), keyed=True),
     Member("coordinate_median", lambda: algorithms.fedavg(linear(), SGD, aggregate=agg.coordinate_median())),
     Member("frozen_layers", lambda: algorithms.fedavg(tasks.trainable(mlp(6), "Dense_1"), SGD)),
     Member(
@@ -229,7 +245,7 @@ def narrow(member: Member, dtype) -> Member:
 
 MESHES = (1, 2, 8)
 """Devices of the sharded engine, which ``tests/multidevice`` runs."""
-ON_HOST = ("scaffold", "top_k")
+ELSEWHERE = ("scaffold", "top_k")
 """Algorithms whose client state lies in the host's memory there, too: the rule's, the chain's."""
 ENGINES = {
     "sequential": engines.sequential,
@@ -275,6 +291,12 @@ TRANSFORMS = {
     "clip, mean, noise": Layers(
         (agg.clip_by_global_norm(0.5), agg.mean(over="expected_cohort"), agg.gaussian_noise(1.0))
     ),
+    "clip, mean, tree noise": Layers(
+        (agg.clip_by_global_norm(0.5), agg.mean(over="expected_cohort"), agg.tree_noise(1.0))
+    ),
+    "clip, mean, banded noise": Layers(
+        (agg.clip_by_global_norm(0.5), agg.mean(over="expected_cohort"), agg.banded_noise(1.0, 3, 8))
+    ),
     "top_k, adaptive clip, mean, noise": Layers(
         (
             agg.top_k(0.5),
@@ -282,6 +304,41 @@ TRANSFORMS = {
             agg.mean(over="expected_cohort"),
             agg.gaussian_noise(1.0),
         )
+    ),
+    "zeroing, clip by leaf, mean": Layers((agg.zero_out(10.0), agg.clip_by_leaf_norm(0.5), agg.mean())),
+    "clip by group, mean, noise": Layers(
+        (
+            agg.clip_by_group_norm({"w": 0.5, "b": 1.0}),
+            agg.mean(over="expected_cohort"),
+            agg.gaussian_noise(1.0),
+        )
+    ),
+    "clip, mean, rotation, discrete Gaussian": Layers(
+        (
+            agg.clip_by_global_norm(0.5),
+            agg.mean(over="expected_cohort"),
+            agg.hadamard_rotation(),
+            agg.discrete_gaussian_noise(1.0, min_clients=4),
+        )
+    ),
+    "adaptive clip, rotation, mean": Layers(
+        (agg.adaptive_clip(0.5), agg.hadamard_rotation(1), agg.mean(over="clients"))
+    ),
+    "clip, mean, Skellam": Layers(
+        (
+            agg.clip_by_global_norm(0.5),
+            agg.mean(over="expected_cohort"),
+            agg.skellam_noise(1.0, min_clients=4),
+        )
+    ),
+    "L1 clip, mean, Laplace": Layers(
+        (agg.clip_by_l1_norm(0.5), agg.mean(over="expected_cohort"), agg.laplace_noise(1.0))
+    ),
+    "clip, mean, local Gaussian": Layers(
+        (agg.clip_by_global_norm(0.5), agg.mean(over="expected_cohort"), agg.local_gaussian_noise(1.0))
+    ),
+    "L1 clip, mean, local Laplace": Layers(
+        (agg.clip_by_l1_norm(0.5), agg.mean(over="expected_cohort"), agg.local_laplace_noise(1.0))
     ),
     "two clips, mean": Layers((agg.clip_by_global_norm(2.0), agg.clip_by_global_norm(0.5), agg.mean())),
     "median, clip": Layers((agg.coordinate_median(), agg.clip_by_global_norm(0.5))),
@@ -359,6 +416,21 @@ def with_data(trial: Trial, data: fs.ClientData, order: np.ndarray | None = None
     if order is not None:
         sim._group = sim._group[order]
     return Trial(sim, trial.script)
+
+
+@contextlib.contextmanager
+def written_over():
+    """Host arrays hold nonsense from the moment in which they may be written again: who still read them would see it."""
+    gather = _feed._OfStreamed._gather
+
+    def spoiled(self, clients, arrays, ended):
+        for column in arrays.values():
+            column.array.view(np.uint8)[...] = 0xFF  # NaN, and a label that no class has
+        time.sleep(0.005)  # for whoever reads to come by
+        return gather(self, clients, arrays, ended)
+
+    with mock.patch.object(_feed._OfStreamed, "_gather", spoiled):
+        yield
 
 
 # --- comparison ----------------------------------------------------------------------------------------------

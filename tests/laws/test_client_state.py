@@ -1,7 +1,8 @@
-"""Client state in the host's memory: the same run, bit for bit, as with all of it on the device."""
+"""Client state in the host's memory or on disk: the same run, bit for bit, as with all of it on the device."""
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +27,10 @@ from laws.members import (
 )
 
 import fedjax_sim as fs
-from fedjax_sim import _client_state
+from fedjax_sim import _client_rows, _client_state
 from fedjax_sim import aggregation as agg
-from fedjax_sim._client_state import OnDevice, OnHost
+from fedjax_sim._client_rows import disk_table
+from fedjax_sim._client_state import OnDevice, OnDisk, OnHost
 from fedjax_sim._feed import turns_of_queue
 from fedjax_sim.data.plans import Planner
 from fedjax_sim.engines._problem import keeps_client_state
@@ -68,7 +70,11 @@ SCRIPTED = fs.cohorts.uniform(3)._replace(
 )
 
 
-def simulation(where: str | None, member: Member = named("scaffold"), engine: str = LANES, **options):  # noqa: B008
+KINDS = {"device": OnDevice, "host": OnHost, "disk": OnDisk}
+PAIRS = list(itertools.permutations(KINDS, 2))
+
+
+def simulation(where, member: Member = named("scaffold"), engine: str = LANES, **options):  # noqa: B008
     given = {
         "data": make_data(),
         "cohort": SCRIPTED,
@@ -86,8 +92,12 @@ def shared(where: str) -> fs.Simulation:
     return simulation(where)
 
 
-def in_numpy(state: fs.SimState) -> bool:
-    return all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(state.clients))
+def lies(state: fs.SimState) -> str:
+    if disk_table(state.clients) is not None:
+        return "disk"
+    return (
+        "host" if all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(state.clients)) else "device"
+    )
 
 
 def same_metrics(a: fs.History, b: fs.History) -> bool:
@@ -100,84 +110,104 @@ def test_these_are_all_that_keep_state():
     assert [name for name in NAMES if keeps_client_state(trial(name, LANES).sim._template)] == STATEFUL
 
 
-def assert_same_runs(device: fs.Simulation, host: fs.Simulation) -> None:
+def assert_same_runs(*args, **options) -> None:
     """Start, result, metrics and the snapshots of all chunks, compared when all has run: what was written into would show."""
     runs = []
-    for sim in (device, host):
+    for where, kind in KINDS.items():
+        sim = simulation(where, *args, **options)
         start, snapshots = sim.init(seed=3), []
         keep = lambda progress, snapshots=snapshots: snapshots.append(progress.snapshot())  # noqa: E731
         end, history = sim.run(start, ROUNDS, callbacks=[keep])
-        runs.append(([start, end, *snapshots], history))
-    (expected, expected_history), (got, history) = runs
-    assert isinstance(host._clients, OnHost) and isinstance(device._clients, OnDevice)
-    assert all(map(in_numpy, got)) and not any(map(in_numpy, expected))
-    assert bits_equal(got, expected)
-    assert same_metrics(history, expected_history)
-    assert host.compilations == device.compilations
+        runs.append(([start, end, *snapshots], history, sim.compilations))
+        assert type(sim._clients) is kind
+        assert {lies(state) for state in runs[-1][0]} == {where}
+    (expected, expected_history, _), *others = runs
+    for got, history, compilations in others:
+        assert bits_equal(got, expected)
+        assert same_metrics(history, expected_history)
+        assert compilations == 1
 
 
 @pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)
 def test_where_it_lies_changes_nothing(member):
-    host = simulation("host", member)
-    assert_same_runs(simulation("device", member), host)
-    assert host.compilations == 1
+    assert_same_runs(member)
 
 
 @pytest.mark.parametrize("engine", ["sequential", "lanes(5, masked)"])
 def test_under_every_engine(engine):
-    assert_same_runs(*[simulation(where, SPARSE_CONTROLS, engine) for where in ("device", "host")])
+    assert_same_runs(SPARSE_CONTROLS, engine)
 
 
 def test_beside_examples_that_come_along():
-    assert_same_runs(*[simulation(where, stream=True) for where in ("device", "host")])
+    assert_same_runs(stream=True)
+
+
+def test_row_by_row(monkeypatch):
+    """Rows of a table on disk that are larger than a piece."""
+    monkeypatch.setattr(_client_rows, "PIECE", 1)
+    assert_same_runs()
 
 
 @pytest.mark.parametrize("engine", [LANES, "sequential"])
 def test_in_sweeps(engine):
     """Replicas draw cohorts of their own: each has rows for its own clients."""
-    swept = [
+    device, *others = [
         simulation(where, engine=engine, cohort=fs.cohorts.uniform(3)).sweep(
             [5, 6], 3, algorithm=sparse_controls, hyperparameters={"rate": [0.1, 0.2]}
         )
-        for where in ("device", "host")
+        for where in KINDS
     ]
-    assert all(map(in_numpy, swept[1].states)) and not any(map(in_numpy, swept[0].states))
-    assert bits_equal(swept[0].states, swept[1].states)
-    assert all(map(same_metrics, *swept))
+    assert {lies(state) for state in device.states} == {"device"}
+    for other in others:
+        assert {lies(state) for state in other.states} == {"host"}  # of a table on disk, a part
+        assert bits_equal(device.states, other.states)
+        assert all(map(same_metrics, device, other))
+
+
+@pytest.mark.parametrize("where", KINDS)
+def test_sweeps_go_on_from_a_checkpoint(tmp_path, where):
+    def sweep(place: str, rounds: int, **options):
+        sim = simulation(place, cohort=fs.cohorts.uniform(3))
+        return sim.sweep([5, 6], rounds, algorithm=sparse_controls, hyperparameters=rates, **options)
+
+    rates, checkpoints = {"rate": [0.1, 0.2]}, fs.Checkpoints(tmp_path / "a", every=2)
+    sweep("disk", 3, checkpoints=checkpoints)
+    got = sweep(where, 5, checkpoints=checkpoints)
+    expected = sweep("device", 5)
+    assert bits_equal(got.states, expected.states) and all(map(same_metrics, got, expected))
 
 
 # --- states and checkpoints of the other kind ----------------------------------------------------------------
 
 
-def other(where: str) -> str:
-    return "host" if where == "device" else "device"
-
-
-@pytest.mark.parametrize("where", ["device", "host"])
-def test_a_run_goes_on_where_its_state_did_not_lie(where):
-    """From a state, and from a checkpoint, which is written the same by both."""
-    one, two = shared(where), shared(other(where))
+@pytest.mark.parametrize(("where", "other"), PAIRS)
+def test_a_run_goes_on_where_its_state_did_not_lie(where, other):
+    """From a state, and from a checkpoint, which is written the same by all."""
+    one, two = shared(where), shared(other)
     half, _ = one.run(one.init(seed=3), 3)
+    before = jax.tree.map(lambda x: x.copy(), half)
     expected, _ = one.run(half, 4)
     got, _ = two.run(half, 4)
     assert bits_equal(got, expected)
-    assert in_numpy(got) == (where == "device")
+    assert bits_equal(half, before)
+    assert lies(got) == other
 
 
-@pytest.mark.parametrize("where", ["device", "host"])
-def test_a_checkpoint_goes_on_where_its_run_did_not_lie(tmp_path, where):
-    one, two = shared(where), shared(other(where))
+@pytest.mark.parametrize(("where", "other"), PAIRS)
+def test_a_checkpoint_goes_on_where_its_run_did_not_lie(tmp_path, where, other):
+    one, two = shared(where), shared(other)
     checkpoints = fs.Checkpoints(tmp_path / "a", every=2)
     expected, whole = one.run(one.init(seed=3), 5)
     one.run(one.init(seed=3), 3, checkpoints=checkpoints)
     got, history = two.run(two.init(seed=3), 5, checkpoints=checkpoints)
     assert bits_equal(got, expected) and same_metrics(history, whole)
     read, _ = one.run(one.init(seed=3), None, checkpoints=checkpoints)
-    assert bits_equal(read, expected) and in_numpy(read) == (where == "host")
+    assert bits_equal(read, expected) and lies(read) == where
 
 
-def test_a_table_padded_for_a_mesh_fits():
-    sim = shared("host")
+@pytest.mark.parametrize("where", ["host", "disk"])
+def test_a_table_padded_for_a_mesh_fits(where):
+    sim = shared(where)
     state, _ = sim.run(sim.init(seed=3), 2)
     expected, _ = sim.run(state, 2)
     grow = lambda x: np.pad(x, [(0, 6)] + [(0, 0)] * (x.ndim - 1))  # noqa: E731
@@ -191,10 +221,10 @@ def test_a_table_padded_for_a_mesh_fits():
 @pytest.mark.parametrize("name", ["ifca", "batch_norm_local"])
 def test_models_of_clients_own(name):
     """Personalised in blocks of three, whose rows alone cross; also by a simulation of the other kind."""
-    device, host = (simulation(where, named(name), "sequential") for where in ("device", "host"))
+    sims = [simulation(where, named(name), "sequential") for where in KINDS]
     test, found = make_data(seed=1), []
-    states = [sim.run(sim.init(seed=3), 3)[0] for sim in (device, host)]
-    for sim, state in zip((device, host, device), (*states, states[1]), strict=True):
+    states = [sim.run(sim.init(seed=3), 3)[0] for sim in sims]
+    for sim, state in zip((*sims, sims[0]), (*states, states[2]), strict=True):
         found.append(sim.personalised(state, test, block_size=3))
         assert sim.evaluate(state, test).num_examples == sum(SIZES)
         assert sim.describe(state)["data"]["clients"] == len(SIZES)
@@ -206,9 +236,10 @@ def test_models_of_clients_own(name):
 # --- what crosses --------------------------------------------------------------------------------------------
 
 
-def test_rows_of_a_chunk_alone_cross(monkeypatch):
+@pytest.mark.parametrize("where", ["host", "disk"])
+def test_rows_of_a_chunk_alone_cross(monkeypatch, where):
     """Every chunk's table has room for its worst cohorts; the initial state of many clients is never on the device."""
-    sim, placed = shared("host"), []
+    sim, placed = shared(where), []
     rounds = sim._rounds
     place = rounds.place_clients
     monkeypatch.setattr(rounds, "place_clients", lambda table: placed.append(table) or place(table))
@@ -221,13 +252,14 @@ def test_rows_of_a_chunk_alone_cross(monkeypatch):
         3,
     ]  # client 4 comes again, then 7, 8 and 9
 
-    many = simulation("host", data=make_data([1] * 5000))
+    many = simulation(where, data=make_data([1] * 5000))
     made = many._initialise.lower((), jax.random.key(0)).compile().memory_analysis()
     assert made.output_size_in_bytes < 1000
 
 
-def test_a_chunk_may_be_looked_at_and_measured():
-    sim, state = simulation("host"), shared("device").init(seed=3)
+@pytest.mark.parametrize("where", ["host", "disk"])
+def test_a_chunk_may_be_looked_at_and_measured(where):
+    sim, state = simulation(where), shared("device").init(seed=3)
     text = sim.lower(state).as_text()
     assert f"tensor<{ROWS}x8x4xf32>" in text and "tensor<10x8x4xf32>" not in text
     before = jax.tree.map(lambda x: x.copy(), state)
@@ -284,12 +316,23 @@ def test_a_copy_without_its_zeros_is_a_copy():
 # --- where it lies by default --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("memory", "kind"), [(None, OnDevice), (10**6, OnDevice), (1000, OnHost)])
-def test_size_decides(monkeypatch, memory, kind):
-    monkeypatch.setattr(_client_state, "device_bytes", lambda: memory)
-    assert isinstance(simulation(None)._clients, kind)
-    assert isinstance(simulation(None, named("fedavg"))._clients, OnDevice)
-    assert isinstance(simulation("host", named("fedavg"))._clients, OnDevice)  # there is nothing to keep
+@pytest.mark.parametrize(
+    ("device", "host", "kind"),
+    [
+        (None, None, OnDevice),
+        (10**6, None, OnDevice),
+        (1000, None, OnHost),
+        (1000, 10**6, OnHost),
+        (1000, 1000, OnDisk),
+        (None, 1000, OnDevice),
+    ],
+)
+def test_size_decides(monkeypatch, device, host, kind):
+    monkeypatch.setattr(_client_state, "device_bytes", lambda: device)
+    monkeypatch.setattr(_client_state, "host_bytes", lambda: host)
+    assert type(simulation(None)._clients) is kind
+    for where in (None, "host", "disk"):
+        assert type(simulation(where, named("fedavg"))._clients) is OnDevice  # there is nothing to keep
 
 
 def test_chunks_are_as_long_as_their_rows_fit(monkeypatch):
@@ -302,5 +345,7 @@ def test_chunks_are_as_long_as_their_rows_fit(monkeypatch):
 
 
 def test_another_place_is_refused():
-    with pytest.raises(ValueError, match="client_state is 'disk', expected one of None, 'device', 'host'"):
-        simulation("disk")
+    with pytest.raises(
+        ValueError, match="client_state is 'tape', expected one of None, 'device', 'host', 'disk'"
+    ):
+        simulation("tape")

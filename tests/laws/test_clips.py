@@ -1,5 +1,7 @@
 """Law 6: a clip's bound holds for every input, NaN and infinity included."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,14 @@ from fedjax_sim import aggregation as agg
 from fedjax_sim._src import tree
 from fedjax_sim.aggregation._reduce import example_client_context
 
-CLIPS = {"clip_by_global_norm": agg.clip_by_global_norm, "adaptive_clip": agg.adaptive_clip}
+CLIPS = {
+    "clip_by_global_norm": agg.clip_by_global_norm,
+    "adaptive_clip": agg.adaptive_clip,
+    "clip_by_leaf_norm": agg.clip_by_leaf_norm,
+    "clip_by_group_norm": lambda norm: agg.clip_by_group_norm({".": norm}),
+    "clip_by_l1_norm": agg.clip_by_l1_norm,
+    "zero_out": agg.zero_out,
+}
 ROUNDING = 2.0**-8
 """The product is rounded once to a leaf's dtype: half a unit of bfloat16's last place is 2^-9, and as much for slack."""
 
@@ -31,24 +40,23 @@ def message(value):
         }
 
 
-@jax.jit
-def fixed(value, norm):
-    return _encoded(agg.clip_by_global_norm(norm), value, ())
-
-
-@jax.jit
-def adaptive(value, norm):
-    clip = agg.adaptive_clip(norm)
-    return _encoded(clip, value, clip.init(Message(value))[0])
-
-
-def _encoded(clip, value, server):
+@functools.partial(jax.jit, static_argnums=0)
+def encode(name, value, norm):
+    """What is sent, the metrics, and the bound that layers behind the clip see."""
+    clip = CLIPS[name](norm)
+    server, _ = clip.init(Message(value))
     ctx = example_client_context()._replace(num_examples=jnp.int32(5))
     sent, _, metrics = clip.encode(Message(value), (), server, ctx)
-    return sent, metrics
+    return sent, metrics, clip.bound(server, jnp.inf)
 
 
-encode = {"clip_by_global_norm": fixed, "adaptive_clip": adaptive}
+def norm_of(name, value) -> float:
+    """The norm that the clip bounds."""
+    if name == "clip_by_l1_norm":
+        return float(sum(jnp.sum(jnp.abs(x.astype(jnp.float32))) for x in jax.tree.leaves(value)))
+    if name == "clip_by_leaf_norm":
+        return float(jnp.max(jnp.stack([tree.global_norm(x) for x in jax.tree.leaves(value)])))
+    return float(tree.global_norm(value))
 
 
 @pytest.mark.parametrize("name", CLIPS)
@@ -61,15 +69,18 @@ encode = {"clip_by_global_norm": fixed, "adaptive_clip": adaptive}
 def test_the_bound_holds(name, value, norm):
     """The norm sent is at most the clip norm; a message that is not finite is zero as a whole, and counted."""
     value = message(value)
-    actual = float(tree.global_norm(value))
-    sent, metrics = encode[name](value, norm)
-    assert float(tree.global_norm(sent.value)) <= norm * (1 + ROUNDING)
+    actual = norm_of(name, value)
+    sent, metrics, bound = encode(name, value, norm)
+    assert norm_of(name, sent.value) <= norm * (1 + ROUNDING)
+    assert float(tree.global_norm(sent.value)) <= bound * (1 + ROUNDING)
     assert jax.tree.map(lambda x: x.dtype, sent.value) == jax.tree.map(lambda x: x.dtype, value)
     assert float(metrics["nonfinite"].total) == (not np.isfinite(actual))
     if not np.isfinite(actual):
         assert all(not jnp.any(x) for x in jax.tree.leaves(sent.value))
     elif actual <= norm:
         assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), sent.value, value))
+    if name == "zero_out":
+        assert float(metrics["zeroed"].total) == (not actual <= norm)
     if name == "adaptive_clip":
         assert float(sent.stack[-1]) == (actual <= norm) - 0.5  # False for NaN: bit 0, sent as minus a half
 
@@ -82,6 +93,10 @@ def test_a_clip_is_felt_through_a_chain(name):
     }
     transform = agg.chain(CLIPS[name](1.0), agg.mean(over="expected_cohort"))
     mean, _, metrics = agg.run(transform, updates, key=jax.random.key(0))
-    np.testing.assert_allclose(mean["w"], (0.1 - 0.5) / 4, rtol=1e-5)
+    kept = {"clip_by_l1_norm": -0.25, "zero_out": 0.0}.get(name, -0.5)
+    np.testing.assert_allclose(mean["w"], (0.1 + kept) / 4, rtol=1e-5)
     assert float(metrics[f"{name}/nonfinite"].total) == 2
-    assert float(metrics[f"{name}/clipped"].total) == 1
+    if name == "zero_out":
+        assert float(metrics["zero_out/zeroed"].total) == 3
+    else:
+        assert float(metrics[f"{name}/clipped"].total) == 1

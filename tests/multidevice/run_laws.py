@@ -2,7 +2,8 @@
 
 Prints one line of JSON per algorithm and mesh.
 
-With ``streams`` as its first argument: streamed runs of the sharded engine against resident ones. A program of its own,
+With ``streams`` as its first argument: streamed runs of the sharded engine against resident ones; with ``noises``: the
+noise of every mechanism. A program of its own,
 because the number of devices is fixed when JAX starts. ``test_sharded.py`` runs it and asserts.
 """
 
@@ -13,7 +14,7 @@ from unittest import mock
 
 import jax
 import numpy as np
-from laws import members
+from laws import members, noises
 from laws.test_compiled_once import backend_compilations
 
 from fedjax_sim import _feed, engines
@@ -32,7 +33,10 @@ def measure(name: str, devices: int) -> dict:
 
 
 def streamed(name: str, devices: int) -> dict:
-    """Whether data that are too large for a device, by their size alone, train to the same bits as resident ones."""
+    """Whether data that are too large for a device, by their size alone, train to the same bits as resident ones.
+
+    Host arrays hold nonsense from the moment in which they may be written again.
+    """
     runs, feeds = [], []
     for memory in (None, 1):  # bytes of a device: not known, and too few for anything
         with mock.patch.object(_feed, "device_bytes", return_value=memory):
@@ -41,7 +45,7 @@ def streamed(name: str, devices: int) -> dict:
             )
         trial.script.cohorts = list(members.COHORTS.values())
         start, _ = trial.sim.run(trial.sim.init(seed=3), rounds=1)
-        with backend_compilations() as events:
+        with backend_compilations() as events, members.written_over():
             runs.append(trial.sim.run(start, rounds=2 * len(members.COHORTS)))
         feeds.append(type(trial.sim._feed).__name__)
     (state, history), (other, others) = runs
@@ -57,9 +61,10 @@ def streamed(name: str, devices: int) -> dict:
 
 
 def where_it_lies(name: str, devices: int) -> dict:
-    """Whether runs, a sweep and clients' own models are the same, bit for bit, with client state in the host's memory."""
+    """Whether runs, a sweep and clients' own models are the same, bit for bit, with client state elsewhere."""
     member, data, found = members.named(name), members.make_data(members.SIZES * 4), []
-    for where in ("device", "host"):
+    rows = {}
+    for where in ("device", "host", "disk"):
         sim = members.fs.Simulation(
             member.build(),
             data,
@@ -74,9 +79,15 @@ def where_it_lies(name: str, devices: int) -> dict:
         swept = sim.sweep([4, 5], 3)
         own = sim.personalised(whole, data, block_size=3)
         found.append((half, whole, history.metrics, swept.states, own.after.per_client))
-        rows = {len(leaf) for leaf in jax.tree.leaves(sim._lent(half, 2)[0].clients)}
-    same = members.bits_equal(*(jax.tree.map(np.asarray, plain(one)) for one in found))
-    return {"name": f"host: {name}", "devices": devices, "same": same, "rows": max(rows)}
+        rows[where] = max(len(leaf) for leaf in jax.tree.leaves(sim._lent(half, 2)[0].clients))
+    expected, *others = (jax.tree.map(np.asarray, plain(one)) for one in found)
+    same = all(members.bits_equal(other, expected) for other in others)
+    return {
+        "name": f"elsewhere: {name}",
+        "devices": devices,
+        "same": same,
+        "rows": [rows["host"], rows["disk"]],
+    }
 
 
 def plain(found):
@@ -85,6 +96,14 @@ def plain(found):
         lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x,
         [dict(part) if isinstance(part, Mapping) else part for part in found],
     )
+
+
+def noisy(name: str, devices: int) -> dict:
+    """Whether the noise of a run is that of the sequential engine, with the stated variance."""
+    like = noises.noise_of_a_run(name, engines.sequential(), 2)
+    sharded = engines.sharded(engines.client_mesh(devices), lanes=2)
+    noises.check(name, noises.noise_of_a_run(name, sharded, 2), like)
+    return {"name": name, "devices": devices}
 
 
 def padded(state, rows: int):
@@ -100,8 +119,13 @@ if __name__ == "__main__":
         for name in sys.argv[2:]:
             print(json.dumps(streamed(name, devices=2)), flush=True)
         sys.exit()
+    if sys.argv[1:2] == ["noises"]:
+        for name in noises.MECHANISMS:
+            for devices in members.MESHES:
+                print(json.dumps(noisy(name, devices)), flush=True)
+        sys.exit()
     for devices in members.MESHES:
         for name in sys.argv[1:] or members.NAMES:
             print(json.dumps(measure(name, devices)), flush=True)
-        for name in members.ON_HOST:
+        for name in members.ELSEWHERE:
             print(json.dumps(where_it_lies(name, devices)), flush=True)

@@ -23,6 +23,8 @@ SAMPLERS = {
     "diurnal": cohorts.diurnal(4),
     "fixed": cohorts.fixed([3, 0, 7]),
     "all": cohorts.all_clients(),
+    "cyclic": cohorts.cyclic(4),
+    "cyclic_poisson": cohorts.cyclic_poisson(0.6, bands=3),
 }
 POPULATION = 10
 
@@ -145,6 +147,8 @@ def test_fixed_and_all_are_the_same_in_every_round():
         ("poisson_capped", 5.0, 4, "truncated_poisson", 0.5),
         ("fixed", 3.0, 3, "fixed", None),
         ("all", 10.0, 10, "all", 1.0),
+        ("cyclic", 4.0, 4, "cyclic", None),
+        ("cyclic_poisson", 2.0, 4, "cyclic_poisson", 0.6),
     ],
 )
 def test_what_an_accountant_reads(name, expected, cap, sampling, rate):

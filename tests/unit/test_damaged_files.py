@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import lzma
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +19,20 @@ import pytest
 from hypothesis import example as case
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from unit.tff_files import example, write_hdf5, write_sqlite
 
-from fedjax_sim.data import Federated, huggingface, images, leaf, npz, parquet, tff
+from fedjax_sim.data import (
+    ClientData,
+    Federated,
+    huggingface,
+    images,
+    leaf,
+    npz,
+    parquet,
+    stackoverflow_tags,
+    tff,
+)
 
 datasets.disable_progress_bars()
 
@@ -80,7 +93,67 @@ def write_saved(path: Path) -> None:
     datasets.DatasetDict(train=datasets.Dataset(TABLE)).save_to_disk(saved(path))
 
 
+def write_parquet(path: Path) -> None:
+    pq.write_table(TABLE, path, row_group_size=4)
+
+
+def in_store(path: Path) -> Federated:
+    """Read in pieces and placed in a folder, anew each time; all of it is looked at before the folder goes."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = parquet(path, store=Path(folder) / "set")
+        parts = (
+            ClientData(dict_of_copies(part), part.offsets, part.ids) for part in (found.train, found.test)
+        )
+        return Federated(*parts, name=found.name, classes=found.classes)
+
+
+def dict_of_copies(part: Any) -> dict[str, np.ndarray]:
+    return {name: np.array(column) for name, column in part.columns.items()}
+
+
+def write_photos(path: Path) -> None:
+    """A column of encoded images, with the checksums of PNG."""
+    photos = []
+    for row in range(6):
+        stream = io.BytesIO()
+        Image.fromarray(np.full((4, 3), 40 * row, np.uint8)).save(stream, "PNG")
+        photos.append(stream.getvalue())
+    pq.write_table(TABLE.append_column("photo", pa.array(photos)), path, compression="none")
+
+
+def write_counts(path: Path) -> None:
+    path.write_text(json.dumps({"sort": 3, "list": 2, "a": 9}))
+    posts = [
+        example(tokens="sort a list", title="list", tags="sort|a"),
+        example(tokens="", title="a", tags="b"),
+    ]
+    write_sqlite(path.parent / "so.sqlite", {"train": {"ann": posts}, "test": {"bo": posts[:1]}})
+
+
+def tags_by(path: Path) -> Federated:
+    return stackoverflow_tags(
+        path.parent / "so.sqlite", vocabulary=path, tags=["sort", "a"], length=5, lazy=False
+    )
+
+
+def write_posts(path: Path) -> None:
+    write_counts(path.parent / "words.json")
+    (path.parent / "so.sqlite").rename(path)
+
+
+def posts_of(path: Path) -> Federated:
+    return stackoverflow_tags(
+        path, vocabulary=path.parent / "words.json", tags=["sort", "a"], length=5, lazy=False
+    )
+
+
 KINDS = {
+    "counts.json": Kind(write_counts, tags_by),
+    "posts.sqlite": Kind(write_posts, posts_of),
+    "photos.parquet": Kind(write_photos, parquet),
+    "stored.parquet": Kind(write_parquet, in_store),
+    "stored.arrow": Kind(write_arrow, in_store),
+    "stored.stream.arrow": Kind(lambda path: write_arrow(path, pa.ipc.new_stream), in_store),
     "a.npz": Kind(lambda path: np.savez(path, x=X, y=Y, client=CLIENT), npz, checked=True),
     "b.npz": Kind(lambda path: np.savez_compressed(path, x=X, y=Y, client=CLIENT), npz, checked=True),
     "a.json": Kind(lambda path: path.write_text(json.dumps(JSON)), leaf),
@@ -89,7 +162,7 @@ KINDS = {
     ),
     "train_images.npy.xz": Kind(write_images, lambda path: images(path.parent), checked=True, named=1),
     "labels.npz": Kind(write_images, lambda path: images(path.parent), checked=True, named=1),
-    "a.parquet": Kind(lambda path: pq.write_table(TABLE, path, row_group_size=4), parquet),
+    "a.parquet": Kind(write_parquet, parquet),
     "b.parquet": Kind(
         lambda path: pq.write_table(TABLE, path, compression="none", use_dictionary=False), parquet
     ),

@@ -23,7 +23,7 @@ PACKAGES = {
     "fedjax_sim.algorithms.server_optimizers": "algorithms", "fedjax_sim.bench": "bench", "fedjax_sim.cli": "cli",
     "fedjax_sim.data": "data", "fedjax_sim.data.augmentations": "data", "fedjax_sim.data.cohorts": "cohorts",
     "fedjax_sim.data.partitions": "partitions", "fedjax_sim.data.formats": "data", "fedjax_sim.data.presets": "data",
-    "fedjax_sim.data.preprocessing": "data", "fedjax_sim.data.text": "data",
+    "fedjax_sim.data.decoders": "data", "fedjax_sim.data.preprocessing": "data", "fedjax_sim.data.text": "data",
     "fedjax_sim.engines": "engines", "fedjax_sim.experiment": "experiment", "fedjax_sim.metrics": "metrics",
     "fedjax_sim.models": "models", "fedjax_sim.plots": "plots", "fedjax_sim.privacy": "privacy", "fedjax_sim.privacy.audits": "audits", "fedjax_sim.report": "report",
     "fedjax_sim.rules": "rules", "fedjax_sim.tasks": "tasks", "fedjax_sim.tasks.losses": "tasks",

@@ -21,7 +21,10 @@ FLOORS = [
     {
         "simulate",
         "_arguments",
+        "_background",
         "_books",
+        "_client_item",
+        "_client_rows",
         "_client_state",
         "_description",
         "_feed",

@@ -98,3 +98,15 @@ def write_hdf5(path: Path, clients: dict[str, dict[str, Any]], **options: Any) -
                 else:
                     group.create_dataset(name, data=values, **options)
     return path
+
+
+def digits(*labels: int) -> dict:
+    pixels = np.zeros((len(labels), 28, 28), np.float32) + np.array(labels)[:, None, None]
+    return {"pixels": pixels.astype(np.float32), "label": np.array(labels, np.int32)}
+
+
+def windows(texts: list[str]) -> dict[str, np.ndarray]:
+    """Two letters a row, so that a client has other rows than texts."""
+    joined = "".join(texts)
+    rows = [[ord(joined[at]), ord(joined[at + 1])] for at in range(0, len(joined) - 1, 2)]
+    return {"x": np.array(rows, np.int32), "y": np.array(rows, np.int32)[:, ::-1]}

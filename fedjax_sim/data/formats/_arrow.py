@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from fedjax_sim.data._files import check_is_file
 from fedjax_sim.data._ids import as_ids
-from fedjax_sim.data.formats._pictures import pictures
+from fedjax_sim.data.formats._pictures import is_encoded, pictures
 from fedjax_sim.data.formats._tables import text_ids
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".parquet", ".arrow", ".feather")
 
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+_FIRST_ROWS = 16
 _PANDAS_INDEX = "__index_level_"
 
 _FIX = "choose other columns by columns=, or turn this one into numbers by decode={{{name!r}: function}}"
@@ -74,33 +75,117 @@ def read_table(path: Path, names: Collection[str] | None = None, optional: Colle
     return _checked(table, path, "Parquet")
 
 
+def read_batches(
+    path: Path, size: int, names: Collection[str] | None = None, optional: Collection[str] = ()
+) -> Iterator[pa.Table]:
+    """The table of ``read_table`` in pieces, one after the other: at least one, which may be empty.
+
+    Of a Parquet file a group of rows is read at a time, compressed as it is; an Arrow file is mapped into memory.
+
+    Args:
+      path: the file.
+      size: bytes of a piece, about, in the file; a row at least.
+      names: as for ``read_table``.
+      optional: as for ``read_table``.
+
+    Raises:
+      FileNotFoundError, IsADirectoryError: there is no such file.
+      ValueError: as ``read_table``, when the piece is reached.
+    """
+    check_is_file(path)
+    kind = "Parquet" if path.suffix == ".parquet" else "Arrow"
+    pieces = (
+        _parquet_batches(path, size, names, optional) if kind == "Parquet" else _arrow_batches(path, True)
+    )
+    with contextlib.closing(pieces):
+        while True:
+            with arrow_errors(path, kind):
+                piece = next(pieces, None)
+                if piece is None:
+                    return
+                _check_names(piece)
+            there = piece.column_names
+            if names is not None and set(names) <= set(there):
+                piece = piece.select([name for name in there if name in {*names, *optional}])
+            rows = max(1, piece.num_rows * size // max(piece.nbytes, 1))
+            for start in range(0, max(piece.num_rows, 1), rows):
+                yield _checked(piece.slice(start, rows), path, kind)
+
+
+def _parquet_batches(
+    path: Path, size: int, names: Collection[str] | None, optional: Collection[str]
+) -> Generator[pa.Table]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        about, schema = file.metadata, file.schema_arrow
+        groups = [about.row_group(group) for group in range(about.num_row_groups)]
+        rows = sum(group.num_rows for group in groups)
+        if rows != about.num_rows:
+            raise ValueError(f"its groups have {rows} rows and the file says {about.num_rows}")
+        wanted = list(schema.names)
+        if names is not None and set(names) <= set(wanted):
+            wanted = [name for name in wanted if name in {*names, *optional}]
+        start = pa.Table.from_batches([], schema)
+        yield start.select(wanted) if len(set(wanted)) == len(wanted) else start
+        # How long rows are in memory shows when some are: encoded, a thousand equal numbers take a few bytes.
+        found, length = 0, max(1, size // _FIRST_ROWS)
+        for group in range(len(groups)):
+            for batch in file.iter_batches(max(1, size // length), row_groups=[group], columns=wanted):
+                # The metadata of the schema, such as names of classes, are those of the file.
+                table = pa.Table.from_batches([batch]).replace_schema_metadata(schema.metadata)
+                found += table.num_rows
+                yield table
+                length = max(1, table.nbytes // max(table.num_rows, 1))
+        if found != rows:
+            raise ValueError(f"it has {found} rows, its groups say {rows}")
+
+
+def _arrow_batches(path: Path, mapped: bool) -> Generator[pa.Table]:
+    """Pieces as they were written; ``mapped`` ones change with the file."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) if mapped else pa.OSFile(str(path)) as stream:
+        if stream.read(6) == b"ARROW1":
+            stream.seek(0)
+            reader = pa.ipc.open_file(stream)
+            yield pa.Table.from_batches([], reader.schema)
+            for place in range(reader.num_record_batches):
+                yield pa.Table.from_batches([reader.get_batch(place)])
+            return
+        # A stream that was cut off between two batches reads as a shorter one.
+        stream.seek(max(0, stream.size() - len(_END_OF_STREAM)))
+        if stream.read() != _END_OF_STREAM:
+            raise ValueError("the mark of the end is missing")
+        stream.seek(0)
+        reader = pa.ipc.open_stream(stream)
+        yield pa.Table.from_batches([], reader.schema)
+        for batch in reader:
+            yield pa.Table.from_batches([batch])
+        if stream.read(1):
+            raise ValueError("it goes on after the end of its table")
+
+
 def _read_arrow(path: Path) -> pa.Table:
     import pyarrow as pa
 
-    with arrow_errors(path, "Arrow"), path.open("rb") as stream:
-        if stream.read(6) == b"ARROW1":
-            stream.seek(0)
-            table = pa.ipc.open_file(stream).read_all()
-        else:
-            # A stream that was cut off between two batches reads as a shorter one.
-            stream.seek(0, 2)
-            stream.seek(max(0, stream.tell() - len(_END_OF_STREAM)))
-            if stream.read() != _END_OF_STREAM:
-                raise ValueError("the mark of the end is missing")
-            stream.seek(0)
-            table = pa.ipc.open_stream(stream).read_all()
-            if stream.read(1):
-                raise ValueError("it goes on after the end of its table")
+    with arrow_errors(path, "Arrow"):
+        table = pa.concat_tables(_arrow_batches(path, False))
     return _checked(table, path, "Arrow")
 
 
 def _checked(table: pa.Table, path: Path, kind: str) -> pa.Table:
     with arrow_errors(path, kind):
         table.validate(full=True)  # offsets that point outside, text that is no UTF-8
-        for name, count in Counter(table.column_names).items():
-            if count > 1:
-                raise ValueError(f"column {name!r} is there twice")
+        _check_names(table)
     return table
+
+
+def _check_names(table: pa.Table) -> None:
+    for name, count in Counter(table.column_names).items():
+        if count > 1:
+            raise ValueError(f"column {name!r} is there twice")
 
 
 def default_names(table: pa.Table, without: Collection[str | None]) -> list[str]:
@@ -145,8 +230,8 @@ def ids_of(table: pa.Table, name: str, what: str = "column") -> np.ndarray:
 def to_numpy(column: pa.ChunkedArray, name: str) -> np.ndarray:
     """A column of at least one row as an array ``[rows, ...]``.
 
-    Numbers keep their dtype. Lists of one length become axes. Images as the ``datasets`` package stores them become
-    arrays, where all have one shape.
+    Numbers keep their dtype. Lists of one length become axes. Encoded images, as they are or as the ``datasets`` package
+    stores them, become arrays, where all have one shape.
 
     Raises:
       ValueError: the column holds nulls, text, lists of several lengths or something else that is no array.
@@ -157,6 +242,10 @@ def to_numpy(column: pa.ChunkedArray, name: str) -> np.ndarray:
     if pa.types.is_struct(column.type) and {field.name for field in column.type} == {"bytes", "path"}:
         encoded = (raw.as_py() for chunk in column.chunks for raw in chunk.field("bytes"))
         return pictures(encoded, f"column {name!r}")
+    if (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)) and is_encoded(
+        column[0].as_py()
+    ):
+        return pictures((raw.as_py() for raw in column), f"column {name!r}")
     chunks = [chunk for chunk in column.chunks if len(chunk)]
     arrays = [_array(chunk, name) for chunk in chunks]
     shapes = {array.shape[1:] for array in arrays}

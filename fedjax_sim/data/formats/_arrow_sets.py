@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fedjax_sim.data._files import errors_name
+from fedjax_sim.data.decoders import Decode, Decoder
 from fedjax_sim.data.federated import Federated
 from fedjax_sim.data.formats import _arrow, _tables
-from fedjax_sim.data.formats._tables import Decode
+from fedjax_sim.data.formats._tables import Columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,11 +28,80 @@ class Piece(NamedTuple):
       source: for messages.
       part: that it belongs to; ``None`` where only a column can say so.
       read: gives it; its arguments are those of ``_arrow.read_table`` after the path.
+      batches: gives it in pieces; its arguments are those of ``_arrow.read_batches`` after the path.
     """
 
     source: Path | str
     part: str | None
     read: Callable[..., pa.Table]
+    batches: Callable[..., Iterator[pa.Table]]
+
+    @classmethod
+    def of_file(cls, file: Path, part: str | None) -> Piece:
+        """A Parquet or Arrow file."""
+        read, batches = (functools.partial(one, file) for one in (_arrow.read_table, _arrow.read_batches))
+        return cls(file, part, read, batches)
+
+
+class Wanted(NamedTuple):
+    """What a caller asks for: arguments of ``fedjax_sim.data.parquet``."""
+
+    client: str | None
+    split: str | None
+    train: str
+    test: str | None
+    columns: Columns | None
+    label: str
+    channel_axis: str | Iterable[str]
+    decode: Decode | None
+    test_fraction: float | None
+    seed: int
+
+    def settled(self) -> Wanted:
+        """The same, of things that can be gone through more than once."""
+        columns = None if self.columns is None else _tables.renamed(self.columns)
+        axes = (self.channel_axis,) if isinstance(self.channel_axis, str) else tuple(self.channel_axis)
+        return self._replace(columns=columns, channel_axis=axes)
+
+    @property
+    def enough(self) -> set[str] | None:
+        """Columns that are enough, where that is known."""
+        if self.columns is None:
+            return None
+        named = {name for name in (self.client, self.split) if name not in (None, "split")}
+        return {*_tables.renamed(self.columns).values()} | named
+
+    @property
+    def optional(self) -> set[str]:
+        """Columns that are read as well, if they are there."""
+        return {self.client or "client", self.split or "split"}
+
+
+class Layout(NamedTuple):
+    """What becomes of the columns of a set.
+
+    Attributes:
+      client: the column of owners, if there is one.
+      split: the column of parts, if there is one.
+      by_name: pieces are named after parts.
+      old: new name to old name.
+      functions: by new name, what makes arrays.
+    """
+
+    client: str | None
+    split: str | None
+    by_name: bool
+    old: Mapping[str, str]
+    functions: Mapping[str, Decoder]
+
+    def values(self, table: pa.Table) -> dict[str, Any]:
+        """Columns of a table of at least one row by new name: arrays, or lists for functions."""
+        return {
+            new: table.column(name).to_pylist()
+            if new in self.functions
+            else _arrow.to_numpy(table.column(name), name)
+            for new, name in self.old.items()
+        }
 
 
 class _Rows(NamedTuple):
@@ -41,79 +112,52 @@ class _Rows(NamedTuple):
     values: dict[str, Any]
 
 
-def from_pieces(
-    name: str,
-    source: Path | str,
-    pieces: Sequence[Piece],
-    *,
-    client: str | None,
-    split: str | None,
-    train: str,
-    test: str | None,
-    columns: Mapping[str, str] | None,
-    label: str,
-    channel_axis: str | Iterable[str],
-    decode: Decode | None,
-    test_fraction: float | None,
-    seed: int,
-) -> Federated:
-    """A data set of tables; arguments as of ``fedjax_sim.data.parquet``, ``columns`` as new name to old name.
+def from_pieces(name: str, source: Path | str, pieces: Sequence[Piece], wanted: Wanted) -> Federated:
+    """A data set of tables, all of them in memory.
 
     Raises:
       ValueError: begins with the source of the table that is wrong, or with ``source``.
     """
-    pieces, test, notes = _used(pieces, source, train, test)
-    by_name = pieces[0].part is not None
-    tables = _read(pieces, client, split, columns)
-    first = tables[0].column_names
-    if client is None and "client" in first:
-        client = "client"
-    if split == "split" and split not in first:
-        split = None
-    old = columns or _tables.usual(_arrow.default_names(tables[0], {client, split}))
+    pieces, test, notes = used_pieces(pieces, source, wanted.train, wanted.test)
+    tables = [piece.read(wanted.enough, wanted.optional) for piece in pieces]
+    for piece, table in zip(pieces, tables, strict=True):
+        check_same(piece, table, pieces[0], tables[0], wanted)
+    layout = layout_of(tables[0], source, pieces, test, wanted)
+    if not any(table.num_rows for table in tables):
+        raise ValueError(f"{source}: {NO_ROWS}")
+    rows = _joined(pieces, tables, layout)
     with errors_name(source):
-        functions = _tables.functions_by_new_name(decode, old)
-        if split is not None and by_name:
-            raise ValueError(
-                f"column {split!r} divides rows that files divide already, expected one of both. Set split=None."
-            )
-        if test is not None and split is None and not by_name:
-            raise ValueError(
-                f"test is {test!r}, but neither names of files nor a column tell parts. Leave it out."
-            )
-        if not any(table.num_rows for table in tables):
-            raise ValueError("there are no rows, expected at least one example.")
-    rows = _joined(pieces, tables, client, split, old, functions)
-    with errors_name(source):
-        values = _tables.decoded(rows.values, functions)
+        values = _tables.decoded(rows.values, layout.functions)
         masks = None
-        if by_name:
+        if layout.by_name:
             part = np.repeat([str(piece.part) for piece in pieces], [table.num_rows for table in tables])
-            masks = part == train, part == test
+            masks = part == wanted.train, part == test
         elif rows.split is not None:
-            masks, unused = _tables.divided(rows.split, f"column {split!r}", train, test)
+            masks, unused = _tables.divided(rows.split, f"column {layout.split!r}", wanted.train, test)
             notes += unused
         owner = rows.owner
         if owner is None:
             owner = np.zeros(sum(table.num_rows for table in tables), np.int64)
             notes += (_tables.ONE_CLIENT,)
-        names = _arrow.class_names(tables[0], old.get(label, label))
         return _tables.federated(
             name,
             values,
             owner,
             np.unique(owner),
             split=masks,
-            label=label,
-            classes=None if names is None else len(names),
-            channel_axis=channel_axis,
-            test_fraction=test_fraction,
-            seed=seed,
+            label=wanted.label,
+            classes=num_classes(tables[0], layout, wanted),
+            channel_axis=wanted.channel_axis,
+            test_fraction=wanted.test_fraction,
+            seed=wanted.seed,
             notes=notes,
         )
 
 
-def _used(
+NO_ROWS = "there are no rows, expected at least one example."
+
+
+def used_pieces(
     pieces: Sequence[Piece], source: Path | str, train: str, test: str | None
 ) -> tuple[Sequence[Piece], str | None, tuple[str, ...]]:
     """The pieces of both parts, the name of the test part, and notes on the others; all, where they name no part."""
@@ -126,41 +170,61 @@ def _used(
     return used, test, _tables.left_out(parts, (train, test))
 
 
-def _read(
-    pieces: Sequence[Piece], client: str | None, split: str | None, columns: Mapping[str, str] | None
-) -> list[pa.Table]:
-    """Their tables, which have the same columns where those are used."""
-    enough = None
-    if columns is not None:
-        enough = {*columns.values()} | {name for name in (client, split) if name not in (None, "split")}
-    tables = [piece.read(enough, {client or "client", split or "split"}) for piece in pieces]
-    first = set(tables[0].column_names)
-    for piece, table in zip(pieces, tables, strict=True):
-        differ = first ^ set(table.column_names)
-        if differ if columns is None else differ & {client or "client", split}:
+def check_same(piece: Piece, table: pa.Table, first: Piece, expected: pa.Table, wanted: Wanted) -> None:
+    """Raises ``ValueError`` where a table has other columns than the first one, of those that are used."""
+    differ = set(expected.column_names) ^ set(table.column_names)
+    if differ if wanted.columns is None else differ & wanted.optional:
+        raise ValueError(
+            f"{piece.source}: it has the columns {', '.join(table.column_names)}, {first.source} has "
+            f"{', '.join(expected.column_names)}; expected the same. Choose by columns=."
+        )
+
+
+def layout_of(
+    first: pa.Table, source: Path | str, pieces: Sequence[Piece], test: str | None, wanted: Wanted
+) -> Layout:
+    """What becomes of the columns that the first table has."""
+    client, split, by_name = wanted.client, wanted.split, pieces[0].part is not None
+    if client is None and "client" in first.column_names:
+        client = "client"
+    if split == "split" and split not in first.column_names:
+        split = None
+    if wanted.columns is None:
+        old = _tables.usual(_arrow.default_names(first, {client, split}))
+    else:
+        old = _tables.renamed(wanted.columns)
+    with errors_name(source):
+        functions = _tables.functions_by_new_name(wanted.decode, old)
+        if split is not None and by_name:
             raise ValueError(
-                f"{piece.source}: it has the columns {', '.join(table.column_names)}, {pieces[0].source} has "
-                f"{', '.join(tables[0].column_names)}; expected the same. Choose by columns=."
+                f"column {split!r} divides rows that files divide already, expected one of both. Set split=None."
             )
-    return tables
+        if test is not None and split is None and not by_name:
+            raise ValueError(
+                f"test is {test!r}, but neither names of files nor a column tell parts. Leave it out."
+            )
+    return Layout(client, split, by_name, old, functions)
 
 
-def _joined(
-    pieces: Sequence[Piece],
-    tables: Sequence[pa.Table],
-    client: str | None,
-    split: str | None,
-    old: Mapping[str, str],
-    functions: Mapping[str, Any],
-) -> _Rows:
+def num_classes(first: pa.Table, layout: Layout, wanted: Wanted) -> int | None:
+    """As many as the schema names, where it does."""
+    names = _arrow.class_names(first, layout.old.get(wanted.label, wanted.label))
+    return None if names is None else len(names)
+
+
+def _joined(pieces: Sequence[Piece], tables: Sequence[pa.Table], layout: Layout) -> _Rows:
     """All rows, one piece after the other. A piece without rows knows no shapes, and only its names are looked at."""
     found: list[_Rows] = []
     sources: list[Path | str] = []
     for piece, table in zip(pieces, tables, strict=True):
         with errors_name(piece.source):
-            _tables.check_chosen(old, table.column_names)
+            _tables.check_chosen(layout.old, table.column_names)
             if table.num_rows:
-                found.append(_rows(table, client, split, old, functions))
+                owner, split = (
+                    None if name is None else _arrow.ids_of(table, name)
+                    for name in (layout.client, layout.split)
+                )
+                found.append(_Rows(owner, split, layout.values(table)))
                 sources.append(piece.source)
     lists = {name for name, values in found[0].values.items() if isinstance(values, list)}
     arrays = [{name: values for name, values in rows.values.items() if name not in lists} for rows in found]
@@ -168,25 +232,10 @@ def _joined(
     for name in lists:
         joined[name] = [value for rows in found for value in rows.values[name]]
     return _Rows(
-        _ids(client, [rows.owner for rows in found], sources),
-        _ids(split, [rows.split for rows in found], sources),
+        _ids(layout.client, [rows.owner for rows in found], sources),
+        _ids(layout.split, [rows.split for rows in found], sources),
         {name: joined[name] for name in found[0].values},
     )
-
-
-def _rows(
-    table: pa.Table,
-    client: str | None,
-    split: str | None,
-    old: Mapping[str, str],
-    functions: Mapping[str, Any],
-) -> _Rows:
-    owner, parts = (None if name is None else _arrow.ids_of(table, name) for name in (client, split))
-    values = {
-        new: table.column(name).to_pylist() if new in functions else _arrow.to_numpy(table.column(name), name)
-        for new, name in old.items()
-    }
-    return _Rows(owner, parts, values)
 
 
 def _ids(

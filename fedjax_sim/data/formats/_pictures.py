@@ -5,55 +5,71 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 # Without those that run programs of their own (EPS) and those that data sets do not use.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
 _AS_THEY_ARE = ("L", "LA", "RGB", "RGBA", "I;16")
 
 
-def pictures(encoded: Iterable[bytes | None], what: str) -> np.ndarray:
+def is_encoded(raw: bytes) -> bool:
+    """Whether bytes begin as an image does."""
+    return raw.startswith(_STARTS) or (raw[:4] == b"RIFF" and raw[8:12] == b"WEBP")
+
+
+def pictures(
+    images: Iterable[Any], what: str, size: tuple[int, int] | None = None, mode: str | None = None
+) -> np.ndarray:
     """Images of one shape, ``[rows, height, width]`` or ``[rows, height, width, channels]``; uint8, or uint16.
 
     Args:
-      encoded: the bytes of each.
+      images: the bytes of each, also as ``{bytes, path}``, or arrays.
       what: for messages: ``"column 'image'"``.
+      size: height and width that all get.
+      mode: that all get, as Pillow calls it: ``"L"`` or ``"RGB"``.
 
     Raises:
       ValueError: one is missing or damaged, or they differ in their shape; names the row.
     """
     found: list[np.ndarray] = []
-    for row, raw in enumerate(encoded):
+    for row, one in enumerate(images):
+        raw = one.get("bytes") if isinstance(one, dict) else one
         if raw is None:
             raise ValueError(
                 f"{what} names a file in row {row}, expected the image itself. Embed the images."
             )
         try:
-            image = _picture(raw)
+            image = _picture(raw, size, mode)
         except Exception as error:  # decoders raise what they like
             raise ValueError(f"{what} holds no image that can be read in row {row}: {error}") from error
         if found and (image.shape, image.dtype) != (found[0].shape, found[0].dtype):
             raise ValueError(
                 f"{what} holds images of shape {list(image.shape)} (row {row}) and {list(found[0].shape)} (row 0), "
-                "expected one shape. Bring them to one size by decode={column: function}."
+                "expected one shape. Bring them to one size by decode={column: fs.data.decoders.pictures(size=[height, width])}."
             )
         found.append(image)
     return np.stack(found) if found else np.zeros((0, 0, 0), np.uint8)
 
 
-def _picture(raw: bytes) -> np.ndarray:
+def _picture(raw: bytes | np.ndarray, size: tuple[int, int] | None, mode: str | None) -> np.ndarray:
     from PIL import Image  # slow to import
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # what is far too large, or damaged in a way that leaves grey areas
         try:
-            with Image.open(io.BytesIO(raw), formats=_FORMATS) as image:
-                if image.mode in _AS_THEY_ARE:
-                    return np.array(image)
-                grey = image.mode == "1"
-                return np.array(
-                    image.convert("L" if grey else "RGBA" if image.has_transparency_data else "RGB")
-                )
+            if isinstance(raw, np.ndarray):
+                opened = Image.fromarray(raw[..., 0] if raw.ndim == 3 and raw.shape[-1] == 1 else raw)
+            else:
+                opened = Image.open(io.BytesIO(raw), formats=_FORMATS)
+            with opened as image:
+                if mode is None and image.mode not in _AS_THEY_ARE:
+                    mode = "L" if image.mode == "1" else "RGBA" if image.has_transparency_data else "RGB"
+                found = image if mode is None else image.convert(mode)
+                if size is not None:
+                    found = found.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+                return np.array(found)
         except Image.DecompressionBombError as error:
             raise ValueError(str(error)) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,20 +10,21 @@ import numpy as np
 from fedjax_sim.data._columns import column_of
 from fedjax_sim.data._ids import as_ids
 from fedjax_sim.data.client_data import ClientData
+from fedjax_sim.data.decoders import Decode, Decoder
 from fedjax_sim.data.federated import Federated
 from fedjax_sim.data.federated import split as split_examples  # sources have an argument called split
 
 Columns = Iterable[str] | Mapping[str, str]
 """What to keep: names, or new name to old name."""
 
-Decode = Mapping[str, Callable[[list], Any]]
-"""By old name: a function from the values of a column to an array ``[rows, ...]``, or to several by new name."""
-
 _USUAL = {"pixels": "x", "image": "x", "img": "x", "label": "y"}
 
 ONE_CLIENT = (
     "there is no client column: one client holds all, until fs.data.repartition deals the examples out"
 )
+
+
+TWO_SPLITS = "there is a split already, expected no test_fraction. Leave it out."
 
 
 def renamed(columns: Columns) -> dict[str, str]:
@@ -48,9 +49,7 @@ def check_chosen(columns: Mapping[str, str], names: Collection[str], what: str =
             raise ValueError(f"no {what} is called {name!r}, the file has {', '.join(names) or 'none'}.")
 
 
-def decoded(
-    columns: Mapping[str, Any], functions: Mapping[str, Callable[[list], Any]]
-) -> dict[str, np.ndarray]:
+def decoded(columns: Mapping[str, Any], functions: Mapping[str, Decoder]) -> dict[str, np.ndarray]:
     """Columns, those with a function replaced by what it makes of them.
 
     Args:
@@ -70,9 +69,7 @@ def decoded(
     return found
 
 
-def functions_by_new_name(
-    decode: Decode | None, columns: Mapping[str, str]
-) -> dict[str, Callable[[list], Any]]:
+def functions_by_new_name(decode: Decode | None, columns: Mapping[str, str]) -> dict[str, Decoder]:
     """The functions of ``decode`` by new name of their column.
 
     Raises:
@@ -197,18 +194,10 @@ def federated(
     Raises:
       TypeError, ValueError: something does not fit together.
     """
-    for new, array in columns.items():
-        if array.shape[:1] != owner.shape:
-            raise ValueError(
-                f"column {new!r} has shape {list(array.shape)}, expected {len(owner)} rows, one for each owner."
-            )
-    found = make_labels(columns, label)
-    if classes is not None and found is not None and found > classes:
-        raise ValueError(f"label column {label!r} holds {found - 1}, expected labels below {classes}.")
-    for new in [channel_axis] if isinstance(channel_axis, str) else channel_axis:
-        add_channel_axis(columns, new)
+    check_rows(columns, len(owner))
+    found = finished(columns, label, classes, channel_axis)
     if split is not None and test_fraction is not None:
-        raise ValueError("there is a split already, expected no test_fraction. Leave it out.")
+        raise ValueError(TWO_SPLITS)
     masks = split or (np.ones(len(owner), bool), np.zeros(len(owner), bool))
     train, test = (
         ClientData.from_arrays({new: array[rows] for new, array in columns.items()}, owner[rows], ids=ids)
@@ -217,6 +206,27 @@ def federated(
     if test_fraction is not None:
         train, test = split_examples(train, test_fraction, seed)
     return Federated(train, test, name=name, classes=found if classes is None else classes, notes=notes)
+
+
+def finished(
+    columns: dict[str, np.ndarray], label: str, classes: int | None, channel_axis: str | Iterable[str]
+) -> int | None:
+    """Changes columns as ``federated`` says, its arguments, and returns the number of classes that the labels show."""
+    found = make_labels(columns, label)
+    if classes is not None and found is not None and found > classes:
+        raise ValueError(f"label column {label!r} holds {found - 1}, expected labels below {classes}.")
+    for new in [channel_axis] if isinstance(channel_axis, str) else channel_axis:
+        add_channel_axis(columns, new)
+    return found
+
+
+def check_rows(columns: Mapping[str, np.ndarray], rows: int) -> None:
+    """Raises ``ValueError`` for a column of another length."""
+    for name, array in columns.items():
+        if array.shape[:1] != (rows,):
+            raise ValueError(
+                f"column {name!r} has shape {list(array.shape)}, expected {rows} rows, one for each owner."
+            )
 
 
 def make_labels(columns: dict[str, np.ndarray], label: str) -> int | None:
@@ -249,20 +259,27 @@ def joined(parts: Sequence[Mapping[str, np.ndarray]], of: Sequence[Any]) -> dict
     """
     first = parts[0]
     for part, source in zip(parts, of, strict=True):
-        if list(part) != list(first):
-            raise ValueError(
-                f"{source} has the columns {', '.join(part)}, {of[0]} has {', '.join(first)}; expected the same."
-            )
-        for name, array in part.items():
-            text = array.dtype.kind == first[name].dtype.kind == "U"
-            if array.shape[1:] != first[name].shape[1:] or (array.dtype != first[name].dtype and not text):
-                raise ValueError(
-                    f"{source}: column {name!r} is {array.dtype}{list(array.shape[1:])}, in {of[0]} it is "
-                    f"{first[name].dtype}{list(first[name].shape[1:])}; expected one dtype and shape."
-                )
+        check_alike(part, first, source, of[0])
     if len(parts) == 1:
         return dict(first)
     return {name: np.concatenate([part[name] for part in parts]) for name in first}
+
+
+def check_alike(
+    part: Mapping[str, np.ndarray], first: Mapping[str, np.ndarray], source: Any, first_source: Any
+) -> None:
+    """Raises ``ValueError`` where two tables differ as ``joined`` says."""
+    if list(part) != list(first):
+        raise ValueError(
+            f"{source} has the columns {', '.join(part)}, {first_source} has {', '.join(first)}; expected the same."
+        )
+    for name, array in part.items():
+        text = array.dtype.kind == first[name].dtype.kind == "U"
+        if array.shape[1:] != first[name].shape[1:] or (array.dtype != first[name].dtype and not text):
+            raise ValueError(
+                f"{source}: column {name!r} is {array.dtype}{list(array.shape[1:])}, in {first_source} it is "
+                f"{first[name].dtype}{list(first[name].shape[1:])}; expected one dtype and shape."
+            )
 
 
 def add_channel_axis(columns: dict[str, np.ndarray], name: str) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import abc
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +16,7 @@ from fedjax_sim.data._columns import describe, offsets_of
 from fedjax_sim.data._files import errors_name
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.client_source import ClientSource
+from fedjax_sim.data.decoders import Decoder
 from fedjax_sim.data.formats import _tables
 
 Values = dict[str, "np.ndarray | list"]
@@ -75,7 +75,7 @@ class Layout:
 
     columns: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
-    functions: Mapping[str, Callable[[list], Any]]
+    functions: Mapping[str, Decoder]
     label: str
     channel_axis: tuple[str, ...]
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fedjax_sim.data._files import check_is_file, errors_name
+from fedjax_sim.data.decoders import Decode
 from fedjax_sim.data.federated import Federated
-from fedjax_sim.data.formats._arrow import read_table
-from fedjax_sim.data.formats._arrow_sets import Piece, check_shards, from_pieces
-from fedjax_sim.data.formats._tables import Columns, Decode, renamed
+from fedjax_sim.data.formats._arrow_sets import Piece, Wanted, check_shards
+from fedjax_sim.data.formats._arrow_stored import arrow_set
+from fedjax_sim.data.formats._tables import Columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,6 +50,7 @@ def huggingface(
     decode: Decode | None = None,
     test_fraction: float | None = None,
     seed: int = 0,
+    store: str | Path | None = None,
 ) -> Federated:
     """Reads a folder that ``save_to_disk`` wrote, or takes a ``datasets.Dataset`` or ``DatasetDict``.
 
@@ -70,12 +72,14 @@ def huggingface(
       label: the label column (its new name), if there is one.
       channel_axis: columns ``[examples, height, width]`` that get a trailing axis of length 1, as convolutions expect.
       decode: by name in the set, a function for a column that holds no numbers: it gets the list of all values and
-        returns an array ``[examples, ...]``, or several by new name.
+        returns an array ``[examples, ...]``, or several by new name; see ``fedjax_sim.data.decoders``.
       test_fraction: divides the examples of each client, by ``fedjax_sim.data.split``, where there is no split.
       seed: for ``test_fraction``.
+      store: as for ``fedjax_sim.data.parquet``; of an object, the folder must not exist yet.
 
     Raises:
       FileNotFoundError: there is no such folder, or a file of it is missing.
+      FileExistsError: ``store`` is there already, and the set is an object.
       TypeError: an object of another kind, such as one that streams.
       ValueError: as ``fedjax_sim.data.parquet``; also for a folder that ``save_to_disk`` did not write.
 
@@ -91,21 +95,8 @@ def huggingface(
     else:
         name, source = "huggingface", type(path).__name__
         pieces = _pieces(path)
-    return from_pieces(
-        name,
-        source,
-        pieces,
-        client=client,
-        split=split,
-        train=train,
-        test=test,
-        columns=None if columns is None else renamed(columns),
-        label=label,
-        channel_axis=channel_axis,
-        decode=decode,
-        test_fraction=test_fraction,
-        seed=seed,
-    )
+    wanted = Wanted(client, split, train, test, columns, label, channel_axis, decode, test_fraction, seed)
+    return arrow_set(name, source, pieces, wanted, store)
 
 
 def _pieces(data: HuggingFaceDataset | Mapping[str, HuggingFaceDataset]) -> list[Piece]:
@@ -120,15 +111,32 @@ def _pieces(data: HuggingFaceDataset | Mapping[str, HuggingFaceDataset]) -> list
                 "datasets.Dataset, a DatasetDict or a folder. What streams must be saved first."
             )
         source = type(data).__name__ if part is None else f"{type(data).__name__}[{part!r}]"
-        pieces.append(Piece(source, part, functools.partial(_table, dataset)))
+        read, batches = (functools.partial(one, dataset) for one in (_table, _batches))
+        pieces.append(Piece(source, part, read, batches))
     return pieces
 
 
 def _table(
     dataset: HuggingFaceDataset, names: Collection[str] | None = None, optional: Collection[str] = ()
 ) -> pa.Table:
+    return _sliced(dataset, slice(None))
+
+
+def _batches(
+    dataset: HuggingFaceDataset,
+    size: int,
+    names: Collection[str] | None = None,
+    optional: Collection[str] = (),
+) -> Iterator[pa.Table]:
+    yield _sliced(dataset, slice(0))
+    rows = max(1, size // max(_sliced(dataset, slice(1)).nbytes, 1)) if dataset.num_rows else 1
+    for start in range(0, dataset.num_rows, rows):
+        yield _sliced(dataset, slice(start, start + rows))
+
+
+def _sliced(dataset: HuggingFaceDataset, rows: slice) -> pa.Table:
     # Rows as the object has them: a selection is kept as indices beside the table.
-    table = dataset.with_format("arrow")[:]
+    table = dataset.with_format("arrow")[rows]
     return table.replace_schema_metadata(dataset.features.arrow_schema.metadata)
 
 
@@ -168,7 +176,7 @@ def _shards(folder: Path, part: str | None) -> list[Piece]:
             folder / name for name in _names({"filename": [e.get("filename") for e in entries]}, "filename")
         ]
         check_shards(files)
-    return [Piece(file, part, functools.partial(read_table, file)) for file in files]
+    return [Piece.of_file(file, part) for file in files]
 
 
 def _parsed(path: Path) -> dict[str, Any]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from fedjax_sim.data._files import check_is_file
+from fedjax_sim.data.decoders import Decode
 from fedjax_sim.data.federated import Federated
-from fedjax_sim.data.formats._arrow import SUFFIXES, read_table
-from fedjax_sim.data.formats._arrow_sets import Piece, check_shards, from_pieces
-from fedjax_sim.data.formats._tables import Columns, Decode, renamed
+from fedjax_sim.data.formats._arrow import SUFFIXES
+from fedjax_sim.data.formats._arrow_sets import Piece, Wanted, check_shards
+from fedjax_sim.data.formats._arrow_stored import arrow_set
+from fedjax_sim.data.formats._tables import Columns
 
 
 def parquet(
@@ -27,6 +28,7 @@ def parquet(
     decode: Decode | None = None,
     test_fraction: float | None = None,
     seed: int = 0,
+    store: str | Path | None = None,
 ) -> Federated:
     """Reads Parquet and Arrow files, a row per example and a column that says who owns it.
 
@@ -34,8 +36,8 @@ def parquet(
     some are named after the parts (``train-0.parquet``, ``test/a.parquet``), the names divide them; otherwise a column
     may. Training and test part have the same clients in the same order, sorted; a client may be empty in either.
 
-    Numbers keep their type. Lists of one length become axes. Images as the ``datasets`` package stores them,
-    ``{bytes, path}``, are decoded where all have one shape: ``uint8[examples, height, width(, channels)]``. The label
+    Numbers keep their type. Lists of one length become axes. Encoded images, PNG or JPEG for example,
+    as bytes or as ``{bytes, path}``, are decoded where all have one shape: ``uint8[examples, height, width(, channels)]``. The label
     column becomes int32 if it holds integers. It also gives ``classes``: as many as the schema names, or the largest
     label plus one unless there are negative ones.
 
@@ -53,14 +55,18 @@ def parquet(
       label: the label column (its new name), if there is one.
       channel_axis: columns ``[examples, height, width]`` that get a trailing axis of length 1, as convolutions expect.
       decode: by name in the file, a function for a column that holds no numbers: it gets the list of all values and
-        returns an array ``[examples, ...]``, or several by new name.
+        returns an array ``[examples, ...]``, or several by new name; see ``fedjax_sim.data.decoders``.
       test_fraction: divides the examples of each client, by ``fedjax_sim.data.split``, where there is no split.
       seed: for ``test_fraction``.
+      store: a folder to write the set to, as ``fedjax_sim.data.write`` does, and to read it from, memory-mapped: for sets
+        larger than memory. Files are read in pieces, twice, so a ``decode`` gets the values of one piece. A folder that
+        was made of the same files and settings is used as it is.
 
     Raises:
       FileNotFoundError: there is no such file or folder.
       ValueError: a file is damaged or was cut off, lacks a column, a shard is missing, ids are null, a column is no
-        array, or things do not fit together; begins with the name of the file.
+        array, or things do not fit together; begins with the name of the file. Also if ``store`` holds a set that is made of
+        something else.
 
     Example:
       >>> import tempfile, pyarrow, pyarrow.parquet, fedjax_sim as fs
@@ -72,24 +78,12 @@ def parquet(
       ClientData(2 clients with 1 to 2 of 3 examples, x: float64[2], y: int32[], 60 B)
     """
     path = Path(path)
-    wanted = None if columns is None else renamed(columns)
-    pieces = [
-        Piece(file, part, functools.partial(read_table, file)) for file, part in _files(path, train, test)
-    ]
-    return from_pieces(
+    return arrow_set(
         path.resolve().name.removesuffix(path.suffix if path.is_file() else ""),
         path,
-        pieces,
-        client=client,
-        split=split,
-        train=train,
-        test=test,
-        columns=wanted,
-        label=label,
-        channel_axis=channel_axis,
-        decode=decode,
-        test_fraction=test_fraction,
-        seed=seed,
+        [Piece.of_file(file, part) for file, part in _files(path, train, test)],
+        Wanted(client, split, train, test, columns, label, channel_axis, decode, test_fraction, seed),
+        store,
     )
 
 

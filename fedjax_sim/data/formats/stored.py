@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fedjax_sim.data._ids import as_ids
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.federated import Federated
 
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 _VERSION = 1
 _PIECE = 1 << 24  # bytes that are checked at a time
 
@@ -59,20 +60,14 @@ def write(
       ClientData(4 clients with 2 to 2 of 8 examples, x: float32[3], 96 B)
     """
     folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists already and is not overwritten; name another folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        parts = {"train": _write_part(partial, "train", train)}
+    with new_folder(folder) as (partial, manifest):
+        manifest |= {
+            "name": name,
+            "classes": classes,
+            "parts": {"train": _write_part(partial, "train", train)},
+        }
         if test is not None:
-            parts["test"] = _write_part(partial, "test", test)
-        manifest = {"version": _VERSION, "name": name, "classes": classes, "parts": parts}
-        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            manifest["parts"]["test"] = _write_part(partial, "test", test)
     return stored(folder)
 
 
@@ -89,17 +84,40 @@ def stored(folder: str | Path, verify: bool = False) -> Federated:
       ValueError: a file is damaged or was cut off; names it.
     """
     folder = Path(folder)
-    path = folder / _MANIFEST
+    path = folder / MANIFEST
     check_is_file(path)
     with errors_name(path):
-        manifest = _parsed(path)
+        manifest = parsed(path)
     parts = {part: _read_part(folder, part, about, verify) for part, about in manifest["parts"].items()}
     train = parts["train"]
     test = parts["test"] if "test" in parts else train.filter(np.zeros(train.num_examples, bool))
-    return Federated(train, test, name=manifest["name"], classes=manifest["classes"])
+    return Federated(
+        train, test, name=manifest["name"], classes=manifest["classes"], notes=tuple(manifest["notes"])
+    )
 
 
 # --- writing -------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A folder to fill and the manifest to complete; it gets its name when both are done, or not at all.
+
+    Raises:
+      FileExistsError: there is one of that name.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already and is not overwritten; name another folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    manifest: dict[str, Any] = {"version": _VERSION}
+    try:
+        yield partial, manifest
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 class _File:
@@ -154,8 +172,16 @@ def _write_part(folder: Path, part: str, clients: Pairs) -> dict[str, Any]:
             )
     finally:
         closed = {name: file.close() for name, file in files.items()}
-    about: dict[str, Any] = {"columns": {name: specs[name] | closed[name] for name in closed}}
-    for key, array in (("ids", names), ("offsets", offsets_of(np.asarray(sizes, np.int64)))):
+    columns = {name: specs[name] | closed[name] for name in closed}
+    return described(folder, part, columns, names, np.asarray(sizes, np.int64))
+
+
+def described(
+    folder: Path, part: str, columns: dict[str, Any], ids: np.ndarray, sizes: np.ndarray
+) -> dict[str, Any]:
+    """A part's entry in the manifest, of its columns' entries; writes its ids and offsets."""
+    about: dict[str, Any] = {"columns": columns}
+    for key, array in (("ids", ids), ("offsets", offsets_of(sizes))):
         file = _File(folder / f"{part}.{key}.bin")
         file.write(np.ascontiguousarray(array).view(np.uint8).data)
         about[key] = {"dtype": array.dtype.str, "shape": [], **file.close()}
@@ -165,7 +191,7 @@ def _write_part(folder: Path, part: str, clients: Pairs) -> dict[str, Any]:
 # --- reading -------------------------------------------------------------------------------------------------
 
 
-def _parsed(path: Path) -> dict[str, Any]:
+def parsed(path: Path) -> dict[str, Any]:
     """The manifest, with every key that is read later; what is not as ``write`` leaves it is refused."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -188,6 +214,9 @@ def _parsed(path: Path) -> dict[str, Any]:
                     raise ValueError(
                         f"{entry['file']} has {entry['bytes']!r} bytes, checksum {entry['crc32']!r}"
                     )
+        notes = manifest.setdefault("notes", [])
+        if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+            raise ValueError(f"notes are {notes!r}")
         if not (manifest["classes"] is None or isinstance(manifest["classes"], int)):
             raise ValueError(f"classes is {manifest['classes']!r}")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -199,7 +228,7 @@ def _read_part(folder: Path, part: str, about: dict[str, Any], verify: bool) -> 
     # Ids and offsets are read anyway, and nothing else would show that an id is another one.
     ids, offsets = (np.array(_mapped(folder, about[key], verify=True)) for key in ("ids", "offsets"))
     columns = {name: _mapped(folder, entry, verify) for name, entry in about["columns"].items()}
-    with errors_name(folder / _MANIFEST):
+    with errors_name(folder / MANIFEST):
         return ClientData(columns, offsets, ids)
 
 
@@ -214,7 +243,7 @@ def _mapped(folder: Path, entry: dict[str, Any], verify: bool) -> np.ndarray:
             f"{path} has {length} bytes, the manifest says {entry['bytes']} in rows of {row}: it was cut off or changed. "
             "Write the set again."
         )
-    if verify and _checksum(path) != entry["crc32"]:
+    if verify and checksum_of(path) != entry["crc32"]:
         raise ValueError(f"{path} is damaged: its checksum is not that of the manifest. Write the set again.")
     rows = length // row
     if rows == 0:
@@ -222,7 +251,8 @@ def _mapped(folder: Path, entry: dict[str, Any], verify: bool) -> np.ndarray:
     return np.memmap(path, dtype, "r", shape=(rows, *shape))
 
 
-def _checksum(path: Path) -> int:
+def checksum_of(path: Path) -> int:
+    """Of a whole file, read a piece at a time."""
     found = 0
     with path.open("rb") as stream:
         while piece := stream.read(_PIECE):

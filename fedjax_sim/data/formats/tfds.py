@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,19 @@ import numpy as np
 from fedjax_sim.data._files import errors_name
 from fedjax_sim.data._ids import as_ids
 from fedjax_sim.data.client_data import ClientData
+from fedjax_sim.data.decoders import Decode, Decoder
 from fedjax_sim.data.federated import Federated, split
-from fedjax_sim.data.formats._tables import make_labels
+from fedjax_sim.data.formats import _placed, _tables
+from fedjax_sim.data.formats._tables import Columns
 from fedjax_sim.data.formats._tfds_features import Feature, examples_of, feature_called, features_of
 from fedjax_sim.data.formats._tfds_files import find_folder, open_builder
 
 _LABEL = "y"
 
-Decoders = Mapping[str, Callable[[Any], Any]]
+_PIECE = 1024  # examples that a function gets at a time
+
+Rows = tuple[dict[str, np.ndarray], list[int | str]]
+"""Columns ``[rows, ...]``, and the owner of each row."""
 
 
 def tfds(
@@ -27,12 +33,13 @@ def tfds(
     *,
     data_dir: str | Path | None = None,
     client: str | None = None,
-    columns: Iterable[str] | Mapping[str, str] | None = None,
+    columns: Columns | None = None,
     train: str = "train",
     test: str | None = None,
     test_fraction: float | None = None,
     seed: int = 0,
-    decode: Decoders | None = None,
+    decode: Decode | None = None,
+    store: str | Path | None = None,
 ) -> Federated:
     """Reads a set that TensorFlow Datasets has prepared, from ArrayRecord or TFRecord files. Needs no TensorFlow.
 
@@ -53,8 +60,10 @@ def tfds(
         given. Without a test split the test part is empty.
       test_fraction: divides the examples of ``train`` inside each client instead, by ``fedjax_sim.data.split``.
       seed: for ``test_fraction``.
-      decode: column to a function of one example's value, which returns numbers of one shape: for text, and for images of many
-        sizes. Text is given as ``str``.
+      decode: by feature, a function for text, and for images of many sizes: it gets a list of values, text as ``str``, and returns
+        an array with a row for each, or several by new name; see ``fedjax_sim.data.decoders``.
+      store: a folder to write the set to, as ``fedjax_sim.data.write`` does, and to read it from, memory-mapped: for sets larger
+        than memory. Records are read twice, some at a time. A folder that was made of the same files and settings is used as it is.
 
     Raises:
       FileNotFoundError: the set is not prepared there, or a file is missing; says what to do.
@@ -79,14 +88,53 @@ def tfds(
     with errors_name(folder):
         features = features_of(builder)
         chosen = _chosen(features, builder.info.supervised_keys, columns)
-        _check_decoded(features, chosen, decode or {})
+        functions = _tables.functions_by_new_name(decode, chosen)
+        _check_decoded(features, chosen, functions)
         if client is not None:
             feature_called(features, client)
     test = "test" if test is None and test_fraction is None and "test" in builder.info.splits else test
     splits = [train] if test is None else [train, test]
-    parts = [_read(builder, folder, part, features, chosen, client, decode or {}) for part in splits]
+    read = {name for part in splits for name in re.findall(r"(?:^|\+)([\w.-]+)", part)}
+    others = [name for name in builder.info.splits if name not in read]
+    notes = (f"Splits that were not read: {', '.join(others)}.",) if others else ()
+    name = dataset.partition(":")[0].replace("/", "_")
+    if store is not None:
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        made_of = _placed.made_of(
+            files,
+            {
+                "splits": splits,
+                "columns": chosen,
+                "client": client,
+                "test_fraction": test_fraction,
+                "seed": seed,
+                "decode": decode,
+            },
+        )
+        before = _placed.made_before(store, made_of)
+        if before is not None:
+            return before
+        owned = _owned(builder, folder, splits, features, chosen, client)
+        if test_fraction is not None:
+            owned = owned.split(test_fraction, seed)
+        found = _placed.Classes()
+        pieces = _placeable(builder, folder, splits, features, chosen, functions, found)
+        return _placed.place(
+            store,
+            owned,
+            pieces,
+            source=folder,
+            name=name,
+            classes=lambda: found.count,
+            notes=notes,
+            made_of=made_of,
+        )
+    parts = [
+        _whole(folder, part, _pieces(builder, folder, part, features, chosen, client, functions))
+        for part in splits
+    ]
     with errors_name(folder):
-        classes = _make_labels([part for part, _ in parts], features, chosen, decode or {})
+        classes = _make_labels([part for part, _ in parts], features, chosen, functions)
         owners = [as_ids(f"feature {client!r}", owner) for _, owner in parts]
         ids = np.unique(np.concatenate(owners))
         data = [
@@ -97,16 +145,10 @@ def tfds(
             data.append(data[0].filter(np.zeros(data[0].num_examples, bool)))
     if test_fraction is not None:
         data = split(data[0], test_fraction, seed)
-    read = {name for part in splits for name in re.findall(r"(?:^|\+)([\w.-]+)", part)}
-    others = [name for name in builder.info.splits if name not in read]
-    notes = (f"Splits that were not read: {', '.join(others)}.",) if others else ()
-    name = dataset.partition(":")[0].replace("/", "_")
     return Federated(*data, name=name, classes=classes, notes=notes)
 
 
-def _chosen(
-    features: Mapping[str, Feature], supervised: Any, columns: Iterable[str] | Mapping[str, str] | None
-) -> dict[str, str]:
+def _chosen(features: Mapping[str, Feature], supervised: Any, columns: Columns | None) -> dict[str, str]:
     """Column to feature."""
     if columns is None:
         for pair in (supervised, ("image", "label")):
@@ -116,58 +158,119 @@ def _chosen(
             f"the set names no pair of input and label, its features are {', '.join(features)}. Say which to keep: "
             "columns={'x': ..., 'y': ...}."
         )
-    if not isinstance(columns, Mapping):
-        names = [columns] if isinstance(columns, str) else list(columns)
-        columns = dict(zip(names, names, strict=True))
-    if not columns:
+    chosen = _tables.renamed(columns)
+    if not chosen:
         raise ValueError("columns is empty, expected at least one feature.")
-    for name in columns.values():
+    for name in chosen.values():
         feature_called(features, name)
-    return dict(columns)
+    return chosen
 
 
-def _check_decoded(features: Mapping[str, Feature], chosen: Mapping[str, str], decode: Decoders) -> None:
-    for column in decode:
-        if column not in chosen:
-            raise ValueError(f"decode names {column!r}, expected one of the columns {', '.join(chosen)}.")
+def _check_decoded(
+    features: Mapping[str, Feature], chosen: Mapping[str, str], functions: Mapping[str, Decoder]
+) -> None:
     for column, name in chosen.items():
-        if features[name].dtype.kind not in "biufc" and column not in decode:
+        if features[name].dtype.kind not in "biufc" and column not in functions:
             raise ValueError(
-                f"feature {name!r} is text, and no device holds text. Give decode={{{column!r}: function}}, which makes numbers "
-                "of one example's text, as many for each; or leave the feature out by columns=."
+                f"feature {name!r} is text, and no device holds text. Give decode={{{name!r}: function}}, which makes an array of "
+                "a list of texts, a row for each (fs.data.decoders); or leave the feature out by columns=."
             )
 
 
-def _read(
+def _pieces(
     builder: Any,
     folder: Path,
     part: str,
     features: Mapping[str, Feature],
     chosen: Mapping[str, str],
     client: str | None,
-    decode: Decoders,
-) -> tuple[dict[str, np.ndarray], list[Any]]:
-    """Columns of a split, and the owner of each example."""
+    functions: Mapping[str, Decoder],
+) -> Iterator[Rows]:
+    """Columns of a split and the owner of each example, some examples at a time."""
     wanted = {*chosen.values(), *([] if client is None else [client])}
-    values: dict[str, list[np.ndarray]] = {column: [] for column in chosen}
-    owners: list[Any] = []
-    for path, place, example in examples_of(builder, folder, part, wanted):
+    examples = examples_of(builder, folder, part, wanted)
+    shapes: dict[str, tuple[int, ...]] = {}
+    while piece := list(itertools.islice(examples, _PIECE)):
+        found: dict[str, Any] = {}
         for column, name in chosen.items():
-            value = example[name]
-            if column in decode:
-                value = decode[column](_text(path, place, name, value) if features[name].text else value)
-            found = np.asarray(value)
-            if values[column] and found.shape != values[column][0].shape:
-                raise ValueError(
-                    f"{path}: record {place} has {name!r} of shape {list(found.shape)}, the first of split {part!r} has "
-                    f"{list(values[column][0].shape)}; expected one shape. Give decode={{{column!r}: function}}, which resizes, pads "
-                    "or cuts."
-                )
-            values[column].append(found)
-        owners.append(0 if client is None else _owner(path, place, client, example[client]))
-    if not owners:
-        raise ValueError(f"{folder}: split {part!r} has no example, expected at least one.")
-    return {column: np.stack(rows) for column, rows in values.items()}, owners
+            if column in functions:
+                found[column] = [
+                    _text(path, place, name, example[name]) if features[name].text else example[name]
+                    for path, place, example in piece
+                ]
+                continue
+            for path, place, example in piece:
+                shape = np.shape(example[name])
+                if shape != shapes.setdefault(column, shape):
+                    raise ValueError(
+                        f"{path}: record {place} has {name!r} of shape {list(shape)}, the first of split {part!r} has "
+                        f"{list(shapes[column])}; expected one shape. Give decode={{{name!r}: function}}, which resizes, pads or "
+                        "cuts."
+                    )
+            found[column] = np.stack([example[name] for _, _, example in piece])
+        with errors_name(folder):
+            columns = _tables.decoded(found, functions)
+            _tables.check_rows(columns, len(piece))
+        owners = [
+            0 if client is None else _owner(path, place, client, example[client])
+            for path, place, example in piece
+        ]
+        yield columns, owners
+
+
+def _whole(folder: Path, part: str, pieces: Iterable[Rows]) -> Rows:
+    """A split of one piece."""
+    found = list(pieces)
+    if not found:
+        raise ValueError(_no_example(folder, part))
+    names = [f"{folder}: piece {place} of split {part!r}" for place in range(len(found))]
+    columns = _tables.joined([columns for columns, _ in found], names)
+    return columns, [owner for _, owners in found for owner in owners]
+
+
+def _no_example(folder: Path, part: str) -> str:
+    return f"{folder}: split {part!r} has no example, expected at least one."
+
+
+def _owned(
+    builder: Any,
+    folder: Path,
+    splits: list[str],
+    features: Mapping[str, Feature],
+    chosen: Mapping[str, str],
+    client: str | None,
+) -> _placed.Owned:
+    """Who has which example of the splits, one after the other: the training part, then the test part."""
+    owners, sizes = _placed.Codes(f"feature {client!r}"), []
+    # Without a client, some column is read to count the examples, whatever is in it.
+    few = dict(itertools.islice(chosen.items(), 0 if client is not None else 1))
+    any_: dict[str, Decoder] = {name: lambda values: np.zeros(len(values)) for name in few}
+    for part in splits:
+        sizes.append(0)
+        for _, owner in _pieces(builder, folder, part, features, few, client, any_):
+            owners.add(as_ids(f"feature {client!r}", owner))
+            sizes[-1] += len(owner)
+        if not sizes[-1]:
+            raise ValueError(_no_example(folder, part))
+    parts = np.asarray([_placed.TRAIN, _placed.TEST][: len(splits)], np.int8)
+    return _placed.owned_of(owners, np.repeat(parts, sizes))
+
+
+def _placeable(
+    builder: Any,
+    folder: Path,
+    splits: list[str],
+    features: Mapping[str, Feature],
+    chosen: Mapping[str, str],
+    functions: Mapping[str, Decoder],
+    found: _placed.Classes,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Columns of the splits, some examples at a time."""
+    for part in splits:
+        for columns, _ in _pieces(builder, folder, part, features, chosen, None, functions):
+            with errors_name(folder):
+                found.see(_make_labels([columns], features, chosen, functions))
+            yield columns
 
 
 def _text(path: Path, place: int, name: str, value: bytes) -> str:
@@ -195,15 +298,16 @@ def _make_labels(
     parts: list[dict[str, np.ndarray]],
     features: Mapping[str, Feature],
     chosen: Mapping[str, str],
-    decode: Decoders,
+    functions: Mapping[str, Decoder],
 ) -> int | None:
     """Makes columns of class labels int32, and that of the labels; returns the number of classes."""
     classes = None
-    for column, name in chosen.items():
-        declared = None if column in decode else features[name].classes
+    for column in list(parts[0]):
+        name = chosen.get(column)
+        declared = None if name is None or column in functions else features[name].classes
         if declared is None and column != _LABEL:
             continue
-        found = [make_labels(part, column) for part in parts]
+        found = [_tables.make_labels(part, column) for part in parts]
         if declared is not None:
             wrong = [part[column][(part[column] < 0) | (part[column] >= declared)] for part in parts]
             for values in wrong:

@@ -16,9 +16,10 @@ import numpy as np
 from fedjax_sim._src import checks
 from fedjax_sim.data._files import check_is_file, errors_name
 from fedjax_sim.data.client_data import ClientData
+from fedjax_sim.data.decoders import Decode
 from fedjax_sim.data.federated import Federated, split
 from fedjax_sim.data.formats import _tables, _tff_hdf5, _tff_sqlite
-from fedjax_sim.data.formats._tables import Columns, Decode
+from fedjax_sim.data.formats._tables import Columns
 from fedjax_sim.data.formats._tff_part import Layout, LazyPart, Part, in_memory
 
 _COMPRESSED = (".lzma", ".xz")
@@ -65,7 +66,7 @@ def tff(
         ``lazy``.
       channel_axis: columns ``[examples, height, width]`` that get a trailing axis of length 1, as convolutions expect.
       decode: by field, a function for text: it gets the list of one client's values (``str``; bytes where they are no
-        UTF-8) and returns an array ``[examples, ...]``, or several by new name. It may make more or fewer examples of
+        UTF-8) and returns an array ``[examples, ...]``, or several by new name; see ``fedjax_sim.data.decoders``. It may make more or fewer examples of
         them, if all columns agree.
       test_fraction: divides the examples of each client, by ``fedjax_sim.data.split``, where there is no test part.
       seed: for ``test_fraction``.

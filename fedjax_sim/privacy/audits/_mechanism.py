@@ -119,11 +119,11 @@ def audit_mechanism(
       tolerance: for rounding, in what the canary moves.
       seed: of the noise.
       std: standard deviation of the noise on the sum, a number or a function of the round; by default read off the facts,
-        which name it for Gaussian noise.
-      cdf: distribution function of the noise over its standard deviation; Gaussian by default.
+        which name it for Gaussian and Laplace noise on the sum, and for local Gaussian noise.
+      cdf: distribution function of the noise over its standard deviation; that of the law by default, Gaussian where ``std`` is given.
 
     Raises:
-      ValueError: a chain that adds no noise, one whose noise is not Gaussian without ``std`` and ``cdf``, a level outside (0, 1).
+      ValueError: a chain that adds no noise, noise of another law without ``std`` and ``cdf``, a level outside (0, 1).
 
     Example:
       >>> from fedjax_sim import aggregation as agg
@@ -141,7 +141,7 @@ def audit_mechanism(
     default = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in _LEAVES.items()}
     spec = default if spec is None else tree.spec(spec)
     server, _ = transform.init(Message(spec))
-    claimed, bound = _claim(transform, server, std)
+    claimed, bound, cdf = _claim(transform, server, std, cdf)
 
     half = rounds // 2
     silence = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), spec)
@@ -171,14 +171,29 @@ _AGAIN = 4
 _LEAVES = {"a": (60,), "b": (6, 10), "c": (3, 4, 5)}
 
 
-def _claim(transform: Transform, server, std: Any) -> tuple[Callable[[int], float], float]:
-    """Standard deviation of the noise on the sum by round, and the bound of one message, by the facts of the layers."""
-    limit = np.inf
-    variances: list[tuple[Any, float]] = []
+def _laplace_cdf(x: np.ndarray) -> np.ndarray:
+    """Of unit variance."""
+    tail = np.exp(-math.sqrt(2) * np.abs(x)) / 2
+    return np.where(x < 0, tail, 1 - tail)
+
+
+_KNOWN: dict[str, tuple[float, Callable[[np.ndarray], np.ndarray] | None]] = {
+    "gaussian": (1.0, None),
+    "laplace": (math.sqrt(2), _laplace_cdf),
+    "local_gaussian": (math.sqrt(CLIENTS), None),
+}
+"""Law of noise to the standard deviation on the sum over multiplier times bound, and the distribution function; Gaussian: none."""
+
+
+def _claim(transform: Transform, server, std: Any, cdf):
+    """By the facts: deviation of the noise on the sum by round, bound of one message, distribution function of the noise."""
+    limit = bound = np.inf
+    laws: list[str] = []
+    scales: list[tuple[Any, float]] = []
     for layer, part in zip(transform.parts or (transform,), server, strict=True):
         noise = layer.facts[0].noise
         if noise is not None:
-            if std is None and noise.law != "gaussian":
+            if std is None and noise.law not in _KNOWN:
                 raise ValueError(
                     f"{layer.facts[0].name} adds noise by the law {noise.law!r}, whose standard deviation the audit does not know: "
                     "give std=... and cdf=..."
@@ -186,21 +201,31 @@ def _claim(transform: Transform, server, std: Any) -> tuple[Callable[[int], floa
             share = (
                 EXPECTED / noise.details["simulated_cohort"] if "simulated_cohort" in noise.details else 1.0
             )
-            variances.append((noise.multiplier, share * float(limit)))
+            laws.append(noise.law)
+            scales.append((noise.multiplier, share * limit * _KNOWN.get(noise.law, (1.0, None))[0]))
+            bound = min(bound, limit)  # what local noise sends has none
         limit = float(layer.bound(part, limit))
-    if not variances and std is None:
+    if not laws and std is None:
         raise ValueError(
             "the chain adds no noise, so there is nothing to audit: use for example "
             "agg.chain(agg.clip_by_global_norm(1.0), agg.mean(over='expected_cohort'), agg.gaussian_noise(0.8))."
         )
-    if not math.isfinite(limit):
+    bound = min(bound, limit)
+    if not math.isfinite(bound):
         raise ValueError("the chain has no bound on a client's message: clip first.")
+    if cdf is None and std is None:
+        functions = {_KNOWN[law][1] for law in laws}
+        if len(functions) > 1 or (len(laws) > 1 and functions != {None}):
+            raise ValueError(
+                f"the noise is a sum by the laws {', '.join(laws)}, whose law the audit does not know: give cdf=..."
+            )
+        (cdf,) = functions
 
     def of_round(index: int) -> float:
-        numbers = [_at(z, index) * scale for z, scale in variances]
+        numbers = [_at(z, index) * scale for z, scale in scales]
         return math.hypot(*numbers) if std is None else _at(std, index)
 
-    return of_round, limit
+    return of_round, bound, cdf
 
 
 def _at(value: Any, index: int) -> float:

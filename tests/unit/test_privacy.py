@@ -1,0 +1,312 @@
+"""The price of a run: golden numbers, what the ledger reads, and what has no price."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import dp_accounting
+import jax
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fedjax_sim as fs
+from fedjax_sim import aggregation as agg
+from fedjax_sim import cohorts, privacy
+from fedjax_sim.privacy import Entry, Ledger, Sampling
+
+TOLERANCE = 1e-4
+POISSON = cohorts.poisson(0.01)
+GOLDEN = {
+    "poisson_add_remove_rdp": (POISSON, 1.0, {"accountant": "rdp"}, 2.101367),
+    "poisson_add_remove_pld": (POISSON, 1.0, {"accountant": "pld"}, 1.828244),
+    "poisson_replace_one_pld": (POISSON, 1.0, {"neighbour": "replace_one"}, 2.843446),
+    "without_replacement_replace_one_rdp_std_2C": (
+        cohorts.uniform(600),
+        2.0,
+        {"population": 60_000},
+        3.576111,
+    ),
+    "without_replacement_replace_one_rdp_std_C": (
+        cohorts.uniform(600),
+        1.0,
+        {"population": 60_000},
+        20.98707,
+    ),
+    "truncated_poisson_pld": (cohorts.poisson(0.01, cap=700), 1.0, {"population": 60_000}, 1.879227),
+    "emnist_3400_clients_100_per_round_rdp": (
+        cohorts.poisson(100 / 3400),
+        1.0,
+        {"accountant": "rdp", "rounds": 1500, "delta": 0.00013042},
+        7.070588,
+    ),
+    "plain_gaussian_exact": (cohorts.all_clients(), 1.0, {"rounds": 1, "population": 10}, 4.377178),
+}
+"""Cases of ``privacy.json``: sampler, noise multiplier, what else differs from 1000 rounds at delta 1e-5, epsilon."""
+CALIBRATION = {
+    "eps2_population_1e6_pld": (cohorts.poisson(0.001), {"accountant": "pld"}, 0.616145),
+    "eps2_population_1e6_rdp": (cohorts.poisson(0.001), {"accountant": "rdp"}, 0.713777),
+    "eps2_without_replacement_replace_one_rdp": (cohorts.uniform(1000), {"population": 10**6}, 1.453917),
+}
+RELEASES = [(0.1, 1e-5, 30.75), (1.0, 1e-5, 3.731), (2.0, 1e-6, 2.231), (8.0, 1e-5, 0.6002)]
+
+
+def chain(z=1.0, clip=None):
+    clip = agg.clip_by_global_norm(1.0) if clip is None else clip
+    return agg.chain(clip, agg.mean(over="expected_cohort"), agg.gaussian_noise(z))
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_epsilon_is_the_golden_one(name):
+    cohort, z, options, expected = GOLDEN[name]
+    got = privacy.epsilon(z, cohort, **{"rounds": 1000, "delta": 1e-5, **options})
+    assert got == pytest.approx(expected, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", CALIBRATION)
+def test_calibration_is_the_golden_one(name):
+    cohort, options, expected = CALIBRATION[name]
+    run = {"rounds": 1500, "delta": 1e-6, **options}
+    z = privacy.calibrate(2.0, cohort, **run)
+    assert z == pytest.approx(expected, rel=TOLERANCE)
+    assert privacy.epsilon(z, cohort, **run) <= 2.0
+    assert privacy.epsilon(z * (1 - 1e-4), cohort, **run) > 2.0
+
+
+@pytest.mark.parametrize(("epsilon", "delta", "sigma"), RELEASES)
+def test_one_release_costs_what_the_analytic_mechanism_says(epsilon, delta, sigma):
+    got = privacy.gaussian_sigma(epsilon, delta)
+    # The file has four digits, rounded up in one case: dp-accounting's own value is 2.230476.
+    assert got == pytest.approx(sigma, rel=3e-4)
+    assert got == pytest.approx(dp_accounting.get_sigma_gaussian(epsilon, delta), rel=1e-9)
+    assert privacy.gaussian_delta(got, epsilon) <= delta < privacy.gaussian_delta(got * (1 - 1e-6), epsilon)
+    assert privacy.gaussian_sigma(epsilon, delta, sensitivity=3.0) == pytest.approx(3 * got, rel=1e-9)
+
+
+def test_the_literals_are_those_of_the_file(shared):
+    with open(shared / "conformance" / "privacy.json") as file:
+        golden = json.load(file)
+    assert golden["tolerance"] == TOLERANCE
+    cases = {case["name"]: case for case in golden["accounting"]}
+    elsewhere = {"tree_aggregation", "banded_matrix_amplified"}
+    assert set(cases) == set(GOLDEN) | elsewhere
+    for name, (_, _, _, epsilon) in GOLDEN.items():
+        assert cases[name]["epsilon"] == epsilon
+    calibrated = {
+        case["name"]: case.get("z", case.get("noise_std_over_clip")) for case in golden["calibration"]
+    }
+    assert calibrated == {name: z for name, (_, _, z) in CALIBRATION.items()}
+    releases = golden["single_release_gaussian_sensitivity_1"]
+    assert [(r["epsilon"], r["delta"], r["analytic_sigma"]) for r in releases] == RELEASES
+    split = golden["adaptive_clipping"]
+    assert privacy.update_noise_multiplier(split["z"], split["count_noise_std"]) == pytest.approx(
+        split["z_delta"], rel=TOLERANCE
+    )
+
+
+# --- what the ledger reads ---------------------------------------------------------------------------------------
+
+
+def test_an_adaptive_clip_with_its_noise_split_costs_what_the_round_may():
+    """Andrew et al. 2021, theorem 1: the update's and the count's noise together are one of multiplier z."""
+    split = chain(privacy.update_noise_multiplier(1.0, 5.0), agg.adaptive_clip(count_noise_std=5.0))
+    run = {"rounds": 100, "delta": 1e-5, "accountant": "rdp"}
+    assert privacy.epsilon(split, POISSON, **run) == pytest.approx(
+        privacy.epsilon(1.0, POISSON, **run), rel=1e-6
+    )
+    assert privacy.epsilon(
+        chain(1.0, agg.adaptive_clip(count_noise_std=5.0)), POISSON, **run
+    ) > privacy.epsilon(1.0, POISSON, **run)
+
+
+def test_a_schedule_costs_the_sum_of_its_rounds():
+    """Renyi divergences add up: a schedule's are those of its parts."""
+    schedule = chain(lambda round_: 1.0 if round_ < 30 else 2.0)
+    whole = privacy.ledger_of(schedule, POISSON, None, rounds=100)
+    assert [(e.multiplier, e.first, e.rounds) for e in whole.entries] == [(1.0, 0, 30), (2.0, 30, 70)]
+    parts = privacy.ledger_of(chain(1.0), POISSON, None, 30) + privacy.ledger_of(
+        chain(2.0), POISSON, None, 70, first=30
+    )
+    prices = [privacy.price(ledger, 1e-5, accountant="rdp").epsilon for ledger in (whole, parts)]
+    assert prices[0] == pytest.approx(prices[1], rel=1e-12)
+    low, high = (privacy.epsilon(z, POISSON, rounds=100, delta=1e-5, accountant="rdp") for z in (2.0, 1.0))
+    assert low < prices[0] < high
+
+
+def test_a_schedule_is_the_noise_that_is_drawn():
+    schedule = chain(lambda round_: 0.5 + round_)
+    for round_ in (0, 3):
+        draw = lambda t, r=round_: agg.run(  # noqa: E731
+            t, np.zeros((2, 20_000), np.float32), key=jax.random.key(0), round_=r
+        )[0]
+        np.testing.assert_allclose(draw(schedule), draw(chain(0.5 + round_)), rtol=1e-6)
+
+
+def test_shuffled_cohorts_cost_a_client_one_round_in_a_pass():
+    """Ten clients in cohorts of four: three rounds a pass, in whatever round one begins."""
+    sampling = Sampling.of(cohorts.shuffled(4), 10)
+    assert [sampling.participations(0, rounds) for rounds in (1, 3, 4, 6, 7)] == [1, 1, 2, 2, 3]
+    assert sampling.participations(2, 2) == 2
+    got = privacy.epsilon(3.0, cohorts.shuffled(4), population=10, rounds=6, delta=1e-5)
+    all_of_two = privacy.epsilon(3.0, cohorts.all_clients(), population=10, rounds=2, delta=1e-5)
+    assert got == pytest.approx(all_of_two, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "cohort",
+    [
+        cohorts.fixed([0, 1]),
+        cohorts.weighted(2, [1.0] * 10),
+        cohorts.traced(2, np.ones((1, 10), bool)),
+        cohorts.diurnal(2),
+    ],
+    ids=lambda cohort: cohort.sampling,
+)
+def test_who_may_come_in_every_round_amplifies_nothing(cohort):
+    ledger = privacy.ledger_of(4.0, cohort, 10, rounds=16)
+    got = privacy.price(ledger, 1e-5)
+    assert not got.amplified and got.neighbour == "replace_special"
+    # Sixteen releases at four bounds are one at a single bound, exactly.
+    exact = privacy.gaussian_delta(1.0, got.epsilon)
+    assert exact == pytest.approx(1e-5, rel=1e-2)
+
+
+@settings(max_examples=20, deadline=None)
+@given(z=st.floats(0.8, 8), rate=st.floats(0.001, 0.2), rounds=st.integers(1, 200))
+def test_a_price_falls_with_noise_and_rises_with_rounds_and_rate(z, rate, rounds):
+    """But for the few orders in which the accountant gives up on a moment."""
+
+    def price(z, rate, rounds):
+        return privacy.epsilon(z, cohorts.poisson(rate), rounds=rounds, delta=1e-5, accountant="rdp")
+
+    here = price(z, rate, rounds)
+    assert price(1.1 * z, rate, rounds) <= 1.01 * here
+    assert 1.01 * price(z, rate, rounds + 10) >= here
+    assert 1.01 * price(z, min(1.0, 1.1 * rate), rounds) >= here
+
+
+def test_a_ledger_is_json():
+    ledger = privacy.ledger_of(chain(lambda r: 1.0 + r), cohorts.poisson(0.1, cap=5), 40, rounds=3)
+    again = Ledger.from_json(json.loads(json.dumps(ledger.as_json())))
+    assert again == ledger
+    with pytest.raises(ValueError, match="no ledger"):
+        Ledger.from_json([{"law": "gaussian"}])
+
+
+def test_a_simulation_reads_its_own_chain_and_sampler():
+    data = fs.data.load("digits", clients=40, alpha=1.0, seed=0).train
+    task = fs.tasks.classification(fs.models.linear(classes=10))
+
+    def sim(aggregate, cohort):
+        return fs.Simulation(
+            fs.algorithms.fedavg(task, optax.sgd(0.1), aggregate=aggregate), data, cohort=cohort
+        )
+
+    private = sim(chain(1.5), cohorts.poisson(0.1, cap=6))
+    assert private.ledger(7).entries == (
+        Entry("gaussian", 1.5, 0, 7, Sampling("truncated_poisson", 40, 0.1, 6), {}),
+    )
+    got = private.privacy(rounds=7, delta=1e-3)
+    assert (got.neighbour, got.accountant, got.unit, got.rounds) == ("replace_special", "pld", "client", 7)
+    assert "truncated_poisson cohorts, amplified" in str(got)
+    with pytest.raises(ValueError, match="adds no noise"):
+        sim(agg.mean(), cohorts.poisson(0.1)).privacy(rounds=7, delta=1e-3)
+
+
+def test_a_simulated_cohort_is_said_to_be_one():
+    """Noise on the mean as in a cohort of 1,000, priced for a million clients, and never as the run's own."""
+    simulated = agg.chain(
+        agg.clip_by_global_norm(1.0),
+        agg.mean(over="expected_cohort"),
+        agg.gaussian_noise(1.0, simulated_cohort=1000, simulated_population=10**6),
+    )
+    zeros = np.zeros((10, 40_000), np.float32)
+    mean, _, _ = agg.run(simulated, zeros, key=jax.random.key(0))
+    assert np.std(mean) == pytest.approx(1 / 1000, rel=0.02)
+    ledger = privacy.ledger_of(simulated, cohorts.uniform(10), 100, rounds=1500)
+    got = privacy.price(ledger, 1e-6)
+    assert got.simulated and str(got).startswith("simulated, not that of this run: epsilon")
+    assert got.epsilon == privacy.epsilon(1.0, cohorts.poisson(0.001), rounds=1500, delta=1e-6)
+
+
+# --- what has no price --------------------------------------------------------------------------------------------
+
+WRONG = {
+    "noise of 0": (lambda: privacy.epsilon(0.0, POISSON, rounds=1, delta=1e-5), "noise_multiplier is 0.0"),
+    "noise below 0": (
+        lambda: privacy.epsilon(-1.0, POISSON, rounds=1, delta=1e-5),
+        "noise_multiplier is -1.0",
+    ),
+    "schedule to 0": (
+        lambda: privacy.epsilon(chain(lambda r: 1.0 - r), POISSON, rounds=2, delta=1e-5),
+        "noise multiplier of round 1 is 0.0",
+    ),
+    "delta of 0": (lambda: privacy.epsilon(1.0, POISSON, rounds=1, delta=0), "delta is 0"),
+    "delta of 1": (lambda: privacy.epsilon(1.0, POISSON, rounds=1, delta=1.0), "delta is 1.0"),
+    "no rounds": (lambda: privacy.epsilon(1.0, POISSON, rounds=0, delta=1e-5), "rounds is 0"),
+    "epsilon of 0": (lambda: privacy.calibrate(0.0, POISSON, rounds=1, delta=1e-5), "epsilon is 0.0"),
+    "out of reach": (
+        lambda: privacy.calibrate(
+            1e-3,
+            cohorts.uniform(5),
+            population=10,
+            rounds=10,
+            delta=1e-12,
+            source=lambda z: chain(z, agg.adaptive_clip(count_noise_std=0.5)),
+        ),
+        "no noise multiplier",
+    ),
+    "drawn twice": (
+        lambda: privacy.epsilon(1.0, cohorts.uniform(5, replace=True), population=10, rounds=1, delta=1e-5),
+        "with_replacement.*no epsilon",
+    ),
+    "unknown population": (
+        lambda: privacy.epsilon(1.0, cohorts.uniform(5), rounds=1, delta=1e-5),
+        "give population",
+    ),
+    "foreign relation": (
+        lambda: privacy.epsilon(
+            1.0, cohorts.uniform(5), population=9, rounds=1, delta=1e-5, neighbour="add_or_remove_one"
+        ),
+        "neighbour is 'add_or_remove_one'.*'replace_one'",
+    ),
+    "accountant without the law": (
+        lambda: privacy.epsilon(
+            1.0, cohorts.uniform(5), population=9, rounds=1, delta=1e-5, accountant="pld"
+        ),
+        "accountant is 'pld'.*'rdp' alone",
+    ),
+    "no noise": (lambda: privacy.epsilon(agg.mean(), POISSON, rounds=1, delta=1e-5), "adds no noise"),
+    "two relations": (
+        lambda: privacy.price(
+            privacy.ledger_of(1.0, POISSON, None, 1) + privacy.ledger_of(1.0, cohorts.uniform(2), 9, 1), 1e-5
+        ),
+        "different neighbour relations",
+    ),
+    "law without a price": (
+        lambda: privacy.epsilon(fs.Noise("cauchy", 1.0), POISSON, rounds=1, delta=1e-5),
+        "law 'cauchy'",
+    ),
+    "empty": (lambda: privacy.price(Ledger(()), 1e-5), "nothing was released"),
+    "count dearer than the round": (
+        lambda: privacy.update_noise_multiplier(1.0, 0.5),
+        "count_noise_std is 0.5",
+    ),
+    "half a simulation": (lambda: agg.gaussian_noise(1.0, simulated_cohort=10), "go together"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_has_no_price_says_so(name):
+    call, message = WRONG[name]
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()
+
+
+def test_a_cohort_is_a_cohort():
+    with pytest.raises(TypeError, match=r"cohort is float.*fs\.cohorts"):
+        privacy.epsilon(1.0, 0.01, rounds=1, delta=1e-5)  # pyright: ignore[reportArgumentType]
+    assert math.isfinite(privacy.epsilon(1.0, cohorts.poisson(1.0), rounds=1, delta=1e-5))
