@@ -1,4 +1,4 @@
-"""Bounds, attacks on membership, and inverted gradients, against what is known of them."""
+"""Bounds and canaries, against what is known of them; what every audit refuses."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import fedjax_sim as fs
-from fedjax_sim import plots
 from fedjax_sim.privacy import audits, gaussian_delta
-from fedjax_sim.privacy.audits import _canaries, _mechanism
+from fedjax_sim.privacy.audits import _canary_audit
+from fedjax_sim.privacy.audits._noise_tests import noise_tests
 
 # --- bounds --------------------------------------------------------------------------------------------------
 
@@ -188,7 +188,7 @@ def test_what_makes_no_sense_is_refused(call, message):
 def test_p_values_are_those_of_scipy():
     generator = np.random.default_rng(0)
     noise = 1.01 * generator.normal(size=(80, 30))
-    found = {test.name: test.p_value for test in _mechanism._noise_tests(noise, [20, 10], None)}
+    found = {test.name: test.p_value for test in noise_tests(noise, [20, 10], None)}
     law = stats.kstest(noise.ravel(), "norm", method="asymp").pvalue
     assert found["law of the noise"] == pytest.approx(law, rel=1e-6)
     for name, part in (("variance over all", noise), ("variance in leaf 1", noise[:, 20:])):
@@ -215,7 +215,7 @@ def test_thresholds_have_their_false_positive_rate(size, changes):
     else:
         scores = np.max(directions / np.linalg.norm(directions, axis=1, keepdims=True) @ vectors.T, axis=1)
     for rate in (0.3, 0.1, 1e-2):
-        share = np.mean(scores > _canaries._threshold(rate, changes, size))
+        share = np.mean(scores > _canary_audit._threshold(rate, changes, size))
         slack = 5 * np.sqrt(rate / draws)
         assert share < rate + slack
         assert changes > 1 or share > rate - slack
@@ -231,8 +231,8 @@ def test_bounds_of_simulated_cosines_hold():
         took_part = generator.random(count) < 0.5
         # Directions that are orthogonal: the scores are independent, as the bound takes them.
         scores = (took_part + sigma * generator.normal(size=count)) / (sigma * np.sqrt(size))
-        bounds.append(_canaries._threshold_bound(scores[took_part], 1, size, delta, 0.95))
-        one_run.append(_canaries._one_run(scores, took_part, 1, size, delta, 0.95))
+        bounds.append(_canary_audit._threshold_bound(scores[took_part], 1, size, delta, 0.95))
+        one_run.append(_canary_audit._one_run(scores, took_part, 1, size, delta, 0.95))
         own = scores[took_part]
         estimates.append(
             audits.two_gaussians_epsilon(own.mean(), own.std(ddof=1), 0.0, 1 / np.sqrt(size), delta)
@@ -309,243 +309,3 @@ def test_an_algorithm_without_a_delta_has_no_canaries():
     data = fs.ClientData({"x": np.zeros((4, 3), np.float32), "y": np.zeros(4, np.int32)}, range(5), range(4))
     with pytest.raises(TypeError, match="ifca: what its clients send has 0 parts of type Delta"):
         fs.Simulation(algorithm, data, cohort=fs.cohorts.uniform(2))
-
-
-# --- membership ----------------------------------------------------------------------------------------------
-
-
-def test_the_roc_of_gaussians_is_known():
-    """AUC = Phi(d / sqrt 2), TPR at f = Phi(Phi^-1(f) + d)."""
-    generator, shift, count = np.random.default_rng(0), 1.5, 200_000
-    curve = audits.roc(generator.normal(size=count) + shift, generator.normal(size=count))
-    assert curve.auc == pytest.approx(stats.norm.cdf(shift / np.sqrt(2)), abs=0.003)
-    for rate in (1e-3, 1e-2, 0.3):
-        assert curve.true_rate_at(rate) == pytest.approx(
-            stats.norm.cdf(stats.norm.ppf(rate) + shift), rel=0.08
-        )
-    assert curve.advantage == pytest.approx(2 * stats.norm.cdf(shift / 2) - 1, abs=0.006)
-
-
-def test_scores_that_say_nothing_have_half_of_the_area():
-    curve = audits.roc(np.zeros(5), np.zeros(3))
-    assert (curve.auc, curve.advantage, curve.true_rate_at(0.001)) == (0.5, 0.0, 0.0)
-    assert curve.false_rates.tolist() == [0, 1]
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    st.lists(st.integers(0, 5), min_size=1, max_size=20), st.lists(st.integers(0, 5), min_size=1, max_size=20)
-)
-def test_the_area_is_the_share_of_pairs_in_order(members, others):
-    a, b = np.array(members, float)[:, None], np.array(others, float)
-    curve = audits.roc(members, others)
-    assert curve.auc == pytest.approx(np.mean((a > b) + 0.5 * (a == b)))
-    allowed = [t for t in np.append(np.unique([*members, *others]), np.inf) if np.mean(b >= t) <= 0.25]
-    assert curve.true_rate_at(0.25) == max(np.mean(a >= t) for t in allowed)
-
-
-def test_lira_on_known_gaussians_is_the_best_there_is():
-    """Examples with means of their own: a threshold on the confidence fails, the likelihood ratio does not."""
-    generator, models, examples = np.random.default_rng(0), 128, 3000
-    hard = 5 * generator.normal(size=examples)
-    members = audits.shadow_members(models + 2, examples)
-    confidence = hard + 2.0 * members + generator.normal(size=members.shape)
-    target, shadows = confidence[0], confidence[1:]
-
-    def area(scores):
-        return audits.roc(scores[members[0]], scores[~members[0]]).auc
-
-    best = stats.norm.cdf(2 / np.sqrt(2))
-    assert area(target) < 0.65
-    for options in ({"form": "online"}, {"form": "offline"}, {"form": "online", "fixed_variance": True}):
-        scores = audits.lira(target, shadows, members[1:], **options)
-        assert area(scores) == pytest.approx(best, abs=0.02), options
-    exact = stats.norm.logpdf(target, hard + 2) - stats.norm.logpdf(target, hard)
-    found = audits.lira(target, shadows, members[1:], fixed_variance=True)
-    assert np.corrcoef(exact, found)[0, 1] > 0.99
-
-
-def test_the_confidence_is_the_logit_of_the_probability():
-    p = np.array([1e-6, 0.2, 0.5, 0.999])
-    np.testing.assert_allclose(
-        audits.logit_confidence(-np.log(p)), np.log(p / (1 - p)), rtol=1e-6, atol=1e-12
-    )
-    assert np.isfinite(audits.logit_confidence([0.0, 500.0])).all()
-
-
-def test_shadow_models_see_half_of_the_examples():
-    members = audits.shadow_members(16, 2000, seed=1)
-    assert (members.sum(axis=0) == 8).all()
-    assert np.abs(members.mean(axis=1) - 0.5).max() < 5 * 0.5 / np.sqrt(2000)
-    correlation = np.corrcoef(members) - np.eye(16)
-    assert np.abs(correlation + (1 - np.eye(16)) / 15).max() < 5 / np.sqrt(2000)
-
-
-def digits(examples: int, clients: int, noise: float) -> fs.ClientData:
-    """Some digits with some labels that are wrong, numbered."""
-    columns = fs.data.load("digits", clients=2, alpha=100.0, seed=0).train.columns
-    generator = np.random.default_rng(0)
-    y = columns["y"][:examples].copy()
-    wrong = generator.random(examples) < noise
-    y[wrong] = generator.integers(0, 10, wrong.sum())
-    data = fs.ClientData(
-        {"x": columns["x"][:examples], "y": y},
-        np.linspace(0, examples, clients + 1).astype(int),
-        range(clients),
-    )
-    return audits.number_examples(data)
-
-
-def test_training_on_members_is_training_without_the_others():
-    """Full batches without shuffling: the model is the one that the members alone give."""
-    task = fs.tasks.classification(fs.models.linear(classes=10))
-    plain = fs.algorithms.fedavg(task, optax.sgd(0.1), aggregate=fs.aggregation.mean(over="clients"))
-    data = digits(60, 3, 0.0)
-    members = np.random.default_rng(0).random(60) < 0.5
-    options = {
-        "cohort": fs.cohorts.all_clients(),
-        "local": fs.LocalWork(batch_size=20, epochs=2, shuffle=False),
-        "engine": fs.engines.sequential(),
-    }
-
-    def trained(algorithm, data):
-        sim = fs.Simulation(algorithm, data, **options)
-        return sim.run(sim.init(seed=0), rounds=2)[0].server.variables
-
-    got, expected = trained(audits.train_on(plain, members), data), trained(plain, data.filter(members))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, expected)
-    without = fs.ClientData({name: data.columns[name] for name in ("x", "y")}, data.offsets, data.ids)
-    with pytest.raises(
-        ValueError, match=r"have the columns x, y, expected 'example' among them: use audits.number"
-    ):
-        fs.Simulation(audits.train_on(plain, members), without, **options)
-
-
-@pytest.mark.slow
-def test_lira_knows_more_than_the_loss_of_an_overfitted_model():
-    """Shadow models are replicas of one sweep; each is attacked with the help of all others."""
-    models, data = 12, digits(200, 4, 0.3)
-    members = audits.shadow_members(models, data.num_examples)
-    task = fs.tasks.classification(fs.models.mlp(classes=10, hidden=(32,)))
-    plain = fs.algorithms.fedavg(task, optax.sgd(0.3))
-    sim = fs.Simulation(
-        plain, data, cohort=fs.cohorts.all_clients(), local=fs.LocalWork(epochs=2, batch_size=10)
-    )
-    swept = sim.sweep(
-        list(range(models)), 40,
-        algorithm=lambda members: audits.train_on(plain, members), hyperparameters={"members": members},
-    )  # fmt: skip
-    losses = np.stack(
-        [audits.example_losses(task, plain.params(state.server), data) for state in swept.states]
-    )
-    confidence = audits.logit_confidence(losses)
-    scores = []
-    for model in range(models):
-        rest = np.arange(models) != model
-        scores.append(audits.lira(confidence[model], confidence[rest], members[rest], fixed_variance=True))
-    scores = np.stack(scores)
-    by_loss = audits.loss_threshold(losses[members], losses[~members])
-    by_ratio = audits.roc(scores[members], scores[~members])
-    assert by_loss.auc > 0.6
-    assert by_ratio.auc > by_loss.auc + 0.1
-    assert by_ratio.true_rate_at(0.01) > 2 * by_loss.true_rate_at(0.01)
-
-
-def test_losses_are_those_of_the_evaluation():
-    """In the order of the rows, whatever the batches."""
-    data, task = digits(50, 3, 0.2), fs.tasks.classification(fs.models.linear(classes=10))
-    row = {name: column[:1] for name, column in data.columns.items()} | {"mask": np.ones(1, bool)}
-    variables = task.init(jax.random.key(0), row)
-    losses = audits.example_losses(task, variables, data, batch_size=16)
-    np.testing.assert_allclose(losses, audits.example_losses(task, variables, data), rtol=1e-5)
-    assert losses.mean() == pytest.approx(fs.evaluate(task, variables, data).examples["loss"], rel=1e-5)
-
-
-def test_the_picture_of_attacks_shows_their_low_end():
-    """Both axes logarithmic, a step for each curve, and the legend says what is at 0.1 %."""
-    curve = audits.roc(np.linspace(0, 2, 5000), np.linspace(-1, 1, 5000))
-    figure = plots.membership_roc({"loss": curve, "LiRA": curve})
-    (axes,) = figure.axes
-    assert (axes.get_xscale(), axes.get_yscale(), axes.get_xlim()) == ("log", "log", (1e-4, 1.0))
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        *(f"{name}: AUC {curve.auc:.3f}, 50.1 % at 0.1 %" for name in ("loss", "LiRA")),
-        "guessing",
-    ]
-    ticks = [text.get_text() for text in axes.get_xticklabels()]
-    assert "0.1 %" in ticks and "100 %" in ticks
-    np.testing.assert_array_equal(axes.lines[2].get_ydata(), curve.true_rates[curve.false_rates > 0])
-    assert plots.membership_roc(curve).legends[0].get_texts()[0].get_text().startswith("attack: AUC")
-    with pytest.raises(ValueError, match="names no curve"):
-        plots.membership_roc({})
-    with pytest.raises(ValueError, match="lowest is 2"):
-        plots.membership_roc(curve, lowest=2)
-
-
-# --- gradient inversion --------------------------------------------------------------------------------------
-
-
-def test_a_linear_layer_gives_its_input_away():
-    """Exactly, whatever stands behind it, at any scale of the gradient."""
-    task = fs.tasks.classification(
-        fs.models.mlp(classes=5, hidden=(20,)), sample_input=jnp.zeros((1, 6, 6, 1))
-    )
-    variables = task.init(jax.random.key(0))
-    image = jax.random.uniform(jax.random.key(1), (1, 6, 6, 1))
-    layer = audits.loss_gradient(task, variables, {"x": image, "y": jnp.array([3])})["Dense_0"]
-    for scale in (1.0, 1e-3):
-        found = audits.invert_linear(scale * layer["kernel"], scale * layer["bias"])
-        assert audits.psnr(found.reshape(image.shape), image) > 80
-
-
-def test_a_search_finds_an_image_and_noise_hides_it():
-    """The cosine is all that counts, so clipping hides nothing."""
-    task = fs.tasks.classification(
-        fs.models.mlp(classes=4, hidden=(100,)), sample_input=jnp.zeros((1, 5, 5, 1))
-    )
-    variables = task.init(jax.random.key(0))
-    image = jax.random.uniform(jax.random.key(1), (1, 5, 5, 1))
-    label = jnp.array([2])
-
-    def gradient(x):
-        return audits.loss_gradient(task, variables, {"x": x, "y": label})
-
-    seen = gradient(image)
-    leaves, structure = jax.tree.flatten(seen)
-    keys = jax.random.split(jax.random.key(3), len(leaves))
-    noisy = jax.tree.unflatten(
-        structure, [x + jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    )
-
-    def attacked(observed):
-        return audits.invert_gradients(
-            gradient, observed, image.shape, steps=600, total_variation=0.0, restarts=2
-        )
-
-    found = attacked(seen)
-    assert audits.psnr(found.images, image) > 30
-    assert found.objective == found.objectives.min() < 1e-3
-    clipped = attacked(jax.tree.map(lambda x: 1e-3 * x, seen))
-    assert audits.psnr(clipped.images, image) > 30
-    assert audits.psnr(attacked(noisy).images, image) < 15
-    assert found.images.min() >= 0 and found.images.max() <= 1
-
-
-@pytest.mark.parametrize(
-    ("observed", "message"),
-    [
-        ({"w": jnp.zeros(3)}, "observed has the norm 0.0"),
-        ({"w": jnp.full(3, jnp.nan)}, "observed has the norm nan"),
-        ({"w": jnp.ones(4)}, "observed is .* expected what gradient gives"),
-    ],
-)
-def test_gradients_that_say_nothing_are_refused(observed, message):
-    with pytest.raises(ValueError, match=message):
-        audits.invert_gradients(lambda x: {"w": jnp.sum(x) * jnp.ones(3)}, observed, (1, 2))
-
-
-def test_a_mixture_is_read_off_a_batch():
-    """Of two examples with the same error signal, their mean."""
-    error = np.array([0.2, -0.1])
-    x = np.array([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5]])
-    weight = np.mean([np.outer(row, error) for row in x], axis=0)
-    np.testing.assert_allclose(audits.invert_linear(weight, error), [0.5, 0.5, 0.5])

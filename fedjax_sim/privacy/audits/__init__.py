@@ -9,7 +9,8 @@ from fedjax_sim.privacy.audits._bounds import (
     one_run_lower_bound,
     two_gaussians_epsilon,
 )
-from fedjax_sim.privacy.audits._canaries import Canaries, CanaryAudit, add_canaries, audit_canaries
+from fedjax_sim.privacy.audits._canaries import Canaries, add_canaries
+from fedjax_sim.privacy.audits._canary_audit import CanaryAudit, audit_canaries
 from fedjax_sim.privacy.audits._inversion import (
     Inversion,
     invert_gradients,
@@ -17,7 +18,7 @@ from fedjax_sim.privacy.audits._inversion import (
     loss_gradient,
     psnr,
 )
-from fedjax_sim.privacy.audits._mechanism import MechanismAudit, NoiseTest, audit_mechanism
+from fedjax_sim.privacy.audits._mechanism import MechanismAudit, audit_mechanism
 from fedjax_sim.privacy.audits._membership import (
     example_losses,
     lira,
@@ -27,6 +28,7 @@ from fedjax_sim.privacy.audits._membership import (
     shadow_members,
     train_on,
 )
+from fedjax_sim.privacy.audits._noise_tests import NoiseTest
 from fedjax_sim.privacy.audits._roc import Roc, roc
 
 __all__ = [
