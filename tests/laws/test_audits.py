@@ -62,9 +62,19 @@ def test_a_bound_exceeds_a_claim_only_where_it_is_not_kept(run):
     if not kept:
         assert audit.lower_bound > 2 * claim.epsilon
         assert audit.one_run_bound > 0.5  # 40 canaries cannot reach the claim
-    else:
-        # The audit has power: it sees that canaries took part.
-        assert audit.included.mean() > 0.5 * audit.null_std
+
+
+@pytest.mark.slow
+def test_an_audit_of_runs_that_keep_their_claim_has_power():
+    """It sees that canaries took part: their cosines are above those of nobody, by more than four standard errors."""
+    _, models = runs()
+    found = [
+        audits.audit_canaries(population()[1], pair, DELTA)
+        for pair, noise in zip(models, NOISES, strict=True)
+        if noise == CLAIMED
+    ]
+    scores = np.concatenate([audit.included / audit.null_std for audit in found])
+    assert scores.mean() > 4 / np.sqrt(len(scores))
 
 
 @pytest.mark.slow

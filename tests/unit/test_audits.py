@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import fedjax_sim as fs
+from fedjax_sim._src import keys
 from fedjax_sim.privacy import audits, gaussian_delta
 from fedjax_sim.privacy.audits import _canary_audit
 from fedjax_sim.privacy.audits._noise_tests import noise_tests
@@ -290,6 +291,20 @@ def test_directions_are_uniform_over_all_leaves():
     np.testing.assert_allclose(np.linalg.norm(flat, axis=1), 1, atol=5e-3)
     assert np.abs(flat.mean(axis=0)).max() < 5 / np.sqrt(16 * 4000)
     assert np.abs(flat.var(axis=0) * 16 - 1).max() < 5 * np.sqrt(2 / 4000)
+
+
+def test_directions_share_no_stream_with_a_run_of_the_same_seed():
+    """A run's own keys begin with its purposes, which are small; and the directions of two seeds are unrelated."""
+    like = jnp.zeros(2000)
+    found = np.asarray(audits.Canaries(0, 9, 1.0, seed=4).direction(3, like))
+    root = keys.root_key(4)
+    others = [jax.random.normal(keys.fold(root, purpose, 3, 0), (2000,)) for purpose in range(10)]
+    others += [
+        jax.random.normal(keys.fold(root, 3, 0), (2000,)),
+        audits.Canaries(0, 9, 1.0, seed=5).direction(3, like),
+    ]
+    for other in others:
+        assert abs(np.corrcoef(found, other)[0, 1]) < 5 / np.sqrt(2000)
 
 
 def test_canaries_join_a_population():

@@ -15,8 +15,8 @@ from fedjax_sim._src.types import Algorithm, ClientRule, Delta, Message, PyTree,
 from fedjax_sim.aggregation._reduce import as_message
 from fedjax_sim.data import ClientData
 
-_COINS = 140
-"""Purpose of the generator of coins; above those of ``keys``, so that no two decisions share a stream."""
+_COINS, _DIRECTIONS = 140, 142
+"""Purposes, above those of ``keys``: also with the run's seed, no direction shares a stream with what the run draws."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Canaries:
       first: position of the first one.
       count: how many; some tens at least.
       norm: L2 norm of what one sends: the clip norm, or anything above it.
-      seed: of directions and coins; another one than the run's.
+      seed: of directions and coins.
       share: probability that a canary sends its direction; 1 for all of them, as in the paper. Then no bound without
         assumptions can be given.
 
@@ -66,7 +66,7 @@ class Canaries:
         Numbers from ``count`` on are nobody's: directions that no run has seen.
         """
         leaves, structure = jax.tree.flatten(like)
-        key = keys.fold(keys.root_key(self.seed), index)
+        key = keys.fold(keys.root_key(self.seed), _DIRECTIONS, index)
         drawn = [
             jax.random.normal(keys.fold(key, place), jnp.shape(x), jnp.float32)
             if jnp.issubdtype(jnp.result_type(x), jnp.inexact)

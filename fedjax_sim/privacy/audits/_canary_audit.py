@@ -38,7 +38,7 @@ class CanaryAudit:
       epsilon: estimate, from Gaussians fitted to the cosines; it has no confidence.
       lower_bound: epsilon is at least this, with the confidence, if the canaries' scores are independent of one another. They nearly are
         where their directions are nearly orthogonal, in a model with far more parameters than there are canaries.
-      one_run_bound: epsilon is at least this, with the confidence, whatever the canaries do to one another; ``None`` where no coin decided.
+      one_run_bound: epsilon is at least this, with the confidence, whatever the canaries do to one another; ``None`` where no fair coin decided.
         It cannot exceed about the logarithm of the number of canaries.
       delta: that all three are for.
       confidence: of each of the bounds.
