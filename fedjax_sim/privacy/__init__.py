@@ -3,6 +3,7 @@
 The noise itself is a layer of a chain, in ``fedjax_sim.aggregation``.
 """
 
+from fedjax_sim.privacy import audits
 from fedjax_sim.privacy._accounting import Guarantee, calibrate, epsilon, price, zcdp_budget
 from fedjax_sim.privacy._budget import Budget, BudgetSpentError
 from fedjax_sim.privacy._gaussian import gaussian_delta, gaussian_sigma, update_noise_multiplier
@@ -15,6 +16,7 @@ __all__ = [
     "Guarantee",
     "Ledger",
     "Sampling",
+    "audits",
     "calibrate",
     "epsilon",
     "gaussian_delta",

@@ -25,7 +25,7 @@ PACKAGES = {
     "fedjax_sim.data.partitions": "partitions", "fedjax_sim.data.formats": "data", "fedjax_sim.data.presets": "data",
     "fedjax_sim.data.decoders": "data", "fedjax_sim.data.preprocessing": "data", "fedjax_sim.data.text": "data",
     "fedjax_sim.engines": "engines", "fedjax_sim.experiment": "experiment", "fedjax_sim.metrics": "metrics",
-    "fedjax_sim.models": "models", "fedjax_sim.plots": "plots", "fedjax_sim.privacy": "privacy", "fedjax_sim.report": "report",
+    "fedjax_sim.models": "models", "fedjax_sim.plots": "plots", "fedjax_sim.privacy": "privacy", "fedjax_sim.privacy.audits": "audits", "fedjax_sim.report": "report",
     "fedjax_sim.rules": "rules", "fedjax_sim.tasks": "tasks", "fedjax_sim.tasks.losses": "tasks",
     "fedjax_sim.tracking": "tracking", "fedjax_sim_kernels": "kernels",
 }  # fmt: skip

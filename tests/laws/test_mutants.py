@@ -1,0 +1,253 @@
+"""Law 10, first half: private chains pass a mechanism-level test, and mutants of them fail it.
+
+A mutant lies: its facts are those of the right mechanism, so that ``chain`` accepts it and an accountant prices it.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_sim import Facts, Transform
+from fedjax_sim import aggregation as agg
+from fedjax_sim._src import tree
+from fedjax_sim._src.types import Noise
+from fedjax_sim.privacy import audits
+
+CLIP, MULTIPLIER, ROUNDS = 0.7, 1.3, 200
+MEAN = agg.mean(over="expected_cohort")
+NOISE = agg.gaussian_noise(MULTIPLIER)
+
+PRIVATE = {
+    "clip, mean, noise": lambda: agg.chain(agg.clip_by_global_norm(CLIP), MEAN, NOISE),
+    "adaptive clip": lambda: agg.chain(agg.adaptive_clip(CLIP, count_noise_std=0.5), MEAN, NOISE),
+    "two clips": lambda: agg.chain(agg.clip_by_global_norm(9.0), agg.clip_by_global_norm(CLIP), MEAN, NOISE),
+    "top_k": lambda: agg.chain(agg.top_k(0.25), agg.clip_by_global_norm(CLIP), MEAN, NOISE),
+    "two noises": lambda: agg.chain(agg.clip_by_global_norm(CLIP), MEAN, NOISE, NOISE),
+    "a schedule": lambda: agg.chain(
+        agg.clip_by_global_norm(CLIP), MEAN, agg.gaussian_noise(lambda r: 1.0 + r / 50)
+    ),
+    "a simulated cohort": lambda: agg.chain(
+        agg.clip_by_global_norm(CLIP),
+        MEAN,
+        agg.gaussian_noise(MULTIPLIER, simulated_cohort=32, simulated_population=10**6),
+    ),
+    "clips by leaf": lambda: agg.chain(agg.clip_by_leaf_norm(CLIP), MEAN, NOISE),
+    "outliers": lambda: agg.chain(agg.zero_out(5.0), agg.clip_by_global_norm(CLIP), MEAN, NOISE),
+    "a rotation": lambda: agg.chain(agg.clip_by_global_norm(CLIP), MEAN, agg.hadamard_rotation(), NOISE),
+    "laplace": lambda: agg.chain(agg.clip_by_l1_norm(CLIP), MEAN, agg.laplace_noise(MULTIPLIER)),
+    "local gaussian": lambda: agg.chain(
+        agg.clip_by_global_norm(CLIP), MEAN, agg.local_gaussian_noise(MULTIPLIER)
+    ),
+}
+"""Every private chain. A new mechanism joins here."""
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_a_private_chain_passes(name):
+    audit = audits.audit_mechanism(PRIVATE[name](), rounds=ROUNDS)
+    assert audit.passed, str(audit)
+
+
+# --- mutants -------------------------------------------------------------------------------------------------
+
+
+def lying_noise(draw) -> Transform:
+    """Noise ``draw(key, leaves, std, ctx)`` on the sum, with the facts of ``NOISE``."""
+
+    def decode(message, server, ctx):
+        leaves, structure = jax.tree.flatten(message.value)
+        noise = draw(ctx.key, leaves, MULTIPLIER * ctx.bound, ctx)
+        noisy = [x + n for x, n in zip(leaves, noise, strict=True)]
+        return message._replace(value=jax.tree.unflatten(structure, noisy)), server, {}
+
+    return NOISE._replace(decode=decode)
+
+
+def lying_clip(encode) -> Transform:
+    """``encode(value)`` in place of the clip, with its facts and its bound."""
+    return agg.clip_by_global_norm(CLIP)._replace(
+        encode=lambda message, client, server, ctx: (
+            message._replace(value=encode(message.value)),
+            client,
+            {},
+        )
+    )
+
+
+def normals(key, leaves):
+    return [
+        jax.random.normal(k, x.shape) for k, x in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
+    ]
+
+
+def scaled(leaves, factor):
+    return [x * factor for x in leaves]
+
+
+def of_each(value, norm):
+    """Every leaf to the norm of the whole."""
+    clip = agg.clip_by_global_norm(CLIP)
+    return jax.tree.map(lambda x: norm(clip, x), value)
+
+
+def clip_leaf(clip, x):
+    actual = jnp.sqrt(jnp.sum(x**2))
+    return jnp.where(jnp.isfinite(actual), x * jnp.minimum(1, CLIP / jnp.maximum(actual, 1e-30)), 0)
+
+
+def clip_without_check(value):
+    return tree.scale(value, jnp.minimum(1.0, CLIP / jnp.maximum(tree.global_norm(value), 1e-30)))
+
+
+def weighted_mean() -> Transform:
+    """Weights by examples under the facts of a public mean."""
+
+    def encode(message, client, server, ctx):
+        return message._replace(value=tree.scale(message.value, jnp.float32(ctx.num_examples))), client, {}
+
+    return MEAN._replace(encode=encode)
+
+
+def on_the_mean() -> Transform:
+    """Divides first and adds afterwards: the divisor's decode runs before that of the noise."""
+    divide = lambda x, ctx: x / ctx.expected_clients  # noqa: E731
+
+    def decode(message, server, ctx):
+        leaves, structure = jax.tree.flatten(message.value)
+        drawn = scaled(normals(ctx.key, leaves), MULTIPLIER * ctx.bound)
+        mean = [divide(x, ctx) + n for x, n in zip(leaves, drawn, strict=True)]
+        return message._replace(value=jax.tree.unflatten(structure, mean)), server, {}
+
+    return NOISE._replace(decode=decode)
+
+
+def fixed_key(key, leaves, std, ctx):
+    return scaled(normals(jax.random.key(7), leaves), std)
+
+
+def same_in_each_leaf(key, leaves, std, ctx):
+    return [std * jax.random.normal(key, (x.size,)).reshape(x.shape) for x in leaves]
+
+
+def one_number(key, leaves, std, ctx):
+    return [
+        jnp.full(x.shape, std * n)
+        for x, n in zip(leaves, jax.random.normal(key, (len(leaves),)), strict=True)
+    ]
+
+
+def every_second_round(key, leaves, std, ctx):
+    return scaled(normals(jax.random.fold_in(jax.random.key(7), ctx.round % 37), leaves), std)
+
+
+def examples(key, leaves, std, ctx):
+    """The sum of what clients with many examples would have added."""
+    return scaled(normals(key, leaves), std * jnp.float32(ctx.clients))
+
+
+def first_leaf(key, leaves, std, ctx):
+    drawn = scaled(normals(key, leaves), std)
+    return [drawn[0], *(jnp.zeros_like(x) for x in leaves[1:])]
+
+
+def laplace(key, leaves, std, ctx):
+    keys = jax.random.split(key, len(leaves))
+    return [std / np.sqrt(2) * jax.random.laplace(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+
+
+def with_data(key, leaves, std, ctx):
+    """More noise for longer sums."""
+    return scaled(normals(key, leaves), std + jnp.sqrt(sum(jnp.sum(x**2) for x in leaves)))
+
+
+CLIPPED = agg.clip_by_global_norm(CLIP)
+HALF = lambda key, leaves, std, ctx: scaled(normals(key, leaves), 0.5 * std)  # noqa: E731
+LESS = lambda key, leaves, std, ctx: scaled(normals(key, leaves), 0.97 * std)  # noqa: E731
+
+MUTANTS = {
+    "half the noise": ((CLIPPED, MEAN, lying_noise(HALF)), "variance over all"),
+    "three per cent less noise": ((CLIPPED, MEAN, lying_noise(LESS)), "variance over all"),
+    "noise on the mean": (
+        (CLIPPED, MEAN._replace(decode=lambda message, server, ctx: (message, server, {})), on_the_mean()),
+        "variance over all",
+    ),
+    "no clip": ((lying_clip(lambda value: value), MEAN, NOISE), "canary a million times beyond"),
+    "a clip for each leaf": (
+        (lying_clip(lambda value: of_each(value, clip_leaf)), MEAN, NOISE),
+        "canary a million times beyond",
+    ),
+    "a clip that NaN passes": ((lying_clip(clip_without_check), MEAN, NOISE), "canary with NaN"),
+    "weights by examples": ((CLIPPED, weighted_mean(), NOISE), "canary at the bound"),
+    "the same noise in each round": ((CLIPPED, MEAN, lying_noise(fixed_key)), "mean over rounds"),
+    "noise that comes again": (
+        (CLIPPED, MEAN, lying_noise(every_second_round)),
+        "largest correlation of two rounds",
+    ),
+    "the same noise in each leaf": ((CLIPPED, MEAN, lying_noise(same_in_each_leaf)), "mean over leaves"),
+    "one number for a leaf": ((CLIPPED, MEAN, lying_noise(one_number)), "mean over coordinates"),
+    "noise times clients": ((CLIPPED, MEAN, lying_noise(examples)), "variance over all"),
+    "noise on one leaf alone": ((CLIPPED, MEAN, lying_noise(first_leaf)), "variance in leaf 1"),
+    "noise of another law": ((CLIPPED, MEAN, lying_noise(laplace)), "law of the noise"),
+    "noise that depends on the data": ((CLIPPED, MEAN, lying_noise(with_data)), "canary at the bound"),
+}
+"""Layers of each mutant, and one test that it must fail."""
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_fails(name):
+    layers, test = MUTANTS[name]
+    audit = audits.audit_mechanism(agg.chain(*layers), rounds=ROUNDS)
+    assert not audit.passed
+    assert test in audit.failures, str(audit)
+    assert f"{test}" in str(audit) and "FAILED" in str(audit)
+
+
+# --- the test itself -----------------------------------------------------------------------------------------
+
+
+def test_p_values_are_those_of_the_claim():
+    """Right noise fails no more often than the level says: the smallest of ten p-values over many seeds."""
+    chain = PRIVATE["clip, mean, noise"]()
+    spec = {"a": jax.ShapeDtypeStruct((30,), jnp.float32), "b": jax.ShapeDtypeStruct((10,), jnp.float32)}
+    found = [audits.audit_mechanism(chain, spec, rounds=60, seed=2 * seed, level=0.5) for seed in range(12)]
+    p_values = np.array([[test.p_value for test in audit.tests] for audit in found])
+    assert ((p_values >= 0) & (p_values <= 1)).all()
+    assert p_values.min() > 1e-4  # 108 values
+    assert 0.3 < np.median(p_values[:, :5]) < 0.7
+
+
+def test_another_law_is_tested_by_its_distribution_function():
+    """Laplace noise passes as such, and fails as Gaussian noise of the same deviation."""
+    noise = lying_noise(laplace)._replace(facts=(Facts("my_noise", noise=Noise("mine", MULTIPLIER)),))
+    chain, std = agg.chain(CLIPPED, MEAN, noise), MULTIPLIER * CLIP
+    scale = 1 / np.sqrt(2)
+
+    def cdf(x):
+        return np.where(x < 0, np.exp(-np.abs(x) / scale) / 2, 1 - np.exp(-np.abs(x) / scale) / 2)
+
+    assert audits.audit_mechanism(chain, rounds=ROUNDS, std=std, cdf=cdf).passed
+    assert audits.audit_mechanism(chain, rounds=ROUNDS, std=std).failures == ("law of the noise",)
+    with pytest.raises(ValueError, match=r"my_noise adds noise by the law 'mine'.*give std"):
+        audits.audit_mechanism(chain)
+
+
+def test_messages_of_other_dtypes_pass():
+    """Leaves of bfloat16 are summed and noised in float32."""
+    spec = {"a": jax.ShapeDtypeStruct((50,), jnp.bfloat16), "b": jax.ShapeDtypeStruct((), jnp.float32)}
+    audit = audits.audit_mechanism(PRIVATE["clip, mean, noise"](), spec, rounds=ROUNDS, tolerance=1e-2)
+    assert audit.passed, str(audit)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((agg.chain(CLIPPED, MEAN),), "the chain adds no noise"),
+        ((agg.mean(),), "the chain adds no noise"),
+        ((agg.chain(CLIPPED, MEAN, NOISE), None, 4), "rounds is 4, expected at least 8"),
+    ],
+)
+def test_what_cannot_be_audited_is_refused(arguments, message):
+    transform, spec, rounds = (*arguments, None, 100)[:3] if len(arguments) == 1 else arguments
+    with pytest.raises(ValueError, match=message):
+        audits.audit_mechanism(transform, spec, rounds=rounds)
