@@ -8,6 +8,7 @@ from fedjax_sim.privacy._accounting import Guarantee, calibrate, epsilon, price,
 from fedjax_sim.privacy._budget import Budget, BudgetSpentError
 from fedjax_sim.privacy._gaussian import gaussian_delta, gaussian_sigma, update_noise_multiplier
 from fedjax_sim.privacy._ledger import Entry, Ledger, Sampling, ledger_of
+from fedjax_sim.privacy._secure_aggregation import secure_aggregation_bits
 
 __all__ = [
     "Budget",
@@ -23,6 +24,7 @@ __all__ = [
     "gaussian_sigma",
     "ledger_of",
     "price",
+    "secure_aggregation_bits",
     "update_noise_multiplier",
     "zcdp_budget",
 ]

@@ -50,6 +50,62 @@ def test_shakespeare_by_role_trains_from_its_file(shared):
     assert len(re.findall(r"^ +[12] +\d\.\d{3}", printed, re.M)) == 2 and "McMahan" in printed
 
 
+def test_dp_fedavg_draws_accuracy_against_epsilon(tmp_path):
+    small = [
+        "--writers",
+        "4",
+        "--clients",
+        "300",
+        "--cohort",
+        "20",
+        "--rounds",
+        "8",
+        "--seeds",
+        "1",
+        "--epsilon",
+        "8",
+    ]
+    printed = rerun("dp_fedavg", *small, "--out", str(tmp_path / "picture.png"))
+    methods = ["fixed clip", "adaptive clip", "DP-FTRL, tree", "DP-FTRL, 8 bands", "no clip, no noise"]
+    for method in methods:
+        assert re.search(rf"^{method} +\d+\.\d% \+- \d", printed, re.M), printed
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_dp_fedavg_of_mnist_says_that_it_is_simulated(shared, tmp_path):
+    small = ["--clients", "2000", "--cohort", "50", "--rounds", "2", "--seeds", "1", "--epsilon", "8"]
+    path = str(data_path(shared, "mnist_by_writer"))
+    printed = rerun("dp_fedavg", "--mnist", path, *small, "--out", str(tmp_path / "picture.png"))
+    assert "MNIST by 539 writers; simulated: 2,000 clients, cohorts of 50" in printed
+    assert len(re.findall(r"% \+- \d", printed)) == 5, printed
+
+
+def test_private_fine_tuning_starts_from_public_weights():
+    small = [
+        "--writers",
+        "6",
+        "--clients",
+        "300",
+        "--rate",
+        "0.1",
+        "--rounds",
+        "2",
+        "--public-rounds",
+        "2",
+        "--seeds",
+        "1",
+    ]
+    printed = rerun("private_fine_tuning", *small, "--epsilon", "8")
+    assert "saved to letters.safetensors" in printed
+    rows = re.findall(
+        r"^(everything, from scratch|everything|head alone|adapters and head|adapters' B and head) +([\d,]+)",
+        printed,
+        re.M,
+    )
+    numbers = [int(count.replace(",", "")) for _, count in rows]
+    assert len(rows) == 5 and numbers[0] == numbers[1] > numbers[3] > numbers[4] > numbers[2], printed
+
+
 def test_no_script_is_forgotten():
     tested = {name for name in globals() if name.startswith("test_")}
     for script in SCRIPTS.glob("*.py"):

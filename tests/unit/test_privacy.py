@@ -101,6 +101,9 @@ def test_the_literals_are_those_of_the_file(shared):
     assert calibrated == {name: z for name, (_, _, z) in CALIBRATION.items()}
     releases = golden["single_release_gaussian_sensitivity_1"]
     assert [(r["epsilon"], r["delta"], r["analytic_sigma"]) for r in releases] == RELEASES
+    for case in golden["secure_aggregation_cost_bits"]:
+        bits = privacy.secure_aggregation_bits(case["clients"], case["dimension"])
+        assert bits / (16 * case["dimension"]) == pytest.approx(case["expansion"], abs=5e-4)
     split = golden["adaptive_clipping"]
     assert privacy.update_noise_multiplier(split["z"], split["count_noise_std"]) == pytest.approx(
         split["z_delta"], rel=TOLERANCE
@@ -319,6 +322,7 @@ WRONG = {
         lambda: privacy.update_noise_multiplier(1.0, 0.5),
         "count_noise_std is 0.5",
     ),
+    "a sum of one": (lambda: privacy.secure_aggregation_bits(1, 10), "a sum of one client hides nothing"),
     "a part of it simulated": (
         lambda: privacy.epsilon(
             simulated(agg.adaptive_clip(count_noise_std=5.0), agg.gaussian_noise(1.0)),
