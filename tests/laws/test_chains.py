@@ -2,7 +2,8 @@
 
 import jax
 import pytest
-from laws.members import TRANSFORMS, bits_equal
+from laws.members import bits_equal
+from laws.transforms import TRANSFORMS
 
 from fedjax_sim import aggregation as agg
 

@@ -1,6 +1,7 @@
 """Nothing public stays outside the laws."""
 
-from laws.members import ALGORITHMS, TRANSFORMS
+from laws.members import ALGORITHMS
+from laws.transforms import TRANSFORMS
 
 from fedjax_sim import aggregation, algorithms
 

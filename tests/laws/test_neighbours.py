@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from laws.members import TRANSFORMS
+from laws.transforms import TRANSFORMS
 
 import fedjax_sim as fs
 from fedjax_sim import aggregation as agg
