@@ -32,9 +32,9 @@ def of_classes(part: fs.ClientData, first: int, last: int) -> fs.ClientData:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--writers", type=int, default=400, help="half of them public")
-    parser.add_argument("--clients", type=int, default=100_000, help="drawn anew from the private writers")
+    parser.add_argument("--clients", type=int, default=20_000, help="drawn anew from the private writers")
     parser.add_argument("--rate", type=float, default=0.005, help="share of the clients in a round")
-    parser.add_argument("--epsilon", type=float, nargs="+", default=[0.5, 2.0])
+    parser.add_argument("--epsilon", type=float, nargs="+", default=[0.5, 2.0, 8.0])
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--public-rounds", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)

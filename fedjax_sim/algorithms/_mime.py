@@ -49,6 +49,9 @@ def mime(
         aggregation.mean(over="clients") if aggregate_gradient is None else aggregate_gradient
     )
 
+    facts = (*aggregation.chain(aggregate).facts, *aggregation.chain(aggregate_gradient).facts)
+    public = any(fact.divisor == "public" for fact in facts)
+
     def init(variables: Variables) -> MimeState:
         return MimeState(variables, optimizer.init(variables.params), tree.zeros_like(variables.params))
 
@@ -60,8 +63,10 @@ def mime(
 
     def update(state: MimeState, mean: Delta, ctx):
         _, moved = optimizer.update(state.gradient, state.optimizer, state.variables.params)
-        # A round in which nobody came leaves the optimizer alone, too.
-        moved = tree.where(ctx.clients > 0, moved, state.optimizer)
+        # A round in which nobody came leaves the optimizer alone, too; but where divisors are public constants, how many
+        # came is not for the model to tell.
+        if not public:
+            moved = tree.where(ctx.clients > 0, moved, state.optimizer)
         params = tree.move(state.variables.params, tree.scale(mean.params, server_learning_rate))
         variables = state.variables._replace(params=params)
         norm = Mean(tree.global_norm(mean.params), jnp.ones(()))

@@ -219,6 +219,24 @@ def test_a_simulation_reads_its_own_chain_and_sampler():
         sim(agg.mean(), cohorts.poisson(0.1)).privacy(rounds=7, delta=1e-3)
 
 
+def test_a_private_model_does_not_tell_whether_anybody_came():
+    """Mime leaves its optimizer alone in an empty round, but not where the sum is noised: the noise moves it as ever."""
+    data = fs.data.load("digits", clients=4, alpha=1.0, seed=0).train
+    task = fs.tasks.classification(fs.models.linear(classes=10))
+    nobody = cohorts.poisson(0.5)._replace(sample=lambda generator, round_, population: np.zeros(0, np.int64))
+
+    def momentum(aggregate):
+        algorithm = fs.algorithms.mime(
+            task, optax.sgd(0.1, momentum=0.9), aggregate=aggregate, aggregate_gradient=aggregate
+        )
+        sim = fs.Simulation(algorithm, data, cohort=nobody)
+        state, _ = sim.run(sim.init(seed=0), rounds=2)
+        return max(float(np.abs(x).max()) for x in jax.tree.leaves(state.server.optimizer))
+
+    assert momentum(agg.mean(over="clients")) == 0
+    assert momentum(chain(1.0)) > 0
+
+
 DEPLOYED = cohorts.poisson(0.001)
 
 
