@@ -92,7 +92,10 @@ def main() -> None:
         def algorithm(z, layers=layers, sampler=sampler):
             clip, divide, noise = layers(z)
             if options.mnist is not None:
-                clip, noise = (agg.simulated(layer, sampler, population) for layer in (clip, noise))
+                noise = agg.simulated(noise, sampler, population)
+                clip = (
+                    clip if clip is fixed else agg.simulated(clip, sampler, population)
+                )  # whose count is noisy
             return fs.algorithms.fedavgm(
                 task, client=optax.sgd(0.05), momentum=0.9, aggregate=agg.chain(clip, divide, noise)
             )
