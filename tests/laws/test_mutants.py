@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_sim import Facts, Transform
+from fedjax_sim import Facts, Transform, cohorts
 from fedjax_sim import aggregation as agg
 from fedjax_sim._src import tree
 from fedjax_sim._src.types import Noise
@@ -30,8 +30,12 @@ PRIVATE = {
     "a simulated cohort": lambda: agg.chain(
         agg.clip_by_global_norm(CLIP),
         MEAN,
-        agg.gaussian_noise(MULTIPLIER, simulated_cohort=32, simulated_population=10**6),
+        agg.simulated(NOISE, cohorts.uniform(32), population=10**6),
     ),
+    "clients that stop": lambda: agg.chain(
+        agg.clip_by_global_norm(CLIP), MEAN, agg.filtered_gaussian_noise(MULTIPLIER, 0.5)
+    ),
+    "clips by client": lambda: agg.chain(agg.clip_by_client_norm([CLIP] * 100), MEAN, NOISE),
     "clips by leaf": lambda: agg.chain(agg.clip_by_leaf_norm(CLIP), MEAN, NOISE),
     "outliers": lambda: agg.chain(agg.zero_out(5.0), agg.clip_by_global_norm(CLIP), MEAN, NOISE),
     "a rotation": lambda: agg.chain(agg.clip_by_global_norm(CLIP), MEAN, agg.hadamard_rotation(), NOISE),

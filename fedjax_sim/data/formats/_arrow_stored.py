@@ -47,6 +47,9 @@ def arrow_set(
         return before
     first = next(pieces[0].batches(_placed.PIECE, wanted.enough, wanted.optional))
     layout = layout_of(first, source, pieces, test, wanted)
+    with errors_name(source):
+        if not layout.old:
+            raise ValueError("there is no column, expected at least one.")
     owned, unused = _owned(pieces, source, layout, wanted, test)
     notes += unused + ((_tables.ONE_CLIENT,) if layout.client is None else ())
     with errors_name(source):

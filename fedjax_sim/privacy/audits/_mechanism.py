@@ -165,6 +165,7 @@ def _laplace_cdf(x: np.ndarray) -> np.ndarray:
 
 _KNOWN: dict[str, tuple[float, Callable[[np.ndarray], np.ndarray] | None]] = {
     "gaussian": (1.0, None),
+    "filtered_gaussian": (1.0, None),
     "laplace": (math.sqrt(2), _laplace_cdf),
     "local_gaussian": (math.sqrt(CLIENTS), None),
 }
@@ -184,9 +185,8 @@ def _claim(transform: Transform, server, std: Any, cdf):
                     f"{layer.facts[0].name} adds noise by the law {noise.law!r}, whose standard deviation the audit does not know: "
                     "give std=... and cdf=..."
                 )
-            share = (
-                EXPECTED / noise.details["simulated_cohort"] if "simulated_cohort" in noise.details else 1.0
-            )
+            deployed = layer.facts[0].deployment
+            share = 1.0 if deployed is None else EXPECTED / deployed[0].expected(deployed[1])
             laws.append(noise.law)
             scales.append((noise.multiplier, share * limit * _KNOWN.get(noise.law, (1.0, None))[0]))
             bound = min(bound, limit)  # what local noise sends has none
