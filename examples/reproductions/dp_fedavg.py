@@ -36,6 +36,9 @@ def main() -> None:
     parser.add_argument("--epsilon", type=float, nargs="+", default=[2.0, 4.0, 8.0])
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument(
+        "--methods", nargs="+", default=None, help="some of the methods, by the start of their names"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".png"), help="the picture")
     options = parser.parse_args()
     rounds, population, cohort = options.rounds, options.clients, options.cohort
@@ -80,6 +83,8 @@ def main() -> None:
 
     found = {}
     for name, (sampler, layers) in methods.items():
+        if options.methods is not None and not name.startswith(tuple(options.methods)):
+            continue
         started = time.perf_counter()
         run = {"rounds": rounds, "delta": delta, "population": population}
         multipliers = [
