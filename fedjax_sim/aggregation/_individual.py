@@ -90,6 +90,7 @@ def filtered_gaussian_noise(noise_multiplier: float, client_budget: float) -> Tr
       ...     agg.clip_by_global_norm(1.0), agg.mean(over="expected_cohort"), agg.filtered_gaussian_noise(4.0, 0.5))
     """
     checks.positive("client_budget", client_budget)
+    checks.positive("noise_multiplier", noise_multiplier)
     noise = gaussian_noise(noise_multiplier)
 
     def encode(message, client, server, ctx):

@@ -1,11 +1,11 @@
 """What privacy costs in time: rounds of the same work with other chains around the sum, and the ledger.
 
 All simulations live in one process and take turns; ``added`` is the median over repetitions of the time of a round over the
-time with the plain mean in the same repetition, less 1. The ledger is written and read back once per chunk of rounds in a
-run folder; its time is given per round, for chunks of ten.
+time with the plain mean in the same repetition, less 1. The ledger's time is that of making it, to JSON and back, once for
+every chunk of ten rounds, given per round.
 
     fedjax-sim bench privacy
-    fedjax-sim bench privacy -- --workloads emnist --repeats 9 --core 0
+    fedjax-sim bench privacy -- --workloads emnist --repeats 9 --cores 1
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def measure(workload: str, repeats: int, rounds: int) -> list[dict]:
 
 
 def ledger_seconds(rounds: int = 1000) -> float:
-    """Per round: what a run folder does after every chunk, over a run of so many rounds."""
+    """Per round: the ledger made anew after every chunk, to JSON and back, over a run of so many rounds."""
     from fedjax_sim import privacy
     from fedjax_sim.data import cohorts
 

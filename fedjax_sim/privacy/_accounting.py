@@ -136,8 +136,10 @@ def price(
     try:
         # An order whose moment does not converge is left out, which the accountant logs for each: what is left is a bound.
         with silenced("absl"):
-            for event, count in events_of(ledger.entries, relation, chosen):
-                book.compose(event, count)
+            for run in dict.fromkeys(entry.run for entry in ledger.entries):
+                mine = [entry for entry in ledger.entries if entry.run == run]
+                for event, count in events_of(mine, relation, chosen):
+                    book.compose(event, count)
     except dp.UnsupportedEventError as error:
         raise ValueError(
             f"the {chosen.upper()} accountant does not know these releases under {relation}: {error}"
@@ -168,7 +170,7 @@ def _cheaper(ledger: Ledger, able: Accountant) -> Accountant:
 
 
 def _rounds(ledger: Ledger) -> int:
-    return len({round_ for e in ledger.entries for round_ in range(e.first, e.first + e.rounds)})
+    return len({(e.run, round_) for e in ledger.entries for round_ in range(e.first, e.first + e.rounds)})
 
 
 def zcdp_budget(epsilon: float, delta: float) -> float:

@@ -246,9 +246,8 @@ def _filtered(entries: list[Entry], relation: Neighbour, accountant: Accountant)
     """No client pays more than its budget, in however many rounds and whoever is drawn (Feldman and Zrnic 2021, theorem 3.1)."""
     import dp_accounting as dp
 
-    budgets = {entry.details["client_budget"] for entry in entries}
-    # Stretches of rounds with one budget are one run, whose clients remember what they spent.
-    return [Event(dp.ZCDpEvent(float(budget)), 1) for budget in sorted(budgets)]
+    # Clients remember what they spent on one layer of one run alone.
+    return [Event(dp.ZCDpEvent(float(entry.details["client_budget"])), 1) for entry in entries]
 
 
 LAWS: dict[str, Callable[[list[Entry], Neighbour, Accountant], list[Event]]] = {
@@ -277,7 +276,7 @@ def amplified(entry: Entry) -> bool:
 
 
 def events_of(entries: Iterable[Entry], relation: Neighbour, accountant: Accountant) -> list[Event]:
-    """What an accountant has to compose.
+    """What an accountant has to compose, of the entries of one run.
 
     Raises:
       ValueError: a law of noise without a price.

@@ -94,6 +94,7 @@ class Entry:
       trust: as ``Noise.trust``.
       unit: whose data they are about, a whole ``"client"``'s or one ``"example"``.
       releases: about an example, the most that it can have come into; 0 about a client, where sampler and rounds say it.
+      run: which of several runs it belongs to; rounds of different runs have cohorts of their own.
     """
 
     law: str
@@ -105,11 +106,12 @@ class Entry:
     trust: Trust = "central"
     unit: Unit = "client"
     releases: int = 0
+    run: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-    """Everything that a run released, or will have released. Two of them add up: ``pretraining + fine_tuning``.
+    """Everything that a run released, or will have released. Those of two runs add up: ``pretraining + fine_tuning``.
 
     Attributes:
       entries: in the order of their rounds.
@@ -118,7 +120,8 @@ class Ledger:
     entries: tuple[Entry, ...]
 
     def __add__(self, other: Ledger) -> Ledger:
-        return Ledger(self.entries + other.entries)
+        runs = 1 + max((entry.run for entry in self.entries), default=-1)
+        return Ledger(self.entries + tuple(dataclasses.replace(e, run=e.run + runs) for e in other.entries))
 
     def as_json(self) -> list[dict[str, Any]]:
         """In JSON's types."""

@@ -209,10 +209,9 @@ def test_banded_noise_costs_a_release_for_each_time_that_a_client_comes():
 def test_two_noises_in_a_round_are_one_release():
     """A banded and an independent layer under the same draws fold before the sampling: 1 / z^2 adds up."""
     cohort = fs.cohorts.cyclic_poisson(0.2, 4)
-    both = fs.privacy.ledger_of(banded(2.0, 4, 40), cohort, None, 40) + fs.privacy.ledger_of(
-        2.0, cohort, None, 40
-    )
-    got = fs.privacy.price(both, 1e-5).epsilon
+    layers = (agg.clip_by_global_norm(1.0), agg.mean(over="expected_cohort"), agg.banded_noise(2.0, 4, 40))
+    both = agg.chain(*layers, agg.gaussian_noise(2.0))
+    got = fs.privacy.epsilon(both, cohort, rounds=40, delta=1e-5)
     assert got == pytest.approx(fs.privacy.epsilon(math.sqrt(2), cohort, rounds=40, delta=1e-5), rel=1e-9)
 
 

@@ -117,6 +117,16 @@ def test_the_price_is_the_budget_however_long_the_run():
         assert (got.neighbour, got.accountant, got.amplified) == ("replace_special", "rdp", False)
 
 
+def test_budgets_of_two_runs_and_of_two_layers_add_up():
+    """Clients remember what they spent on one layer of one run."""
+    rho, cohort = privacy.zcdp_budget(epsilon=4.0, delta=1e-5) / 2, fs.cohorts.all_clients()
+    noise = agg.filtered_gaussian_noise(3.0, rho)
+    once, twice = (agg.chain(agg.clip_by_global_norm(1.0), MEAN, *[noise] * count) for count in (1, 2))
+    run = privacy.ledger_of(once, cohort, CLIENTS, 5)
+    for ledger in (run + run, privacy.ledger_of(twice, cohort, CLIENTS, 5)):
+        assert privacy.price(ledger, 1e-5).epsilon == pytest.approx(4.0, rel=1e-6)
+
+
 def test_engines_agree_on_who_is_silent():
     """Three rounds: everybody pays for the first, and nobody for all of them."""
     ends = []
@@ -135,6 +145,8 @@ def test_wrong_budgets():
         agg.filtered_gaussian_noise(1.0, 0.0)
     with pytest.raises(ValueError, match="noise_multiplier is -1"):
         agg.filtered_gaussian_noise(-1.0, 1.0)
+    with pytest.raises(TypeError, match="noise_multiplier is the function"):
+        agg.filtered_gaussian_noise(test_wrong_budgets, 1.0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="needs a bound"):
         agg.chain(MEAN, agg.filtered_gaussian_noise(1.0, 1.0))
     with pytest.raises(ValueError, match="delta is 1"):

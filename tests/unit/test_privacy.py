@@ -139,6 +139,14 @@ def test_a_schedule_costs_the_sum_of_its_rounds():
     assert low < prices[0] < high
 
 
+def test_two_runs_cost_what_one_of_all_their_rounds_does():
+    """Each has a first round and cohorts of its own: the noises of their first rounds are not one release."""
+    half = privacy.ledger_of(1.0, POISSON, None, 50)
+    both, whole = (privacy.price(x, 1e-5) for x in (half + half, privacy.ledger_of(1.0, POISSON, None, 100)))
+    assert both.epsilon == pytest.approx(whole.epsilon, rel=1e-9) and both.rounds == whole.rounds == 100
+    assert [entry.run for entry in (half + half + half).entries] == [0, 1, 2]
+
+
 def test_a_schedule_is_the_noise_that_is_drawn():
     schedule = chain(lambda round_: 0.5 + round_)
     for round_ in (0, 3):
