@@ -6,8 +6,6 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-from scipy import optimize
-
 from fedjax_sim._src import checks
 from fedjax_sim._src.logs import silenced
 from fedjax_sim._src.types import Algorithm, Noise, PyTree, Transform, Trust
@@ -201,6 +199,8 @@ def zcdp_budget(epsilon: float, delta: float) -> float:
         low -= 1.0
     while excess(high) < 0:
         high += 1.0
+    from scipy import optimize  # slow to import
+
     return math.exp(optimize.root_scalar(excess, bracket=(low, high), xtol=1e-9).root - 1e-9)
 
 
@@ -300,6 +300,8 @@ def calibrate(
         while excess(low, accountant, interval) < 0:
             low, high = low - 1.0, low
         value = lambda x: excess(x, accountant, interval)  # noqa: E731
+        from scipy import optimize  # slow to import
+
         return optimize.root_scalar(value, bracket=(low, high), xtol=tolerance).root
 
     coarse = root(-1.0, 1.0, _COARSE, 1e-3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from scipy import optimize, special
+from scipy import special
 
 from fedjax_sim._src import checks
 
@@ -66,6 +66,8 @@ def gaussian_sigma(epsilon: float, delta: float, sensitivity: float = 1.0) -> fl
     while excess(high) > 0:
         high += 1.0
     # The bisection's error goes to the side of more noise.
+    from scipy import optimize  # slow to import
+
     root = optimize.root_scalar(excess, bracket=(low, high), xtol=1e-12).root if low < high else low
     return sensitivity * math.exp(root + 1e-12)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 from fedjax_sim._src import checks
 from fedjax_sim.privacy._gaussian import check_delta
@@ -66,6 +66,8 @@ def _one_way(mean: float, std: float, delta: float) -> float:
         high *= 2
         if high > _LARGEST:
             return math.inf
+    from scipy import optimize  # slow to import
+
     return optimize.root_scalar(excess, bracket=(0.0, high), xtol=1e-12).root
 
 
@@ -220,6 +222,8 @@ def one_run_lower_bound(
     high = 1.0
     while excess(high) < 0:
         high *= 2
+    from scipy import optimize  # slow to import
+
     return optimize.root_scalar(excess, bracket=(0.0, high), xtol=1e-9).root
 
 
