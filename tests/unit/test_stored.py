@@ -86,9 +86,54 @@ def test_what_cannot_be_written(tmp_path, pairs, match):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"name": 3}, TypeError, "name is int"),
+        ({"classes": "3"}, ValueError, "classes is '3'"),
+        ({"classes": 0}, ValueError, "classes is 0"),
+        ({"test": [(1, {"x": np.zeros((1, 2))})]}, ValueError, "client 1 has columns .* those of the training part have"),
+        ({"test": [(1, {"x": np.zeros((1, 0))})], "train": [(1, {"x": np.zeros((1, 0))})]}, ValueError, r"client 1 has rows of"),
+        ({"train": [(1, {"x": np.zeros(1, "V3")})]}, ValueError, "no manifest"),
+    ],
+)  # fmt: skip
+def test_what_could_not_be_read_again_is_not_there(tmp_path, options, error, match):
+    with pytest.raises(error, match=match):
+        write(tmp_path / "set", **({"train": clients()} | options))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_of_numpy_and_types_of_others(tmp_path):
+    x = np.arange(4).astype(jax.numpy.bfloat16)
+    data = write(tmp_path / "set", [(0, {"x": x})], classes=np.int64(3))
+    assert data.classes == 3 and data.train.columns["x"].dtype == x.dtype
+    np.testing.assert_array_equal(data.train.columns["x"], x)
+
+
+def test_others_may_read_it_as_they_may_read_any_folder(folder, tmp_path):
+    (tmp_path / "usual").mkdir()
+    assert folder.stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
 def test_nothing_is_overwritten(folder):
     with pytest.raises(FileExistsError, match="exists already and is not overwritten"):
         write(folder, clients())
+
+
+def test_a_link_to_nowhere_is_seen_before_anything_is_written(tmp_path):
+    (tmp_path / "set").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError, match="exists already"):
+        write(tmp_path / "set", iter(lambda: pytest.fail("a client was asked for"), None))
+
+
+@pytest.mark.parametrize("shape", ["2", ["2"], [2.0], [1] * 100, None])
+def test_a_shape_that_is_none_is_refused_by_name(folder, shape):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["parts"]["train"]["columns"]["x"]["shape"] = shape
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: this is no manifest"):
+        stored(folder)
 
 
 def test_damage_is_named(folder):

@@ -258,7 +258,7 @@ def _entries(folder: Path, part: str, files: Mapping[str, np.ndarray]) -> dict[s
         if isinstance(column, np.memmap):
             column.flush()
         entries[name] = {
-            "dtype": column.dtype.str,
+            "dtype": stored.spelled(column.dtype),
             "shape": list(column.shape[1:]),
             "file": path.name,
             "bytes": path.stat().st_size,

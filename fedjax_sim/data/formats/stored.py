@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_sim._src import checks
 from fedjax_sim.data._columns import check_columns, describe, offsets_of
 from fedjax_sim.data._files import check_is_file, errors_name
 from fedjax_sim.data._ids import as_ids
@@ -23,6 +24,7 @@ from fedjax_sim.data.federated import Federated
 MANIFEST = "manifest.json"
 _VERSION = 1
 _PIECE = 1 << 24  # bytes that are checked at a time
+_MOST_AXES = 32  # of an array, which numpy has everywhere
 
 Pairs = Iterable[tuple[int | str, Mapping[str, Any]]]
 """``(id, columns [examples of the client, ...])``, one client after the other."""
@@ -49,7 +51,9 @@ def write(
 
     Raises:
       FileExistsError: the folder exists.
-      ValueError: no client, an id that comes twice, or clients that disagree about columns; names the client.
+      TypeError: ``name`` is no text, a column holds none of numbers and booleans, or ids are neither integers nor text.
+      ValueError: no client, an id that comes twice, clients that disagree about columns, also those of the two parts, or rows
+        without a number; names the client. ``classes`` is no integer of at least 1.
 
     Example:
       >>> import tempfile, numpy as np, fedjax_sim as fs
@@ -60,14 +64,16 @@ def write(
       ClientData(4 clients with 2 to 2 of 8 examples, x: float32[3], 96 B)
     """
     folder = Path(folder)
+    if not isinstance(name, str):
+        raise TypeError(f"name is {type(name).__name__}, expected str.")
+    if classes is not None:
+        checks.positive_int("classes", classes)
+        classes = int(classes)  # JSON knows no integers of numpy
     with new_folder(folder) as (partial, manifest):
-        manifest |= {
-            "name": name,
-            "classes": classes,
-            "parts": {"train": _write_part(partial, "train", train)},
-        }
+        about, expected = _write_part(partial, "train", train)
+        manifest |= {"name": name, "classes": classes, "parts": {"train": about}}
         if test is not None:
-            manifest["parts"]["test"] = _write_part(partial, "test", test)
+            manifest["parts"]["test"], _ = _write_part(partial, "test", test, expected)
     return stored(folder)
 
 
@@ -101,19 +107,25 @@ def stored(folder: str | Path, verify: bool = False) -> Federated:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A folder to fill and the manifest to complete; it gets its name when both are done, or not at all.
+    """A folder to fill and the manifest to complete; it gets its name when both are done and can be read, or not at all.
 
     Raises:
       FileExistsError: there is one of that name.
     """
-    if folder.exists():
+    if folder.exists() or folder.is_symlink():
         raise FileExistsError(f"{folder} exists already and is not overwritten; name another folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    # Not tempfile's, which nobody else may read, not even under its last name.
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    partial.mkdir()
     manifest: dict[str, Any] = {"version": _VERSION}
     try:
         yield partial, manifest
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        with (partial / MANIFEST).open("w", encoding="utf-8") as stream:
+            json.dump(manifest, stream, indent=1)
+            stream.flush()
+            os.fsync(stream.fileno())  # or the name could outlive a loss of power, and the contents not
+        stored(partial)
         os.replace(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -139,30 +151,38 @@ class _File:
         return {"file": self.name, "bytes": self.length, "crc32": self.checksum}
 
 
-def _write_part(folder: Path, part: str, clients: Pairs) -> dict[str, Any]:
+def _write_part(
+    folder: Path, part: str, clients: Pairs, expected: dict[str, str] | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """A part's entry in the manifest, and its columns as ``describe`` has them; ``expected`` are those of another part."""
     files: dict[str, _File] = {}
-    expected: dict[str, str] = {}
     specs: dict[str, dict[str, Any]] = {}
     ids, sizes = [], []
     try:
         for client, raw in clients:
             columns, size = check_columns(raw, of=f" of client {client!r}")
             columns = {name: np.ascontiguousarray(column) for name, column in columns.items()}
-            if not files:
-                expected = describe(columns)
-                for place, (name, column) in enumerate(columns.items()):
-                    files[name] = _File(folder / f"{part}.{place}.bin")
-                    specs[name] = {"dtype": column.dtype.str, "shape": list(column.shape[1:])}
+            expected = describe(columns) if expected is None else expected
             if describe(columns) != expected:
+                others = f"client {ids[0]!r} has" if ids else "those of the training part have"
                 raise ValueError(
-                    f"client {client!r} has columns {describe(columns)}, client {ids[0]!r} has {expected}; expected the same "
+                    f"client {client!r} has columns {describe(columns)}, {others} {expected}; expected the same "
                     "names, dtypes and shapes. Convert them before writing."
                 )
+            if not files:
+                for place, (name, column) in enumerate(columns.items()):
+                    if 0 in column.shape[1:]:
+                        raise ValueError(
+                            f"column {name!r} of client {client!r} has rows of shape {list(column.shape[1:])}, expected at least "
+                            "one number in each. Leave it out."
+                        )
+                    files[name] = _File(folder / f"{part}.{place}.bin")
+                    specs[name] = {"dtype": spelled(column.dtype), "shape": list(column.shape[1:])}
             for name, column in columns.items():
                 files[name].write(column.reshape(-1).view(np.uint8).data)
             ids.append(client)
             sizes.append(size)
-        if not ids:
+        if not ids or expected is None:
             raise ValueError(f"{part} has no client, expected at least one.")
         names = as_ids("ids", ids)
         unique, counts = np.unique(names, return_counts=True)
@@ -173,7 +193,12 @@ def _write_part(folder: Path, part: str, clients: Pairs) -> dict[str, Any]:
     finally:
         closed = {name: file.close() for name, file in files.items()}
     columns = {name: specs[name] | closed[name] for name in closed}
-    return described(folder, part, columns, names, np.asarray(sizes, np.int64))
+    return described(folder, part, columns, names, np.asarray(sizes, np.int64)), expected
+
+
+def spelled(dtype: np.dtype) -> str:
+    """A dtype as the manifest spells it: numpy's code, or the name where it has none, as of bfloat16."""
+    return dtype.name if dtype.kind == "V" else dtype.str
 
 
 def described(
@@ -206,19 +231,20 @@ def parsed(path: Path) -> dict[str, Any]:
             raise ValueError("it names no part 'train'")
         for about in parts.values():
             for entry in (about["ids"], about["offsets"], *about["columns"].values()):
-                if not isinstance(entry["file"], str) or Path(entry["file"]).name != entry["file"]:
-                    raise ValueError(f"{entry['file']!r} is no name of a file in the folder")
-                if np.dtype(entry["dtype"]).hasobject or min(map(int, [0, *entry["shape"]])) < 0:
-                    raise ValueError(f"{entry['dtype']}{entry['shape']} is no type of an array")
+                file, dtype, shape = entry["file"], entry["dtype"], entry["shape"]
+                if not isinstance(file, str) or not file or "\0" in file or Path(file).name != file:
+                    raise ValueError(f"{file!r} is no name of a file in the folder")
+                sizes = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
+                if not sizes or len(shape) >= _MOST_AXES or np.dtype(dtype).hasobject:
+                    raise ValueError(f"{dtype}{shape} is no type of an array")
                 if not isinstance(entry["bytes"], int) or not isinstance(entry["crc32"], int):
-                    raise ValueError(
-                        f"{entry['file']} has {entry['bytes']!r} bytes, checksum {entry['crc32']!r}"
-                    )
+                    raise ValueError(f"{file} has {entry['bytes']!r} bytes, checksum {entry['crc32']!r}")
         notes = manifest.setdefault("notes", [])
         if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
             raise ValueError(f"notes are {notes!r}")
-        if not (manifest["classes"] is None or isinstance(manifest["classes"], int)):
-            raise ValueError(f"classes is {manifest['classes']!r}")
+        classes = manifest["classes"]
+        if classes is not None and (type(classes) is not int or classes < 0):
+            raise ValueError(f"classes is {classes!r}")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"this is no manifest of a stored set: {error!r}") from error
     return manifest
