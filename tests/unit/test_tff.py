@@ -352,6 +352,32 @@ def test_a_file_that_is_being_written(tmp_path):
             tff(path)
 
 
+def test_a_file_that_is_being_written_is_found_through_a_link(tmp_path):
+    path, link = write_sqlite(tmp_path / "a.sqlite", EMNIST), tmp_path / "elsewhere" / "b.sqlite"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("DELETE FROM examples")
+        connection.commit()
+        with pytest.raises(ValueError, match=r"b.sqlite has unfinished changes in a.sqlite-wal"):
+            tff(link)
+
+
+def test_a_file_whose_writer_was_killed(tmp_path):
+    path = write_sqlite(tmp_path / "a.sqlite", EMNIST)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA journal_mode=PERSIST").fetchone() == ("persist",)
+        connection.execute("CREATE TABLE another (x)")
+        connection.commit()
+        assert (tmp_path / "a.sqlite-journal").stat().st_size
+        tff(path)  # it begins with zeros: nothing is under way
+        connection.execute("PRAGMA synchronous=OFF")
+        connection.execute("INSERT INTO another VALUES (1)")
+        with pytest.raises(ValueError, match=r"a.sqlite has unfinished changes in a.sqlite-journal"):
+            tff(path)
+
+
 def test_a_file_is_not_changed(tmp_path):
     path = write_sqlite(tmp_path / "odd name #%?.sqlite", EMNIST)
     path.chmod(0o444)

@@ -19,6 +19,9 @@ from fedjax_sim.data.formats._tff_part import Part, Values, errors_name_client, 
 
 MAGIC = b"SQLite format 3\0"
 
+_JOURNALS = ("-wal", "-journal")
+"""What is written and not yet in the file, or what a writer that was killed began to overwrite; opened as it is, neither is read."""
+
 _TABLES = {
     "examples": ("split_name", "client_id", "serialized_example_proto"),
     "client_metadata": ("client_id", "split_name", "num_examples"),
@@ -51,18 +54,20 @@ class SqliteFile:
 
     def __init__(self, place: Path, path: Path):
         self.path = path
-        journal = place.with_name(place.name + "-wal")
-        if journal.exists() and journal.stat().st_size:
-            raise ValueError(
-                f"{path} has unfinished changes in {journal.name}, expected a file that nobody writes. Open and close "
-                "it once with sqlite3."
-            )
+        place = place.resolve()  # a link's journals lie beside the file itself
+        for kind in _JOURNALS:
+            journal = place.with_name(place.name + kind)
+            if journal.exists() and _begun(journal):
+                raise ValueError(
+                    f"{path} has unfinished changes in {journal.name}, expected a file that nobody writes. Open it once with "
+                    "sqlite3, read something, and close it."
+                )
         self._lock = threading.Lock()
         with _errors(path):
             _check_length(place)
             # Threads that gather the next cohorts share the connection, one at a time.
             self._connection = sqlite3.connect(
-                f"file:{urllib.parse.quote(str(place.resolve()))}?mode=ro&immutable=1",
+                f"file:{urllib.parse.quote(str(place))}?mode=ro&immutable=1",
                 uri=True,
                 check_same_thread=False,
             )
@@ -168,6 +173,12 @@ class SqliteFile:
         if not sizes:
             raise ValueError("client_metadata is empty, expected at least one client.")
         return dict(sizes)
+
+
+def _begun(journal: Path) -> bool:
+    """Whether there is something in it: one that is kept for the next time is empty, or begins with zeros."""
+    with journal.open("rb") as stream:
+        return any(stream.read(8))
 
 
 def _check_length(place: Path) -> None:
