@@ -1,4 +1,5 @@
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,43 @@ def test_a_folder_without_parts_is_training_data(tmp_path):
     assert data.train.num_clients == 4 and data.test.num_examples == 0
 
 
+@pytest.mark.parametrize("name", ["toy.pq", "TOY.PARQUET", "all.parquet/part-0.parquet"])
+def test_other_names_of_parquet_files(tmp_path, name):
+    path = tmp_path / "set" / name
+    write(tmp_path / "toy.parquet", table())
+    path.parent.mkdir(parents=True)
+    (tmp_path / "toy.parquet").rename(path)
+    assert parquet(path).train.num_examples == parquet(tmp_path / "set").train.num_examples == 4
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    write(tmp_path / "elsewhere" / "b.parquet", table())
+    write(tmp_path / "set" / "a.parquet", table())
+    link = tmp_path / "set" / "more"
+    link.symlink_to(tmp_path / "elsewhere")
+    assert parquet(tmp_path / "set").train.num_examples == 8
+    link.unlink()
+    link.symlink_to(tmp_path / "set")  # for ever
+    with pytest.raises(ValueError, match="one folder, whose examples would count twice"):
+        parquet(tmp_path / "set")
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
+    write(tmp_path / "a.parquet", table())
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    scan = os.scandir
+
+    def refuses(place):
+        if Path(place) == closed:
+            raise PermissionError(13, "Permission denied", str(place))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", refuses)  # whoever runs the tests may read everything
+    with pytest.raises(PermissionError, match="closed"):
+        parquet(tmp_path)
+
+
 def test_other_parts_of_a_folder_are_noted(tmp_path):
     for name in ("train-0.parquet", "test-0.parquet", "validation-0.parquet", "extra.parquet"):
         write(tmp_path / name, table())
@@ -172,7 +210,7 @@ def test_a_name_between_two_parts(tmp_path):
 
 
 def test_parts_that_do_not_fit(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no file .parquet, .arrow, .feather"):
+    with pytest.raises(ValueError, match=r"holds no file .parquet, .pq, .arrow, .feather"):
         parquet(tmp_path)
     write(tmp_path / "test.parquet", table())
     with pytest.raises(ValueError, match=r"no part is called 'train', there are 'test'"):

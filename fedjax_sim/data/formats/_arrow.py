@@ -19,13 +19,19 @@ from fedjax_sim.data.formats._tables import text_ids
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SUFFIXES = (".parquet", ".arrow", ".feather")
+_PARQUET = (".parquet", ".pq")
+SUFFIXES = (*_PARQUET, ".arrow", ".feather")
 
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _FIRST_ROWS = 16
 _PANDAS_INDEX = "__index_level_"
 
 _FIX = "choose other columns by columns=, or turn this one into numbers by decode={{{name!r}: function}}"
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file is one of Parquet, by its name: what is damaged may not look like one."""
+    return path.suffix.lower() in _PARQUET
 
 
 @contextlib.contextmanager
@@ -58,7 +64,7 @@ def read_table(path: Path, names: Collection[str] | None = None, optional: Colle
     import pyarrow.parquet as pq
 
     check_is_file(path)
-    if path.suffix != ".parquet":
+    if not is_parquet(path):
         return _read_arrow(path)
     with arrow_errors(path, "Parquet"), pq.ParquetFile(path, page_checksum_verification=True) as file:
         about = file.metadata
@@ -93,7 +99,7 @@ def read_batches(
       ValueError: as ``read_table``, when the piece is reached.
     """
     check_is_file(path)
-    kind = "Parquet" if path.suffix == ".parquet" else "Arrow"
+    kind = "Parquet" if is_parquet(path) else "Arrow"
     pieces = (
         _parquet_batches(path, size, names, optional) if kind == "Parquet" else _arrow_batches(path, True)
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fedjax_sim.data._files import check_is_file
@@ -32,8 +33,8 @@ def parquet(
 ) -> Federated:
     """Reads Parquet and Arrow files, a row per example and a column that says who owns it.
 
-    A folder is all files ``.parquet``, ``.arrow`` and ``.feather`` in it and below, in the order of their names. If
-    some are named after the parts (``train-0.parquet``, ``test/a.parquet``), the names divide them; otherwise a column
+    A folder is all files ``.parquet``, ``.pq``, ``.arrow`` and ``.feather`` in it and below, also where links lead, in the
+    order of their names; what begins with a dot is left out. If some are named after the parts (``train-0.parquet``, ``test/a.parquet``), the names divide them; otherwise a column
     may. Training and test part have the same clients in the same order, sorted; a client may be empty in either.
 
     Numbers keep their type. Lists of one length become axes. Encoded images, PNG or JPEG for example,
@@ -92,11 +93,7 @@ def _files(path: Path, train: str, test: str | None) -> list[tuple[Path, str | N
     if not path.is_dir():
         check_is_file(path)
         return [(path, None)]
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if file.suffix in SUFFIXES and not any(name.startswith(".") for name in file.relative_to(path).parts)
-    )
+    files = sorted(_below(path))
     if not files:
         raise ValueError(f"{path} holds no file {', '.join(SUFFIXES)}, expected some.")
     check_shards(files)
@@ -105,6 +102,25 @@ def _files(path: Path, train: str, test: str | None) -> list[tuple[Path, str | N
     if not set(parts) & set(known):
         parts = [None] * len(files)
     return list(zip(files, parts, strict=True))
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Files of tables in a folder and below it. A folder that cannot be read is an error, and so is one that comes twice."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    seen: dict[str, str] = {}
+    for place, folders, names in os.walk(folder, onerror=stop, followlinks=True):
+        before = seen.setdefault(os.path.realpath(place), place)
+        if before != place:
+            raise ValueError(
+                f"{place} and {before} are one folder, whose examples would count twice. Remove the link."
+            )
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+                yield Path(place, name)
 
 
 def _part(file: Path, folder: Path, known: list[str]) -> str:
