@@ -61,6 +61,9 @@ class Npz:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError(f"{path} holds a single array, expected an .npz file. Write it with np.savez.")
         self.names = tuple(archive.files)
+        twice = next((name for name in self.names if self.names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{path} holds {twice!r} twice, expected each array once.")
 
     def read(self, name: str) -> np.ndarray:
         """One array.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ def as_ids(name: str, values: Any) -> np.ndarray:
 
     Raises:
       TypeError: they are neither all integers nor all text, or not one-dimensional.
+      ValueError: one ends with a zero byte.
     """
     if hasattr(values, "dtype"):
         values = np.asarray(values)
@@ -66,13 +68,23 @@ def as_ids(name: str, values: Any) -> np.ndarray:
             raise TypeError(
                 f"{name} holds values of type {found}, expected all int or all str. Convert with str()."
             )
-        values = np.asarray(values, dtype=None if values else np.int64)
+        given, values = values, np.asarray(values, dtype=None if values else np.int64)
+        if types == {str}:
+            check_whole(name, given, values)
     if values.ndim != 1 or values.dtype.kind not in "iuU":
         raise TypeError(
             f"{name} is {values.dtype}{list(values.shape)}, expected integers or text, one-dimensional. "
             f"Convert with {name}.astype(np.int64) or {name}.astype(str)."
         )
     return values.astype(np.int64) if np.can_cast(values.dtype, np.int64) else values
+
+
+def check_whole(name: str, given: Sequence[str], array: np.ndarray) -> None:
+    """Raises ``ValueError`` for text of which numpy dropped zero bytes at the end, so that two ids could become one."""
+    lengths = np.fromiter(map(len, given), np.int64, len(given))
+    wrong = np.flatnonzero(np.char.str_len(array) != lengths)
+    if wrong.size:
+        raise ValueError(f"{name} holds {given[wrong[0]]!r}, which ends with a zero byte. Rename it.")
 
 
 def look_up(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -234,8 +234,10 @@ def weighted(size: int, weights: Sequence[float]) -> Cohort:
         raise ValueError(f"cohort size is {size}, but {len(able)} clients have a weight above 0.")
 
     def sample(generator: np.random.Generator, round_: int, population: int) -> np.ndarray:
-        # The first of independent exponentials is client i with probability in proportion to its rate, and so on.
-        times = generator.standard_exponential(len(able)) / chances[able]
+        # The first of independent exponentials is client i with probability in proportion to its rate, and so on. Their
+        # logarithms come in the same order, and those of tiny rates do not overflow.
+        with np.errstate(divide="ignore"):
+            times = np.log(generator.standard_exponential(len(able))) - np.log(chances[able])
         return able[np.argsort(times)[:size]]
 
     def cap(population: int) -> int:
@@ -339,11 +341,15 @@ def fixed(clients: Sequence[int]) -> Cohort:
     """The same clients in every round, given by their index in the population.
 
     Raises:
-      ValueError: no client, a client named twice, or (when a simulation starts) one outside the population.
+      ValueError: no client, a client named twice or by something else than an integer, or (when a simulation starts) one
+        outside the population.
     """
-    chosen = np.asarray(clients, np.int64)
+    chosen = np.asarray(clients)
     if chosen.ndim != 1 or chosen.size == 0:
         raise ValueError(f"clients has shape {chosen.shape}, expected a list of at least one client index.")
+    if chosen.dtype.kind not in "iu":  # of 1.5 and True, numpy would make 1
+        raise ValueError(f"clients holds {chosen[0].item()!r}, expected integers, clients by their index.")
+    chosen = chosen.astype(np.int64)
     if len(np.unique(chosen)) != len(chosen):
         values, counts = np.unique(chosen, return_counts=True)
         raise ValueError(f"clients names client {values[counts > 1][0]} more than once; name each once.")

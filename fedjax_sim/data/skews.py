@@ -68,7 +68,7 @@ def rotated(
       The data, and the position in ``quarter_turns`` of each client's turn, ``int64[clients]``.
 
     Raises:
-      ValueError: there is no such column, or it does not hold square images.
+      ValueError: there is no such column, it does not hold square images, or ``quarter_turns`` are no integers.
 
     Source: Ghosh et al. 2020 (arXiv 2006.04088), section 6.1, rotated MNIST.
 
@@ -83,11 +83,14 @@ def rotated(
         raise ValueError(
             f"column {column!r} has shape {list(old.shape)}, expected square images [examples, size, size, ...]."
         )
+    turns = np.asarray(quarter_turns)
+    if turns.ndim != 1 or not turns.size or turns.dtype.kind not in "iu":
+        raise ValueError(f"quarter_turns is {quarter_turns!r}, expected integers, at least one.")
     generator = keys.host_generator((seed,), _ROTATION)
-    cluster = generator.permutation(np.arange(data.num_clients) % len(quarter_turns))
+    cluster = generator.permutation(np.arange(data.num_clients) % len(turns))
     new = np.empty_like(old)
     for client, (start, stop) in enumerate(zip(data.offsets[:-1], data.offsets[1:], strict=True)):
-        new[start:stop] = np.rot90(old[start:stop], quarter_turns[cluster[client]], axes=(1, 2))
+        new[start:stop] = np.rot90(old[start:stop], int(turns[cluster[client]]), axes=(1, 2))
     return _with(data, column, new), cluster
 
 

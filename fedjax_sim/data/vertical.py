@@ -67,7 +67,7 @@ def vertical(
 
 
 def _shares(parties: int | Sequence[int], total: int) -> np.ndarray:
-    if not isinstance(parties, Sequence):
+    if not isinstance(parties, Sequence | np.ndarray):
         checks.positive_int("parties", parties)
         if parties > total:
             raise ValueError(f"parties is {parties}, but there are {total} features: one each at least.")

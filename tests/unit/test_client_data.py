@@ -83,6 +83,7 @@ def test_caller_keeps_own_arrays():
         ({"offsets": [0, 3, 3, 5]}, ValueError, "offsets run from 0 to 5, expected 0 to 6"),
         ({"offsets": [0, 4, 3, 6]}, ValueError, r"offsets decrease after position 1 \(4 to 3\)"),
         ({"ids": ["a", "b", "a"]}, ValueError, "ids hold 'a' more than once.*from_arrays"),
+        ({"ids": ["a", "b\0", "c"]}, ValueError, "ids holds .*, which ends with a zero byte"),
         ({"ids": ["a", 1, "b"]}, TypeError, "ids holds values of type int, str, expected all int or all str"),
         ({"ids": [("Hamlet", "Ghost")] * 3}, TypeError, "ids holds values of type tuple"),
         ({"ids": np.zeros(3)}, TypeError, r"ids is float64\[3\], expected integers or text"),

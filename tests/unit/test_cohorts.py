@@ -186,6 +186,13 @@ def test_the_first_of_a_weighted_cohort_follows_the_weights():
     np.testing.assert_allclose(np.bincount(after_last, minlength=5)[:3] / len(after_last), [1 / 6, 2 / 6, 3 / 6], atol=0.02)  # fmt: skip
 
 
+def test_tiny_weights_are_compared_and_not_overflowed():
+    cohort = cohorts.weighted(1, [5e-324, 3 * 5e-324, 0.0])
+    drawn = [draw(cohort, round_, population=3)[0] for round_ in range(4000)]
+    assert np.mean(drawn) == pytest.approx(0.75, abs=0.03)
+    assert sorted(draw(cohorts.weighted(2, [5e-324, 1.0, 1.0]), 0, population=3)) == [1, 2]
+
+
 def test_a_trace_says_who_can_come(tmp_path):
     trace = np.array([[True] * 6, [False] * 5 + [True], [False] * 6])
     np.save(tmp_path / "trace.npy", trace)
@@ -212,6 +219,9 @@ def test_days_change_who_comes():
     ("make", "match"),
     [
         (lambda: cohorts.shuffled(0), "cohort size is 0"),
+        (lambda: cohorts.fixed([1.5, 2.0]), "clients holds 1.5, expected integers"),
+        (lambda: cohorts.fixed(np.array([True, False])), "clients holds True, expected integers"),
+        (lambda: cohorts.fixed(["0"]), "clients holds '0', expected integers"),
         (lambda: cohorts.weighted(2, [1.0, -1.0, 1.0]), r"weights has shape \[3\], expected one finite number"),
         (lambda: cohorts.weighted(2, [1.0, math.nan, 1.0]), "expected one finite number"),
         (lambda: cohorts.weighted(3, [1.0, 0.0, 1.0]), "cohort size is 3, but 2 clients have a weight above 0"),

@@ -119,6 +119,7 @@ def changed(**changes) -> dict:
         (changed(users=["ann"]), "num_samples has 2 entries for 1 users"),
         (changed(users=["ann", 5]), "users holds 5, expected text"),
         (changed(users=["ann", "ann"]), "users names 'ann' twice"),
+        (changed(users=["ann\0", "bo"], user_data={"ann\0": {}, "bo": {}}), "users holds .*zero byte"),
         (changed(users=["ann", "cy"]), "users names 'cy', but user_data lacks it"),
         (changed(users=["ann"], num_samples=[2]), "user_data holds 'bo', but users does not name it"),
         (changed(num_samples=[2, 2]), "user 'bo' has 1 rows of 'x', but num_samples says 2"),

@@ -144,6 +144,8 @@ def test_settings_are_checked_when_they_are_given(make, match):
         (p.dirichlet(11), r"clients \* min_examples is 11 \* 1 = 11, but there are 10 .*fewer clients"),
         (p.quantity(3, min_examples=4), r"3 \* 4 = 12, but there are 10"),
         (p.dirichlet(2, sizes=[9, 2]), "sizes sum to 11, but there are 10 examples"),
+        (p.dirichlet(4, sizes=[2**62] * 4), f"sizes sum to {2**64}, but there are 10 examples"),
+        (p.client_dirichlet(4, sizes=[2**62] * 4), f"sizes sum to {2**64}, but there are 10 examples"),
         (p.dirichlet(2, sizes=[9]), r"sizes is int64\[1\], expected 'equal' or 2 integers"),
         (p.client_dirichlet(2, sizes=[9, -1]), "none below 0"),
         (p.shards(6, 2), r"clients \* shards_per_client is 6 \* 2 = 12, but there are 10"),
@@ -236,6 +238,19 @@ def test_repairs_are_reported():
     assert sorted(partition.sizes) == [3] * 9 + [73]
     assert partition.remarks() == ("27 examples were moved to 9 clients below the minimum.",)
     assert not p.dirichlet(10, 1e6)(columns, 0).repaired.any()
+
+
+def test_repairs_of_edges_are_reported():
+    columns = columns_of(np.zeros(100, int))
+    edges = p.dirichlet(10, 1e-3, min_examples=3)
+    tree = p.hierarchical(edges, p.dirichlet(2, 1e-3))(columns, 0)
+    assert (
+        tree.repaired_edges is not None
+        and tree.repaired_edges.tolist() == edges(columns, 0).repaired.tolist()
+    )
+    said = "27 examples were moved to 9 edges below the minimum."
+    assert tree.repaired.any() and tree.remarks()[0] == said and "clients below" in tree.remarks()[1]
+    assert p.hierarchical(edges, p.iid(2))(columns, 0).remarks() == (said,)
 
 
 @given(

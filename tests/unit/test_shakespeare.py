@@ -137,6 +137,7 @@ GOOD = json.dumps(ROLES[0])
         ("a.jsonl", GOOD + "\n\n[1]", "line 3: it holds a list, expected an object with play"),
         ("a.jsonl", "[" * 100_000, "line 1: the file is no JSON"),
         ("a.jsonl", GOOD + "\n" + GOOD, "line 2: the role 'Ham/GHOST' is there twice"),
+        ("a.jsonl", r'{"play": "p", "role": "r\u0000", "speeches": []}', "line 1: role is .*zero byte"),
         ("a.jsonl", [{"play": "p", "speeches": []}], "line 1: key 'role' is missing, it has play, speeches"),
         ("a.jsonl", [{"play": 3, "role": "r", "speeches": []}], "line 1: play is int, expected text"),
         ("a.jsonl", [{"play": "p", "role": "r", "speeches": "Ay"}], "speeches is str, expected a list of texts"),

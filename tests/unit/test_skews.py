@@ -57,6 +57,8 @@ def test_a_client_is_turned_as_a_whole():
             "column is 'z', but there is no such column, expected one of x, y",
         ),
         (lambda: d.rotated(images(), column="y"), r"column 'y' has shape \[60\], expected square images"),
+        (lambda: d.rotated(images(), ()), r"quarter_turns is \(\), expected integers, at least one"),
+        (lambda: d.rotated(images(), (0, 1.5)), r"quarter_turns is \(0, 1.5\), expected integers"),  # pyright: ignore
     ],
 )
 def test_skews_refuse(call, match):
@@ -77,6 +79,11 @@ def test_every_feature_has_one_party(features, parties, seed):
     for index, party in enumerate(split):
         np.testing.assert_array_equal(party.columns["x"], columns["x"][:, party.features])
         assert list(party.columns) == (["x", "y", "who"] if index == 0 else ["x"])
+
+
+def test_shares_may_be_an_array():
+    columns = {"x": np.zeros((5, 7))}
+    assert [p.columns["x"].shape[1] for p in d.vertical(columns, np.array([3, 4]))] == [3, 4]
 
 
 @pytest.mark.parametrize(

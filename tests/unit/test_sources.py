@@ -164,6 +164,14 @@ def test_npz_refuses_and_names_the_file(write, changes, options, match):
     assert str(path) in str(caught.value)
 
 
+def test_npz_with_two_arrays_of_one_name(write):
+    path = write()
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("x.npy", archive.read("y.npy"))
+    with pytest.raises(ValueError, match=r"toy.npz holds 'x' twice"):
+        npz(path)
+
+
 def test_npz_reads_around_objects_that_are_not_asked_for(write):
     path = write(meta=np.array([{}] * 6))
     assert npz(path, columns=["x", "y"]).train.num_examples == 4

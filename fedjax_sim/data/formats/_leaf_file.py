@@ -70,6 +70,8 @@ def _check_users(users: Any, sizes: Any, user_data: Any) -> None:
     for user in users:
         if not isinstance(user, str):
             raise ValueError(f"users holds {user!r}, expected text.")
+        if user.endswith("\0"):  # an array of names would drop it
+            raise ValueError(f"users holds {user!r}, which ends with a zero byte. Rename it.")
         if user in seen:
             raise ValueError(f"users names {user!r} twice, expected once.")
         if user not in user_data:

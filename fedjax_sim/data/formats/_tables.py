@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.data._columns import column_of
-from fedjax_sim.data._ids import as_ids
+from fedjax_sim.data._ids import as_ids, check_whole
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.decoders import Decode, Decoder
 from fedjax_sim.data.federated import Federated
@@ -91,10 +91,7 @@ def text_ids(values: Sequence[str], what: str) -> np.ndarray:
       ValueError: an id ends with characters that numpy drops, so that two ids could become one.
     """
     array = np.asarray(values, dtype=np.str_) if len(values) else np.zeros(0, "U1")
-    lengths = np.fromiter(map(len, values), np.int64, len(values))
-    wrong = np.flatnonzero(np.char.str_len(array) != lengths)
-    if wrong.size:
-        raise ValueError(f"{what} holds {values[wrong[0]]!r}, which ends with a zero byte. Rename it.")
+    check_whole(what, values, array)
     return as_ids(what, array)
 
 

@@ -106,6 +106,12 @@ def hierarchical(edges: Partitioner, clients: Partitioner) -> Partitioner:
             made += inner.num_clients
             repaired.append(inner.repaired)
             of.append(np.full(inner.num_clients, edge))
-        return Partition(owner, np.arange(made), np.concatenate(repaired), np.concatenate(of))
+        return Partition(
+            owner,
+            np.arange(made),
+            np.concatenate(repaired),
+            np.concatenate(of),
+            repaired_edges=outer.repaired,
+        )
 
     return Partitioner(assign, f"hierarchical, edges: {edges.says}; clients: {clients.says}")

@@ -91,6 +91,7 @@ def wanted_sizes(
             f"sizes is {wanted.dtype}{list(wanted.shape)}, expected 'equal' or {clients} integers, one for each client, "
             "none below 0."
         )
-    if wanted.sum() > examples:
-        raise ValueError(f"sizes sum to {wanted.sum()}, but there are {examples} examples.")
+    # Each by itself first: the sum of very large ones would turn over.
+    if wanted.max(initial=0) > examples or wanted.sum() > examples:
+        raise ValueError(f"sizes sum to {sum(wanted.tolist())}, but there are {examples} examples.")
     return wanted.astype(np.int64)

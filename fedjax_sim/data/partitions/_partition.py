@@ -28,12 +28,14 @@ class Partition(NamedTuple):
       ids: ``[clients]``, integers or text.
       repaired: ``int64[clients]``, examples that a client was given because the law left it too few.
       edges: ``int64[clients]``, the edge server of each client, where there are any.
+      repaired_edges: ``int64[edges]``, examples that an edge was given likewise, before its clients were made.
     """
 
     owner: np.ndarray
     ids: np.ndarray
     repaired: np.ndarray
     edges: np.ndarray | None = None
+    repaired_edges: np.ndarray | None = None
 
     @property
     def num_clients(self) -> int:
@@ -62,9 +64,10 @@ class Partition(NamedTuple):
     def remarks(self) -> tuple[str, ...]:
         """Sentences about what was repaired and dropped; none where nothing was."""
         said = []
-        if self.repaired.any():
-            clients = np.count_nonzero(self.repaired)
-            said.append(f"{self.repaired.sum()} examples were moved to {clients} clients below the minimum.")
+        for who, moved in (("edges", self.repaired_edges), ("clients", self.repaired)):
+            if moved is not None and moved.any():
+                count = np.count_nonzero(moved)
+                said.append(f"{moved.sum()} examples were moved to {count} {who} below the minimum.")
         if len(self.dropped):
             said.append(
                 f"{len(self.dropped)} of {len(self.owner)} examples belong to nobody and are left out."

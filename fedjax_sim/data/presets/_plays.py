@@ -83,4 +83,6 @@ def _role(line: str) -> Role:
     for place, speech in enumerate(content["speeches"]):
         if not isinstance(speech, str):
             raise ValueError(f"speeches[{place}] is {type(speech).__name__}, expected text.")
+    if content["role"].endswith("\0"):  # an array of names would drop it
+        raise ValueError(f"role is {content['role']!r}, which ends with a zero byte. Rename it.")
     return Role(f"{content['play']}/{content['role']}", content["speeches"])

@@ -11,7 +11,7 @@ from fedjax_sim._src import checks
 from fedjax_sim.data._files import errors_name
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.federated import Federated, split
-from fedjax_sim.data.presets._local import present
+from fedjax_sim.data.presets._local import needed
 from fedjax_sim.data.presets._matlab import read_cells
 from fedjax_sim.data.presets._tables import check_count, normalised
 
@@ -46,7 +46,8 @@ def school(
     Source: Inner London Education Authority; Argyriou et al. 2008, Convex multi-task feature learning (Machine Learning 73).
     """
     checks.one_of("normalise", normalise, ("client", "pooled", None))
-    path = present(path, "the repository jiayuzhou/MALSAR, data/school.mat")
+    path = Path(path)
+    path = needed(path.parent, path.name, "the repository jiayuzhou/MALSAR, data/school.mat")
     with errors_name(path):
         columns, sizes = _read(path)
     owner = np.repeat(np.arange(_SCHOOLS), sizes)
