@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from fedjax_sim._background import Background
 from fedjax_sim._src.host_memory import HostArray, copies_from_pinned, host_array
+from fedjax_sim._src.limits import process_bytes
 from fedjax_sim.data import ClientData
 from fedjax_sim.data._blocks import Check, Examples, Held, Made, pieces
 from fedjax_sim.data.client_source import Clients, ClientSource
@@ -234,8 +234,5 @@ def device_bytes() -> int | None:
 
 
 def host_bytes() -> int | None:
-    """Memory of this machine, where it can be known."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
+    """Memory of this machine that the process may use, where it can be known."""
+    return process_bytes()
