@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+import time
 
 import hypothesis.strategies as st
 import jax
@@ -69,6 +72,25 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError, match="the source broke"):
         write(tmp_path / "set", breaks())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_that_is_killed_leaves_nothing_of_that_name(tmp_path):
+    folder = tmp_path / "set"
+    endless = f"""
+import itertools, numpy as np
+from fedjax_sim.data import write
+write({str(folder)!r}, ((i, {{"x": np.zeros((100, 100))}}) for i in itertools.count()))
+"""
+    with subprocess.Popen([sys.executable, "-c", endless]) as process:
+        while not (begun := list(tmp_path.glob(".set.*/train.0.bin"))) or not begun[0].stat().st_size:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+        process.kill()
+    assert not folder.exists()
+    with pytest.raises(FileNotFoundError, match="manifest.json does not exist"):
+        stored(folder)
+    write(folder, clients())
+    assert stored(folder, verify=True).train.num_clients == 6
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,8 @@ def write(
 ) -> Federated:
     """Writes a set a client at a time, so that it never has to fit into memory, and returns it, memory-mapped.
 
-    The folder appears when everything is written, or not at all. Every file has a checksum in the manifest.
+    The folder appears when everything is written, or not at all. Every file has a checksum in the manifest. Of a process that
+    was killed while it wrote, a folder ``.NAME.`` with some digits is left, which can be removed.
 
     Args:
       folder: must not exist yet.
