@@ -32,7 +32,9 @@ def size_weights(generator: np.random.Generator, clients: int, law: SizeLaw, sha
     if law == "dirichlet":
         return dirichlet_proportions(generator, np.full(clients, shape))
     if law == "log_normal":
-        return _normalised(shape * generator.standard_normal(clients), 1.0)
+        logs = generator.standard_normal(clients)
+        with np.errstate(over="ignore"):  # less the largest at once: two infinities have no difference
+            return _normalised(shape * (logs - logs.max()), 1.0)
     # A Pareto variable is exp(E / shape) with E exponential.
     scale = min(shape, 1.0)
     return _normalised((scale / shape) * generator.standard_exponential(clients), scale)
