@@ -87,7 +87,7 @@ write({str(folder)!r}, ((i, {{"x": np.zeros((100, 100))}}) for i in itertools.co
             time.sleep(0.01)
         process.kill()
     assert not folder.exists()
-    with pytest.raises(FileNotFoundError, match="manifest.json does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"manifest.json does not exist"):
         stored(folder)
     write(folder, clients())
     assert stored(folder, verify=True).train.num_clients == 6
