@@ -80,5 +80,14 @@ def server_key(root: jax.Array, round_, stage: int) -> jax.Array:
 
 
 def host_generator(seed_words: tuple[int, ...], *data: int) -> np.random.Generator:
-    """A numpy generator for decisions made on the host, keyed like everything else (Philox, counter-based)."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([*seed_words, *data])))
+    """A numpy generator for decisions made on the host, keyed like everything else (Philox, counter-based).
+
+    Raises:
+      TypeError, ValueError: a seed that is no integer, or below 0.
+    """
+    try:
+        words = np.random.SeedSequence([*seed_words, *data])
+    except (TypeError, ValueError) as error:
+        shown = ", ".join(map(repr, seed_words))
+        raise type(error)(f"seed is {shown}, expected a non-negative integer.") from error
+    return np.random.Generator(np.random.Philox(words))

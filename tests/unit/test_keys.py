@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -75,3 +76,11 @@ def test_the_hosts_generator_is_a_function_of_its_words():
     assert draw(keys.COHORT, 3) == draw(keys.COHORT, 3)
     assert len({draw(keys.COHORT, 3), draw(keys.COHORT, 4), draw(keys.CLIENT, 3), draw(3, keys.COHORT)}) == 4
     assert tuple(keys.host_generator((0, 2), keys.COHORT, 3).integers(0, 2**32, 4)) != draw(keys.COHORT, 3)
+
+
+@pytest.mark.parametrize(
+    ("seed", "error"), [(-1, ValueError), (1.5, TypeError), ("one", ValueError), (None, TypeError)]
+)
+def test_a_seed_that_is_none_is_named(seed, error):
+    with pytest.raises(error, match=re.escape(f"seed is {seed!r}, expected a non-negative integer")):
+        keys.host_generator((seed,), keys.COHORT)

@@ -86,7 +86,8 @@ def quantity(
 def mixture(skewed: Partitioner, iid_fraction: float) -> Partitioner:
     """A share of the examples dealt evenly at random, the rest by another partition, to the same clients.
 
-    With ``skewed = shards(clients, 1)``, ``iid_fraction = 0.1`` is the "10 % similarity" of SCAFFOLD.
+    With ``skewed = shards(clients, 1)``, ``iid_fraction = 0.1`` is the "10 % similarity" of SCAFFOLD. The other partition is
+    given the rest alone: what it wants for each client, such as ``min_examples`` or shards, must be there.
 
     Args:
       skewed: deals the rest.
