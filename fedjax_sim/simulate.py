@@ -69,7 +69,8 @@ class Simulation(Priced):
       client_state: where the state that clients keep lies: on the ``"device"``, in the ``"host"``'s memory or on ``"disk"``, from
         where each chunk brings the rows of its cohorts; results are the same. A ``pathlib.Path`` is a folder for the disk's
         files, which have no names and are gone with the process; else they are in ``TMPDIR`` or ``/var/tmp``. By default the
-        first of the three of which it would fill no more than a quarter, on the device and in memory.
+        first of the three of which it would fill no more than a quarter, on the device and in the memory that the process may
+        use: limits of a container and of ``ulimit`` count.
       stream: whether each chunk's examples are brought to the devices while the chunk before trains, instead of all data
         at the beginning; results are the same. By default where the data would fill more than half of a device.
 
