@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
-from typer.testing import CliRunner
+from e2e.command_line import invoke
 
-from fedjax_sim.cli import app
 from fedjax_sim.privacy import Ledger
 
+pytestmark = pytest.mark.usefixtures("own_folder")
+
 POISSON = ["privacy", "--rate", "0.01", "--rounds", "1000", "--delta", "1e-5"]
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ.get("JAX_COMPILATION_CACHE_DIR", ""))
-    monkeypatch.setenv("COLUMNS", "200")
-
-
-def invoke(*arguments: str):
-    result = CliRunner().invoke(app, arguments)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
 
 
 def answers(*arguments: str) -> dict[str, dict]:
@@ -92,15 +79,34 @@ def test_what_cannot_be_priced_is_refused(arguments, says):
     assert not result.stdout
 
 
-def test_a_private_run_ends_with_its_price():
-    settings = [
-        "data.clients=20", "cohort.size=5", "model=linear", "plots=false", "privacy.accountant=rdp", "privacy.delta=0.001",
-        'algorithm.aggregate=[{name="clip_by_global_norm", clip_norm=1.0}, {name="mean", over="expected_cohort"}, '
-        '{name="gaussian_noise", noise_multiplier=3.0}]',
-    ]  # fmt: skip
-    result = invoke(
-        "run", *(item for s in settings for item in ("--set", s)), "--rounds", "2", "--out", "mine"
-    )
+PRIVATE = [
+    "data.clients=20", "cohort.size=5", "model=linear", "plots=false", "privacy.accountant=rdp", "privacy.delta=0.001",
+    'algorithm.aggregate=[{name="clip_by_global_norm", clip_norm=1.0}, {name="mean", over="expected_cohort"}, '
+    '{name="gaussian_noise", noise_multiplier=3.0}]',
+]  # fmt: skip
+
+
+def train(*arguments: str, settings=()):
+    made = (item for setting in [*PRIVATE, *settings] for item in ("--set", setting))
+    result = invoke("run", *made, *arguments, "--out", "mine")
     assert result.exit_code == 0, result.stderr
+    return result
+
+
+def test_a_run_that_its_budget_ended_says_so():
+    result = train("--rounds", "500", settings=["privacy.epsilon=4.0"])
+    with open("mine/summary.json") as file:
+        summary = json.load(file)
+    assert (summary["stopped"], summary["rounds_asked"]) == ("budget", 500)
+    ended, folder = result.stdout.splitlines()[-2:]
+    why = "the privacy budget, epsilon 4, pays for no more rounds"
+    assert ended == f"ended       after {summary['rounds']} of 500 rounds: {why}"
+    assert folder == "run folder  mine"
+    assert invoke("resume", "mine", "--quiet").stdout == "mine\n"  # which a script reads
+
+
+def test_a_private_run_ends_with_its_price():
+    result = train("--rounds", "2")
+    assert "ended" not in result.stdout
     assert "privacy" in result.stdout
     assert "at delta 0.001, for one client (replace_one)" in result.stdout
