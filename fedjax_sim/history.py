@@ -27,7 +27,7 @@ class Costs:
       lane_steps: steps times lanes that the program ran.
       flops: floating-point operations of the local steps, by XLA's count of one step.
       lanes: clients that trained at a time on a device.
-      bytes_up: what clients sent, uncompressed encoded messages.
+      bytes_up: what clients sent, uncompressed encoded messages; of integers modulo ``2^bits``, so many bits each.
       bytes_down: what clients received.
       rows_per_step: rows that a step computes on, real or not.
       precision: what the global model's program computes with: dtypes of its parameters and of the operands of its
