@@ -79,6 +79,75 @@ def test_what_cannot_be_priced_is_refused(arguments, says):
     assert not result.stdout
 
 
+# --- a file ---
+
+FILE = """
+rounds = 20
+data = { name = "digits", clients = 50 }
+model = "linear"
+cohort = { name = "poisson", rate = 0.1 }
+privacy = { delta = 1e-3 }
+algorithm.name = "fedavg"
+algorithm.client = { name = "sgd", learning_rate = 0.1 }
+algorithm.aggregate = [
+  { name = "clip_by_global_norm", clip_norm = 1.0 }, { name = "mean", over = "expected_cohort" },
+  { name = "gaussian_noise", noise_multiplier = 2.0 },
+]
+"""
+
+
+@pytest.fixture
+def file(own_folder):
+    path = own_folder / "private.toml"
+    path.write_text(FILE)
+    return path.name
+
+
+def test_a_file_is_priced_as_it_will_run(file):
+    (said,) = json.loads(invoke("privacy", file, "--json").stdout)
+    result = invoke("run", file, "--set", "plots=false", "--out", "mine")
+    assert result.exit_code == 0, result.stderr
+    with open("mine/summary.json") as summary:
+        (ran,) = json.load(summary)["replicas"][0]["privacy"]
+    assert said == ran
+    assert invoke("privacy", "mine", "--json").stdout == invoke("privacy", file, "--json").stdout
+
+
+def test_a_price_of_a_file_says_what_it_is_for(file):
+    price, end = invoke("privacy", file, "--rounds", "30", "--delta", "1e-4").stdout.splitlines()
+    assert price.startswith("PLD  epsilon ") and "at delta 0.0001 for one client, replace_special" in price
+    assert end.startswith("30 rounds. It covers the models alone")
+    *_, end = invoke("privacy", file, "--set", "privacy.epsilon=0.5").stdout.splitlines()
+    assert "of 20 rounds, which is what privacy.epsilon pays for" in end
+
+
+def test_every_swept_setting_has_its_price(file):
+    swept = "sweep.algorithm.aggregate=[[{name='identity'}]]"
+    refused = invoke("privacy", file, "--set", swept)
+    assert refused.exit_code == 2 and "nothing to price" in refused.stderr
+    found = json.loads(invoke("privacy", file, "--set", "sweep.cohort.rate=[0.1, 0.2]", "--json").stdout)
+    assert [one["run"] for one in found] == ["000-rate=0.1", "001-rate=0.2"]
+    assert found[0]["epsilon"] < found[1]["epsilon"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["private.toml", "--noise", "1.0"], "--noise is said by private.toml itself"),
+        (["none.toml"], "there is no file none.toml"),
+        (["private.toml", "--set", "algorithm.aggregate=[]"], "there is nothing to price. Add a noise"),
+        (["private.toml", "--set", "privacy.epsilon=0.0001"], "does not pay for the first round"),
+        (["--rate", "0.1", "--noise", "1.0"], "give --rounds and --delta"),
+    ],
+)
+def test_what_a_file_does_not_say(file, arguments, says):
+    result = invoke("privacy", *arguments)
+    assert result.exit_code == 2
+    assert says in " ".join(result.stderr.split())
+
+
+# --- a run ---
+
 PRIVATE = [
     "data.clients=20", "cohort.size=5", "model=linear", "plots=false", "privacy.accountant=rdp", "privacy.delta=0.001",
     'algorithm.aggregate=[{name="clip_by_global_norm", clip_norm=1.0}, {name="mean", over="expected_cohort"}, '
