@@ -86,6 +86,28 @@ def replica_hyperparameters(
     return {name: _column(column) for name, column in values.items()}, lambda hyper: factory(**hyper)
 
 
+def member_algorithms(
+    replicas: int,
+    factory: Callable[..., Algorithm] | None,
+    values: Mapping[str, Sequence[Any]] | None,
+) -> list[tuple[str, Algorithm | None]]:
+    """Each replica's name and its algorithm with numbers as they were given, as a run by itself would have it.
+
+    Replicas with the same numbers share an algorithm; it is ``None`` where no hyper-parameters are given.
+    """
+    if factory is None or values is None:
+        return [(f"replica {index}", None) for index in range(replicas)]
+    made: dict[str, Algorithm] = {}
+    found: list[tuple[str, Algorithm | None]] = []
+    for index in range(replicas):
+        own = {name: np.asarray(column[index]).tolist() for name, column in values.items()}
+        if repr(own) not in made:
+            made[repr(own)] = factory(**own)
+        said = ", ".join(f"{name} = {value}" for name, value in own.items())
+        found.append((f"replica {index} ({said})", made[repr(own)]))
+    return found
+
+
 def _column(values: Sequence[Any]) -> jax.Array:
     """Values of a hyper-parameter, which compute as Python numbers do: they do not widen a bfloat16 model."""
     array = np.asarray(values)

@@ -18,6 +18,10 @@ class MetricRows:
         self._chunks: list[Mapping[str, np.ndarray]] = []
         self._ends = [0]
 
+    @property
+    def rounds(self) -> int:
+        return self._ends[-1]
+
     def add(self, values: Mapping[str, np.ndarray]) -> None:
         """Adds a chunk, ``{name: f64[rounds, replicas]}``."""
         self._chunks.append(values)

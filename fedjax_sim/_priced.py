@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -215,14 +217,14 @@ class Priced:
             self.algorithm, works, self.cohort, self.data.sizes, self._group, rounds, first
         )
 
-    def _paid(self, budget: Budget | None, done: int, rounds: int | None) -> int | None:
-        """Of ``rounds`` more rounds after those that are ``done`` as many as the budget pays for.
+    def _paid(self, budget: Budget | None, done: int, rounds: int | None, which: str = "") -> int | None:
+        """Of all rounds, those that are ``done`` and ``rounds`` more, as many as the budget pays for; ``None`` without one.
 
         Raises:
-          BudgetSpentError: none.
+          BudgetSpentError: no more than are done; says ``which`` run it is about.
         """
         if budget is None or rounds is None:
-            return rounds
+            return None
         paid = self.affordable_rounds(budget, done + rounds)
         if paid <= done:
             whose = f"epsilon {budget.epsilon:g} at delta {budget.delta:g} for one {budget.unit}"
@@ -230,8 +232,30 @@ class Priced:
                 f"pays for {paid} rounds, and {done} are done" if done else "does not pay for the first round"
             )
             raise BudgetSpentError(
-                f"the budget, {whose}, {spent}: raise it, or start with more noise, smaller cohorts or fewer steps "
+                f"the budget{which and f' of {which}'}, {whose}, {spent}: raise it, or start with more noise, smaller cohorts or fewer steps "
                 "(fs.privacy.calibrate finds the noise that a number of rounds needs).",
                 paid,
             )
-        return paid - done
+        return paid
+
+    def _ends(
+        self, budget: Budget, rounds: int, members: Sequence[tuple[str, Algorithm | None]]
+    ) -> tuple[int, ...]:
+        """Of ``rounds`` rounds as many as the budget pays for, for each member of a sweep: its name and its algorithm.
+
+        Raises:
+          BudgetSpentError: not one, for one of them.
+        """
+        known: dict[int, int | None] = {}
+        for name, algorithm in members:
+            if id(algorithm) not in known:
+                own = self if algorithm is None else self._with_algorithm(algorithm)
+                known[id(algorithm)] = own._paid(budget, 0, rounds, name)
+        return tuple(known[id(algorithm)] or 0 for _, algorithm in members)
+
+    def _with_algorithm(self, algorithm: Algorithm) -> Priced:
+        """The same with another algorithm, to ask for its prices."""
+        own = copy.copy(self)
+        own.algorithm = algorithm
+        own._problem = dataclasses.replace(self._problem, build=lambda hyper: algorithm)
+        return own

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,13 +12,14 @@ import numpy as np
 
 from fedjax_sim._books import MetricRows, examples, round_metrics
 from fedjax_sim._client_state import ClientStates
+from fedjax_sim._ends import Ends
 from fedjax_sim._feed import Chunks, Feed
 from fedjax_sim.checkpoint import CheckpointError, Store
 from fedjax_sim.data.plans import Plan, Planner
 from fedjax_sim.engines import RoundFn, RoundReport, SimState
 from fedjax_sim.engines._costs import TurnCosts
 from fedjax_sim.evaluation import Evaluation
-from fedjax_sim.history import Costs, History
+from fedjax_sim.history import Costs, History, Stopped
 
 
 class NonFiniteModelError(FloatingPointError):
@@ -94,6 +94,8 @@ class Runner:
       callbacks: called after every chunk.
       store: checkpoints, ``None`` for none.
       precision: what the model computes with, for the books.
+
+    Where the planner has ``ends``, a replica stops there for good: nobody comes any more, and its model stays what it is.
     """
 
     rounds_fn: RoundFn
@@ -117,9 +119,12 @@ class Runner:
         self._evaluations: list[dict[int, Mapping[str, Evaluation]]] = [{} for _ in range(replicas)]
         self._costs = Costs(rows_per_step=self.planner.works[-1].rows_per_step, precision=self.precision)
         self._first, self._started, self._spent = 0, 0.0, self._costs
+        # The state of a single run has no axis to hold one of several back, and need not: it ends with its only replica.
+        self._ends, self._asked, self._halted = Ends(self.planner.ends), 0, False
+        self._saved: tuple[Stopped | None, ...] = ()
 
     def run(self, state: SimState, rounds: int | None) -> tuple[SimState, list[History]]:
-        """Runs ``rounds`` rounds, from the newest checkpoint on if there is one; ``state`` stays valid.
+        """Runs ``rounds`` rounds, or up to the last end, from the newest checkpoint on if there is one; ``state`` stays valid.
 
         Without a number of rounds the newest checkpoint is all there is to it.
 
@@ -127,16 +132,20 @@ class Runner:
         """
         self._first = int(np.ravel(jax.device_get(state.round))[0])
         roots = root_words(state)
+        if rounds is not None:
+            self._asked = self._first + rounds
+            if self._ends.last is not None:
+                rounds = min(rounds, self._ends.last - self._first)
         state, done = self._restore(state, rounds)
         rounds = done if rounds is None else rounds
-        state = self.clients.start(self.rounds_fn, state)
+        state = self._held(self.clients.start(self.rounds_fn, state), done)
         self._started = time.perf_counter()
         place, room = self.rounds_fn.place_columns, self.rounds_per_chunk
         with self.feed.chunks(self.planner, place, roots, room) as chunks:
             state = self._rounds(chunks, state, done, rounds)
         self._clock()
         self._spend(lanes=self.rounds_fn.layout.lanes if self.rounds_fn.layout else 1)
-        return state, self._histories()
+        return self._dated(state), self._histories()
 
     def _rounds(self, chunks: Chunks, state: SimState, done: int, rounds: int) -> SimState:
         """The rounds from the ``done``-th to the one before the ``rounds``-th, or to where a callback stops."""
@@ -158,21 +167,31 @@ class Runner:
             # All of the chunk, and not only its report: from here on its columns may be written over.
             jax.block_until_ready(state)
             self._collect(report, plan, done)
-            state = self.clients.back(state, lent)
+            state = self._held(self.clients.back(state, lent), after)
             self._clock()
             self._evaluate(state, after, rounds)
-            stop = self._call(state, done, after, rounds) or after == rounds
+            self._halted = self._call(state, done, after, rounds)
+            stop = self._halted or after == rounds
             self._save(state, after, stop)
             done = after
         return state
 
     def _length(self, done: int, rounds: int) -> int:
-        """Rounds of the next chunk: up to the next evaluation or checkpoint."""
+        """Rounds of the next chunk: up to the next evaluation, checkpoint or end of a replica."""
         length = min(self.rounds_per_chunk, rounds - done)
+        end = self._ends.next(self._first + done)
+        if end is not None:
+            length = min(length, end - self._first - done)
         for every in (self.every, None if self.store is None else self.store.every):
             if every is not None:
                 length = min(length, every - done % every)
         return length
+
+    def _held(self, state: SimState, done: int) -> SimState:
+        return state if self.single else self._ends.hold(state, self._first + done)
+
+    def _dated(self, state: SimState) -> SimState:
+        return state if self.single else self._ends.dated(state)
 
     # --- what a chunk brought ---
 
@@ -180,7 +199,8 @@ class Runner:
         rounds = int(plan.rounds)
         replicas = self.planner.replicas
         metrics = round_metrics(report, plan, self.turn_costs, replicas)
-        finite = np.asarray(report.model_finite)[:rounds].reshape(rounds, replicas)
+        ended = [self._ends.over(replica, self._first + done) for replica in range(replicas)]
+        finite = np.asarray(report.model_finite)[:rounds].reshape(rounds, replicas) | ended
         if not finite.all():
             index, replica = (int(place) for place in np.argwhere(~finite)[0])
             self._metrics.add({name: values[:index] for name, values in metrics.items()})
@@ -224,21 +244,27 @@ class Runner:
         )
 
     def _evaluate(self, state: SimState, done: int, rounds: int) -> None:
-        due = done == rounds or (self.every is not None and done % self.every == 0)
-        if self.evaluate is None or not due:
+        if self.evaluate is None:
             return
         clock = time.perf_counter()
         for replica, results in enumerate(self._evaluations):
+            if not self._is_due(replica, done, rounds):
+                continue
             own = state if self.single else jax.tree.map(lambda x, r=replica: x[r], state)
             results[self._first + done] = self.evaluate(own, replica)
         self._spend(evaluation_seconds=self._costs.evaluation_seconds + time.perf_counter() - clock)
+
+    def _is_due(self, replica: int, done: int, rounds: int) -> bool:
+        """Whether a replica is to be evaluated: at its end, and every so many rounds before."""
+        end = self._ends.before(replica, self._first + rounds) - self._first
+        return done == end or (done < end and self.every is not None and done % self.every == 0)
 
     def _call(self, state: SimState, before: int, done: int, rounds: int) -> bool:
         """Whether a callback asked to stop. Every callback is called."""
 
         if not self.callbacks:
             return False
-        snapshot, chunks = functools.partial(self.clients.snapshot, state), tuple(self._histories(before))
+        snapshot, chunks = lambda: self._dated(self.clients.snapshot(state)), tuple(self._histories(before))
         progress = Progress(done, rounds, chunks, snapshot, self._histories)
         answers = [callback(progress) for callback in self.callbacks]
         # A comparison of numpy values is an np.bool_, never the object True; other truthy values mean nothing.
@@ -265,13 +291,29 @@ class Runner:
             self._evaluations[replica] = {
                 after: value for after, value in history.evaluations.items() if after > self._first
             }
+            self._check_end(replica, saved.rounds, history, rounds is None)
+        self._saved = tuple(history.stopped for history in saved.histories)
+        if rounds is None:
+            self._ends = Ends(tuple(history.first_round + history.rounds for history in saved.histories))
         if skip == 0:
             self._costs = self._spent = saved.histories[0].costs
-        names = saved.histories[0].metrics
-        self._metrics.add(
-            {name: np.stack([h.metrics[name][skip:] for h in saved.histories], axis=1) for name in names}
-        )
+        longest = max(saved.histories, key=lambda history: history.rounds)
+        metrics = {name: np.full((longest.rounds, len(saved.histories)), np.nan) for name in longest.metrics}
+        for replica, history in enumerate(saved.histories):
+            for name, values in history.metrics.items():
+                metrics[name][: len(values), replica] = values
+        self._metrics.add({name: values[skip:] for name, values in metrics.items()})
         return saved.state, saved.rounds - self._first
+
+    def _check_end(self, replica: int, saved: int, history: History, reads: bool) -> None:
+        """Refuses a replica whose rounds end elsewhere than the budget says: those in between are not to be had."""
+        got = history.first_round + history.rounds
+        expected = self._ends.before(replica, saved)
+        if got != expected and not reads:
+            raise CheckpointError(
+                f"the checkpoint after {saved} rounds has {got} of replica {replica}, whose budget ended it then; now it "
+                f"would have {expected}. Go on with the budget of before, or start anew in another folder."
+            )
 
     def _save(self, state: SimState, done: int, stop: bool) -> None:
         if self.store is None or not (stop or done % self.store.every == 0):
@@ -297,11 +339,23 @@ class Runner:
 
     def _history(self, replica: int, start: int, stop: int | None) -> History:
         first = self._first + start
+        stop = self._metrics.rounds if stop is None else stop
+        stop = max(start, self._ends.before(replica, self._first + stop) - self._first)
         stacked = self._metrics.of(replica, start, stop)
         evaluations = self._evaluations[replica]
         if start:
             evaluations = {done: value for done, value in evaluations.items() if done > first}
-        return History(first, stacked, dict(evaluations), self._costs)
+        return History(first, stacked, dict(evaluations), self._costs, self._stopped(replica, stop))
+
+    def _stopped(self, replica: int, done: int) -> Stopped | None:
+        """Why a replica ended before the rounds that were asked for."""
+        if not self._asked:  # nothing was: what the checkpoint says
+            return self._saved[replica] if self._saved else None
+        if self._first + done >= self._asked:
+            return None
+        if self._ends.over(replica, self._first + done):
+            return "budget"
+        return "callback" if self._halted else None
 
 
 def root_words(state: SimState) -> list[tuple[int, ...]]:

@@ -382,6 +382,7 @@ def _pack(history: History) -> dict[str, Any]:
             for done, sets in history.evaluations.items()
         },
         "costs": dataclasses.asdict(history.costs),
+        "stopped": history.stopped,
     }
 
 
@@ -396,7 +397,9 @@ def _unpack(packed: Mapping[str, Any], metrics: Mapping[str, np.ndarray]) -> His
         int(done): {name: _unpack_evaluation(value) for name, value in sets.items()}
         for done, sets in packed["evaluations"].items()
     }
-    return History(packed["first_round"], dict(metrics), evaluations, Costs(**packed["costs"]))
+    costs = Costs(**packed["costs"])
+    # Older checkpoints do not say whether a run had stopped.
+    return History(packed["first_round"], dict(metrics), evaluations, costs, packed.get("stopped"))
 
 
 def _unpack_evaluation(packed: Mapping[str, Any]) -> Evaluation:

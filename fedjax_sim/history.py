@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from fedjax_sim.evaluation import Evaluation, higher_is_better
+
+Stopped = Literal["budget", "callback"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Costs:
       lane_steps: steps times lanes that the program ran.
       flops: floating-point operations of the local steps, by XLA's count of one step.
       lanes: clients that trained at a time on a device.
-      bytes_up: what clients sent, uncompressed encoded messages.
+      bytes_up: what clients sent, uncompressed encoded messages; of integers modulo ``2^bits``, so many bits each.
       bytes_down: what clients received.
       rows_per_step: rows that a step computes on, real or not.
       precision: what the global model's program computes with: dtypes of its parameters and of the operands of its
@@ -94,6 +96,8 @@ class History:
         ``slowest_steps`` (most local steps of one client), ``bytes_up`` and ``bytes_down`` of the round.
       evaluations: ``{rounds done: {name of the set: Evaluation}}``; a single set without a name is ``"eval"``.
       costs: what the run cost.
+      stopped: why it ended before the rounds that were asked for: ``"budget"``, which pays for no more, or
+        ``"callback"``; ``None`` where it did not.
 
     Example:
       >>> import fedjax_sim as fs, optax
@@ -111,6 +115,7 @@ class History:
     metrics: Mapping[str, np.ndarray]
     evaluations: Mapping[int, Mapping[str, Evaluation]]
     costs: Costs
+    stopped: Stopped | None = None
 
     @property
     def rounds(self) -> int:
@@ -175,7 +180,8 @@ class Histories(Sequence[History]):
     """Histories of a sweep, one per replica, with the final states.
 
     Attributes:
-      members: one ``History`` per replica; costs are those of the whole program.
+      members: one ``History`` per replica, shorter for one whose budget was spent earlier; costs are those of the whole
+        program.
       states: final ``SimState`` per replica.
     """
 
@@ -192,5 +198,7 @@ class Histories(Sequence[History]):
         return iter(self.members)
 
     def stacked(self, name: str) -> np.ndarray:
-        """One metric of all replicas, ``f64[replicas, rounds]``."""
-        return np.stack([member[name] for member in self.members])
+        """One metric of all replicas, ``f64[replicas, rounds]``; NaN in the rounds that a replica did not run."""
+        rows = [member[name] for member in self.members]
+        longest = max(len(row) for row in rows)
+        return np.stack([np.pad(row, (0, longest - len(row)), constant_values=np.nan) for row in rows])

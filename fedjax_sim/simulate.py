@@ -18,13 +18,15 @@ from fedjax_sim._arguments import (
     check_types,
     check_variables,
     group_indices,
+    member_algorithms,
     replica_hyperparameters,
 )  # fmt: skip
 from fedjax_sim._client_state import Where, client_states_of
-from fedjax_sim._description import describe, model_precision
+from fedjax_sim._description import model_precision
 from fedjax_sim._feed import Resident, feed_of
+from fedjax_sim._inside import Inspected
 from fedjax_sim._priced import Priced
-from fedjax_sim._runner import Callback, NonFiniteModelError, Progress, Runner, root_words
+from fedjax_sim._runner import Callback, NonFiniteModelError, Progress, Runner
 from fedjax_sim._src import checks, keys
 from fedjax_sim._src.types import Algorithm, Variables
 from fedjax_sim._tuning import Timing, Tuning, tune
@@ -33,7 +35,7 @@ from fedjax_sim.data._blocks import some_at_a_time
 from fedjax_sim.data.client_source import Clients
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
-from fedjax_sim.data.plans import Plan, Planner
+from fedjax_sim.data.plans import Planner
 from fedjax_sim.engines import Engine, Layout, SimState
 from fedjax_sim.engines._costs import TurnCosts, turn_costs
 from fedjax_sim.engines._problem import (
@@ -53,7 +55,7 @@ from fedjax_sim.privacy import Budget
 __all__ = ["Callback", "NonFiniteModelError", "Progress", "Simulation", "Timing", "Tuning"]
 
 
-class Simulation(Priced):
+class Simulation(Priced, Inspected):
     """Runs an algorithm over a population of clients.
 
     Args:
@@ -193,6 +195,21 @@ class Simulation(Priced):
             self._public,
         )
 
+    def planner(self, replicas: int = 1) -> Planner:
+        """The host's side of a round: who trains where, for how long."""
+        works = self._problem.works(self.algorithm)
+        return Planner(
+            self.data.sizes,
+            self.data.offsets[:-1],
+            self.cohort,
+            works,
+            self._group,
+            len(group_names(self.algorithm)),
+            replicas,
+            self.engine.devices,
+            homes=keeps_client_state(self._template) and self.engine.devices > 1,
+        )
+
     # --- running ---
 
     def run(
@@ -219,7 +236,7 @@ class Simulation(Priced):
           checkpoints: where the run is saved. What a folder holds of these rounds already is not run again: the
             same call goes on after a kill, and after ``rounds`` was raised, with the same result to the last bit.
           budget: the run ends after the last round that it pays for, counted from round 0 of the state's life; of more
-            rounds than that the history and the state have fewer.
+            rounds than that the history and the state have fewer, and ``history.stopped`` is ``"budget"``.
 
         Returns:
           The new state and the history of these rounds.
@@ -232,12 +249,13 @@ class Simulation(Priced):
         """
         check_rounds(rounds, checkpoints)
         check_state(state, self._template, self.algorithm.name, self.data.num_clients)
-        rounds = self._paid(budget, int(state.round), rounds)
+        paid = self._paid(budget, int(state.round), rounds)
         if self._turn_costs is None:
             self._turn_costs = turn_costs(self._problem, state)
         runner = self._runner(
-            self._rounds, self._turn_costs, (self.algorithm,), evaluate_on, every, callbacks, single=True
-        )
+            self._rounds, self._turn_costs, (self.algorithm,), evaluate_on, every, callbacks, single=True,
+            ends=None if paid is None else (paid,),
+        )  # fmt: skip
         state, histories = self._execute(runner, state, rounds, checkpoints)
         return state, histories[0]
 
@@ -262,6 +280,7 @@ class Simulation(Priced):
         every: int | None = None,
         callbacks: Sequence[Callback] = (),
         checkpoints: Checkpoints | None = None,
+        budget: Budget | None = None,
     ) -> Histories:
         """Runs one replica per seed in one program; replica ``i`` equals a run with ``seeds[i]``.
 
@@ -275,6 +294,11 @@ class Simulation(Priced):
           every: as for ``run``.
           callbacks: as for ``run``.
           checkpoints: as for ``run``.
+          budget: of each replica by itself: it ends where a run with its hyper-parameters would, and its history and state are
+            those of such a run. Who publishes several replicas, or chooses among them, pays for each.
+
+        Raises:
+          NonFiniteModelError, CheckpointError, BudgetSpentError, ValueError: as for ``run``.
 
         Example:
           ``sim.sweep(seeds=[0, 0, 0], rounds=10, algorithm=lambda lr: fs.algorithms.fedavg(task, optax.sgd(lr)),
@@ -289,8 +313,11 @@ class Simulation(Priced):
         state = variant._clients.initial(jax.tree.map(lambda *x: jnp.stack(x), *states))
         rounds_fn, costs = self.engine.compile(variant._problem), turn_costs(variant._problem, state)
         algorithms = tuple(build(one(index)) for index in range(len(seeds)))
+        ends = None
+        if budget is not None and rounds is not None:
+            ends = variant._ends(budget, rounds, member_algorithms(len(seeds), algorithm, hyperparameters))
         runner = variant._runner(
-            rounds_fn, costs, algorithms, evaluate_on, every, callbacks, hyper=hyper, single=False
+            rounds_fn, costs, algorithms, evaluate_on, every, callbacks, hyper=hyper, single=False, ends=ends
         )
         state, histories = variant._execute(runner, state, rounds, checkpoints)
         finals = tuple(jax.tree.map(lambda x, i=i: x[i], state) for i in range(len(seeds)))
@@ -307,8 +334,9 @@ class Simulation(Priced):
         *,
         single: bool,
         hyper: Any = (),
+        ends: tuple[int, ...] | None = None,
     ) -> Runner:
-        """``algorithms``: one per replica."""
+        """``algorithms`` and ``ends``, behind the last round that a budget pays for: one per replica."""
         if every is not None:
             checks.positive_int("every", every)
             if evaluate_on is None:
@@ -319,7 +347,7 @@ class Simulation(Priced):
             return {name: self._evaluate(algorithms[replica], state, data) for name, data in sets.items()}
 
         return Runner(
-            rounds_fn, self.planner(len(algorithms)), self._feed, self._clients, self.data.ids,
+            rounds_fn, dataclasses.replace(self.planner(len(algorithms)), ends=ends), self._feed, self._clients, self.data.ids,
             self.rounds_per_chunk, costs, hyper, single, evaluation if sets else None, every, callbacks,
             precision=model_precision(self.algorithm, self._problem, self._template),
         )  # fmt: skip
@@ -445,56 +473,3 @@ class Simulation(Priced):
         self.engine = self.engine.at(tuning.best)
         self._rounds = self.engine.compile(self._problem)
         return tuning
-
-    # --- for a look inside ---
-
-    def describe(self, state: SimState) -> dict[str, Any]:
-        """What a run is, as far as it can be seen, in JSON's types; a checkpoint belongs to one such description.
-
-        Hyper-parameters that an algorithm closes over cannot be seen: give them to ``Checkpoints(settings=...)``.
-        The engine is not part of it, a run may go on with other devices or lanes.
-        """
-        precision = model_precision(self.algorithm, self._problem, self._template)
-        return describe(self.algorithm, self.data, self._group, self.cohort, self.local, state, precision)
-
-    def planner(self, replicas: int = 1) -> Planner:
-        """The host's side of a round: who trains where, for how long."""
-        works = self._problem.works(self.algorithm)
-        return Planner(
-            self.data.sizes,
-            self.data.offsets[:-1],
-            self.cohort,
-            works,
-            self._group,
-            len(group_names(self.algorithm)),
-            replicas,
-            self.engine.devices,
-            homes=keeps_client_state(self._template) and self.engine.devices > 1,
-        )
-
-    def plan(self, state: SimState, rounds: int | None = None) -> Plan:
-        """The plan of the next rounds, at most a chunk of them."""
-        rounds = self.rounds_per_chunk if rounds is None else rounds
-        return self.planner().plan(root_words(state), int(state.round), rounds, self.rounds_per_chunk)
-
-    def lower(self, state: SimState):
-        """The lowered program of a chunk of rounds: its memory, cost and text can be looked at."""
-        return self._rounds.lower(*self._lent(state, self.rounds_per_chunk))
-
-    @property
-    def compilations(self) -> int:
-        """Programs compiled so far for chunks of rounds."""
-        return self._rounds.compilations()
-
-    def chunk(self, state: SimState, rounds: int) -> tuple[Plan, Any]:
-        """The plan of the next rounds, in arrays with room for as many, and the examples on the devices."""
-        place, roots = self._rounds.place_columns, root_words(state)
-        with self._feed.chunks(self.planner(), place, roots, rounds) as chunks:
-            chunks.ask(int(state.round), rounds)
-            return chunks.take()
-
-    def _lent(self, state: SimState, rounds: int) -> tuple[SimState, Any, Plan]:
-        """What the engine gets for the chunk of the next rounds: state, columns and plan."""
-        plan, columns = self.chunk(state, rounds)
-        lent, plan, _ = self._clients.lend(self._rounds, self._clients.fitted(state), plan)
-        return lent, columns, plan

@@ -125,7 +125,7 @@ def describe(transform: Transform, message: PyTree) -> Description:
                 bound=float(bound),
                 norm=norm,
                 dtypes=tuple(dict.fromkeys(str(x.dtype) for x in jax.tree.leaves(after.value))),
-                bits=_bits(after, fact),
+                bits=message_bits(after, fact),
                 reduction=fact.reduction,
                 noise=_noise_text(fact.noise),
             )
@@ -135,14 +135,14 @@ def describe(transform: Transform, message: PyTree) -> Description:
     return Description(
         rows=tuple(rows),
         coordinates=tree.size(specs[0].value),
-        bits=_bits(specs[0], None),
+        bits=message_bits(specs[0], None),
         reduction=special[0] if special else "sum",
         price=_LAWS.get(noise.law, f"noise of the law {noise.law}") if noise else "",
     )
 
 
-def _bits(message: Message, fact: Facts | None) -> int:
-    """Of a message; numbers modulo ``2^bits`` need so many each, in whatever type the program holds them."""
+def message_bits(message: Message, fact: Facts | None) -> int:
+    """Of an encoded message and its last layer; numbers modulo ``2^bits`` need so many each, in whatever type the program holds them."""
     own = fact.noise.details.get("bits") if fact is not None and fact.noise is not None else None
     beside = 8 * tree.num_bytes((message.aux, message.stack))
     return beside + (8 * tree.num_bytes(message.value) if own is None else own * tree.size(message.value))

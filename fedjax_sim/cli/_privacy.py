@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fedjax_sim.cli import _screen
-from fedjax_sim.cli._setup import BAD_USAGE, ERRORS, Json
+from fedjax_sim.cli._priced_file import file_price
+from fedjax_sim.cli._setup import BAD_USAGE, ERRORS, Json, Set, load, prepare_jax
 from fedjax_sim.data import cohorts
 from fedjax_sim.privacy import Guarantee, calibrate, ledger_of, price
 from fedjax_sim.privacy._laws import Accountant, Neighbour
@@ -27,8 +29,19 @@ class Answer:
 
 
 def privacy(
-    rounds: Annotated[int, typer.Option(help="Rounds of training, or steps of DP-SGD.", min=1)],
-    delta: Annotated[float, typer.Option(help="In (0, 1), well below one over the population.")],
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="TOML file, or a run folder: price what it describes.", show_default=False),
+    ] = None,
+    changes: Set = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(help="Rounds of training, or steps of DP-SGD; those of CONFIG if not given.", min=1),
+    ] = None,
+    delta: Annotated[
+        float | None,
+        typer.Option(help="In (0, 1), well below one over the population; that of CONFIG if not given."),
+    ] = None,
     noise: Annotated[
         float | None,
         typer.Option(help="Noise multiplier: standard deviation on the sum over the clip norm."),
@@ -61,8 +74,23 @@ def privacy(
     """What a run will cost in privacy, by both accountants, before it is trained.
 
     Clients in rounds, or examples in the steps of DP-SGD: the arithmetic is the same. Give --noise for its epsilon, or
-    --epsilon for the noise that it needs.
+    --epsilon for the noise that it needs. Or give CONFIG alone: noise and cohorts are then what `fedjax-sim run` will train with.
     """
+    if config is not None:
+        given = {
+            "noise": noise,
+            "epsilon": epsilon,
+            "rate": rate,
+            "cohort": cohort,
+            "population": population,
+            "cap": cap,
+        }
+        _of_file(config, changes, rounds, delta, [*given, "neighbour"], [*given.values(), neighbour], json)
+        return
+    if rounds is None or delta is None or changes:
+        _screen.fail(
+            "error: give --rounds and --delta, without --set; or a file whose run is to be priced.", BAD_USAGE
+        )
     try:
         sampler = _sampler(rate, cohort, population, cap)
         if (noise is None) == (epsilon is None):
@@ -86,6 +114,38 @@ def privacy(
     typer.echo(
         f"{rounds:,} rounds at delta {delta:g}; the smaller epsilon holds. It covers the models alone."
     )
+
+
+def _of_file(
+    config: Path,
+    changes: list[str] | None,
+    rounds: int | None,
+    delta: float | None,
+    names: list[str],
+    values: list[Any],
+    json: bool,
+) -> None:
+    """The price of what a file describes; ``names`` and ``values`` are options that it says itself."""
+    for name, value in zip(names, values, strict=True):
+        if value is not None:
+            _screen.fail(
+                f"error: --{name} is said by {config} itself: change the file, or give --set key=value.",
+                BAD_USAGE,
+            )
+    made = list(changes or [])
+    made += [] if rounds is None else [f"rounds={rounds}"]
+    made += [] if delta is None else [f"privacy.delta={delta}"]
+    found = load(config, made)
+    prepare_jax(found.devices)
+    try:
+        priced = file_price(found)
+    except ERRORS as error:
+        _screen.fail(f"error: {error}", BAD_USAGE)
+    if json:
+        _screen.print_json(priced.plain())
+        return
+    for line in priced.lines():
+        typer.echo(line)
 
 
 def _sampler(rate: float | None, size: int | None, population: int | None, cap: int | None) -> cohorts.Cohort:

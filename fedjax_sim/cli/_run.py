@@ -175,4 +175,7 @@ def _show(outcomes: Sequence[experiment.Outcome], quiet: bool, json: bool) -> No
         _screen.print_json(summaries if len(summaries) > 1 else summaries[0])
     elif not interrupted:
         for outcome in outcomes:
+            if outcome.summary["stopped"] and not quiet:
+                done, asked = (outcome.summary[name] for name in ("rounds", "rounds_asked"))
+                typer.echo(f"ended       after {done} of {asked} rounds: {outcome.summary['reason']}")
             typer.echo(outcome.folder if quiet else f"run folder  {outcome.folder}")

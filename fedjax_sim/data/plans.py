@@ -102,6 +102,7 @@ class Planner:
       replicas: runs in the program.
       devices: length of the mesh axis.
       homes: clients keep state, which lives on a home device: client ``c`` on device ``c // ceil(population / devices)``.
+      ends: rounds after which nobody comes any more, one number per replica; ``None`` where all go on.
       past: what is known of the rounds before; a cache.
     """
 
@@ -114,6 +115,7 @@ class Planner:
     replicas: int = 1
     devices: int = 1
     homes: bool = False
+    ends: tuple[int, ...] | None = None
     past: Past = dataclasses.field(default_factory=lambda: Past(), compare=False, repr=False)
 
     @property
@@ -198,6 +200,8 @@ class Planner:
             keyed = round_ if key_round is None else key_round(round_, self.population)
             generator = keys.host_generator(root, keys.COHORT, keyed)
             drawn = np.asarray(self.cohort.sample(generator, round_, self.population), np.int64)
+            if self.ends is not None and round_ >= self.ends[replica]:
+                drawn = drawn[:0]
             clients.append(drawn)
             draws.append(_draws(drawn))
             replicas.append(np.full(len(drawn), replica, np.int64))

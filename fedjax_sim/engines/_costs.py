@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from fedjax_sim_kernels import as_written
 
 from fedjax_sim._src import keys, tree
-from fedjax_sim._src.types import RuleTraffic
+from fedjax_sim._src.types import Message, RuleTraffic
+from fedjax_sim.aggregation._describe import message_bits
 from fedjax_sim.data.plans import Entry
 from fedjax_sim.engines._client import Row, Rows, Turn
 from fedjax_sim.engines._flops import flops
-from fedjax_sim.engines._problem import Problem, groups, message_spec
+from fedjax_sim.engines._problem import Problem, aggregate, groups, message_spec
 from fedjax_sim.engines._state import SimState
 from fedjax_sim.tasks.precision import products_of
 
@@ -22,7 +23,8 @@ class TurnCosts(NamedTuple):
     """Per turn of a client of one group.
 
     Attributes:
-      bytes_up: encoded messages of all stages, without what the rule does not really send.
+      bytes_up: encoded messages of all stages, without what the rule does not really send; numbers modulo ``2^bits`` take
+        as many bits each, as ``aggregation.describe`` counts them.
       bytes_down: broadcasts of all stages, likewise.
       step_flops: operations of one local step in each stage, by XLA's count of the model as it is written: a faster form
         of a convolution does not change them.
@@ -57,8 +59,11 @@ def _group_costs(problem: Problem, state: SimState, group: int) -> TurnCosts:
         rule = groups(stage)[group]
         broadcast = jax.eval_shape(stage.broadcast, state.server)
         message = message_spec(problem, algorithm, index, broadcast, state, group)
-        down += _traffic(rule.receives, broadcast)
-        up += _traffic(rule.sends, message)
+        down += tree.num_bytes(_crossing(rule.receives, broadcast))
+        sent = _crossing(rule.sends, message)
+        last = aggregate(stage).facts[-1]
+        # A packed message fills its last byte.
+        up += -(-message_bits(sent, last) // 8) if isinstance(sent, Message) else tree.num_bytes(sent)
         per_step.append(_step(problem, index, group, broadcast, state))
     return TurnCosts(
         up,
@@ -68,8 +73,8 @@ def _group_costs(problem: Problem, state: SimState, group: int) -> TurnCosts:
     )
 
 
-def _traffic(part: RuleTraffic | None, whole) -> int:
-    return tree.num_bytes(whole if part is None else jax.eval_shape(part, whole))
+def _crossing(part: RuleTraffic | None, whole):
+    return whole if part is None else jax.eval_shape(part, whole)
 
 
 def _step(problem: Problem, stage: int, group: int, broadcast, state: SimState) -> jax.stages.Traced:

@@ -103,6 +103,6 @@ BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
 
 GIVEN = {
     "algorithms": ("task",), "tasks": ("model",), "trackers": ("folder", "keep_rounds"), "unseen": ("data",),
-    "partition": ("data", "partitioner"), "precision": ("task",),
+    "partition": ("data", "partitioner"), **dict.fromkeys(("pretrained", "trainable", "lora", "precision"), ("task",)),
 }  # fmt: skip
 """Parameters that the program gives: an algorithm's task is made of the tables ``task`` and ``model``."""

@@ -22,8 +22,8 @@ from fedjax_sim.experiment._forms import ConfigError
 from fedjax_sim.experiment._privacy import Privacy
 from fedjax_sim.experiment._registry import build_part, find, importable
 from fedjax_sim.experiment._settings import DEAL, PLAIN, Clock, Evaluate, Keep, Settings
+from fedjax_sim.experiment._tasks import wrapped
 from fedjax_sim.simulate import Simulation
-from fedjax_sim.tasks import with_precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +130,7 @@ class Experiment:
             model = entry.build(settings)
         with self._paths(), blame("task"):
             task = build_part("tasks", self.settings["task"], model=model)
-        with blame("precision"):
-            return with_precision(task, **self.settings.get("precision", {}))
+        return wrapped(task, self.settings, self._row(), blame)
 
     def algorithm(self, changes: Mapping[str, Any] | None = None) -> Algorithm:
         """The algorithm.
@@ -151,14 +150,17 @@ class Experiment:
 
     def parameters(self) -> int:
         """Trained parameters of the model."""
+        variables = jax.eval_shape(self._task.init, jax.eval_shape(lambda: jax.random.key(0)), self._row())
+        return models.count_parameters(variables.params)
+
+    def _row(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Specs of a batch of one example."""
         on_device = jax.dtypes.canonicalize_dtype
         columns = self.federated.train.columns
         row = {
             name: jax.ShapeDtypeStruct((1, *c.shape[1:]), on_device(c.dtype)) for name, c in columns.items()
         }
-        row["mask"] = jax.ShapeDtypeStruct((1,), bool)
-        variables = jax.eval_shape(self._task.init, jax.eval_shape(lambda: jax.random.key(0)), row)
-        return models.count_parameters(variables.params)
+        return row | {"mask": jax.ShapeDtypeStruct((1,), bool)}
 
     def simulation(self, changes: Mapping[str, Any] | None = None) -> Simulation:
         """All of it put together.

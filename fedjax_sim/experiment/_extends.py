@@ -82,6 +82,8 @@ def located(
 ) -> dict[str, Any]:
     """Tables whose paths begin at a folder, with absolute ones: ``paths``, and what the data source calls a path.
 
+    So does ``pretrained.weights``.
+
     Args:
       tables: of a file, or the settings made of them.
       folder: of the file.
@@ -102,6 +104,9 @@ def located(
         names = _path_names(data)
         if data is not None:
             found["data"] = _located_part("datasets", "data", data, start)
+        if isinstance(found.get("pretrained"), Mapping) and "weights" in found["pretrained"]:
+            weights = _absolute(found["pretrained"]["weights"], start("pretrained.weights"))
+            found["pretrained"] = {**found["pretrained"], "weights": weights}
         if isinstance(found.get("sweep"), Mapping):
             found["sweep"] = {
                 key: _located_values(key, values, names, start(f"sweep.{key}"))
@@ -144,7 +149,7 @@ def _located_values(key: str, values: Any, names: Collection[str], folder: Path)
             else table
             for table in values
         ]
-    is_path = key.startswith("data.") and key.removeprefix("data.") in names
+    is_path = key == "pretrained.weights" or (key.startswith("data.") and key.removeprefix("data.") in names)
     return _absolute(values, folder) if is_path else values
 
 

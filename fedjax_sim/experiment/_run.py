@@ -292,10 +292,11 @@ class _Job:
             with contextlib.suppress(OSError):
                 self._stopped("failed", f"error: {error}")
             raise
-        done = histories[0].first_round + histories[0].rounds
-        status: Status = "completed" if done >= self._rounds else "interrupted"
-        reason = "" if status == "completed" else "stopped by a callback"
-        if status == "completed" and done < self.experiment.rounds:
+        stopped = histories[0].stopped
+        # What its budget pays for is all that a run was to have.
+        status: Status = "interrupted" if stopped == "callback" else "completed"
+        reason = "stopped by a callback" if stopped == "callback" else ""
+        if stopped == "budget":
             reason = (
                 f"the privacy budget, epsilon {self.experiment.privacy.epsilon:g}, pays for no more rounds"
             )
@@ -347,6 +348,9 @@ class _Job:
             if self.sets:
                 options |= {"evaluate_on": self.sets, "every": self.experiment.evaluation.every}
             states, histories = self._start(self._rounds, options)
+            if self._rounds < self.experiment.rounds:
+                # The run was asked for what is paid, and to its end is to the budget's.
+                histories = [dataclasses.replace(h, stopped=h.stopped or "budget") for h in histories]
             # Where no round was left to run, rows that the disk had lost are still to be written.
             recorder.record(histories)
             return states, histories
@@ -391,6 +395,7 @@ class _Job:
         summary: dict[str, Any] = {
             "status": status,
             "reason": reason,
+            "stopped": histories[0].stopped if histories else None,
             "rounds": histories[0].first_round + histories[0].rounds if histories else self._recorded,
             "rounds_asked": self.experiment.rounds,
             "data": {

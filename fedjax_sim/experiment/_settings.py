@@ -15,7 +15,7 @@ from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.experiment._forms import ConfigError, nearest, shown
 from fedjax_sim.experiment._privacy import Privacy
 from fedjax_sim.experiment._registry import Entry, Part, entry_of, resolve_part
-from fedjax_sim.tasks import with_precision
+from fedjax_sim.experiment._tasks import WRAPPERS
 
 Settings = dict[str, Any]
 """Complete settings in TOML's types; what is ``None`` is left out."""
@@ -100,7 +100,7 @@ PLAIN: dict[str, type] = {
 }
 """Tables whose keys are fixed, and the dataclass that they become."""
 
-OPTIONAL: dict[str, Callable] = {"unseen": holdout_clients, "precision": with_precision}
+OPTIONAL: dict[str, Callable] = {"unseen": holdout_clients, **WRAPPERS}
 DEAL = entry_of("partition", "partition", repartition).parameters
 """Settings of ``[partition]`` beside those of the law that it names."""
 """Tables that may be missing, and the function that is called with what they hold."""

@@ -29,7 +29,7 @@ def trainable(task: Task, predicate: str | Callable[[str], bool]) -> Task:
         anywhere in the path.
 
     Raises:
-      ValueError: at ``init``, when no parameter is trained.
+      ValueError: text that is no regular expression; at ``init``, when no parameter is trained.
       TypeError: at ``init``, when the parameters are not nested dicts.
 
     >>> import jax
@@ -39,7 +39,11 @@ def trainable(task: Task, predicate: str | Callable[[str], bool]) -> Task:
     >>> sorted(variables.params), sorted(variables.frozen[0])
     (['Dense_2'], ['Dense_0', 'Dense_1'])
     """
-    is_trained = predicate if callable(predicate) else lambda path: re.search(predicate, path) is not None
+    if callable(predicate):
+        is_trained = predicate
+    else:
+        pattern = compiled("predicate", predicate)
+        is_trained = lambda path: pattern.search(path) is not None  # noqa: E731
 
     def init(key: Key, sample: Batch | None = None) -> Variables:
         variables = task.init(key, sample)
@@ -122,6 +126,14 @@ def most_important(
     if not chosen:
         raise ValueError(f"numbers is {numbers}, but the smallest leaf has {min(sizes.values())}.")
     return chosen.__contains__
+
+
+def compiled(name: str, pattern: str) -> re.Pattern[str]:
+    """A regular expression; ValueError for text that is none."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{name} is {pattern!r}, which is no regular expression: {error}.") from None
 
 
 def flat_params(params: PyTree) -> dict[tuple[str, ...], Any]:

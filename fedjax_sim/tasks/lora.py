@@ -12,7 +12,7 @@ from flax import linen, traverse_util
 
 from fedjax_sim._src import checks, keys
 from fedjax_sim._src.types import Batch, Key, Outputs, PyTree, Task, Variables
-from fedjax_sim.tasks.freeze import flat_params
+from fedjax_sim.tasks.freeze import compiled, flat_params
 
 __all__ = ["Adapters", "lora", "merge_lora"]
 
@@ -65,7 +65,7 @@ def lora(
         gone, and half of what is noised.
 
     Raises:
-      ValueError: a rank below 1; at ``init``, ``targets`` or ``full`` find nothing, or both find the same parameter.
+      ValueError: a rank below 1, text that is no regular expression; at ``init``, ``targets`` or ``full`` find nothing, or both find the same parameter.
       TypeError: at ``init``, the parameters are not nested dicts.
 
     Source: Hu et al. 2022, "LoRA"; Sun et al. 2024, "Improving LoRA in Privacy-preserving Federated Learning" (FFA-LoRA).
@@ -78,6 +78,9 @@ def lora(
     (['Dense_0/kernel', 'Dense_1/kernel'], ['Dense_2'])
     """
     checks.positive_int("rank", rank)
+    compiled("targets", targets)
+    if full is not None:
+        compiled("full", full)
     scale = 1.0 if alpha is None else alpha / rank
     checks.positive("alpha", scale)
 

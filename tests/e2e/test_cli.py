@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from e2e.command_line import invoke
 from rich.console import Console
-from typer.testing import CliRunner
 
 from fedjax_sim import experiment, tracking
 from fedjax_sim.bench import BENCHMARKS
-from fedjax_sim.cli import _screen, app
+from fedjax_sim.cli import _screen
+
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ["data.clients=8", "cohort.size=3", "model=linear", "plots=false"]
@@ -29,21 +31,6 @@ SMALL = ["run", *(item for setting in SETTINGS for item in ("--set", setting))]
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    """Default run folders land in the test's folder, and JAX's configuration stays as the test process has it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ.get("JAX_COMPILATION_CACHE_DIR", ""))
-    monkeypatch.setenv("COLUMNS", "200")
-
-
-def invoke(*arguments: str):
-    """Runs the command in this process."""
-    result = CliRunner().invoke(app, arguments)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
 
 
 def environment(cache: Path) -> dict[str, str]:

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
-from typer.testing import CliRunner
+from e2e.command_line import invoke
 
-from fedjax_sim.cli import app
 from fedjax_sim.privacy import Ledger
 
+pytestmark = pytest.mark.usefixtures("own_folder")
+
 POISSON = ["privacy", "--rate", "0.01", "--rounds", "1000", "--delta", "1e-5"]
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ.get("JAX_COMPILATION_CACHE_DIR", ""))
-    monkeypatch.setenv("COLUMNS", "200")
-
-
-def invoke(*arguments: str):
-    result = CliRunner().invoke(app, arguments)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
 
 
 def answers(*arguments: str) -> dict[str, dict]:
@@ -92,15 +79,103 @@ def test_what_cannot_be_priced_is_refused(arguments, says):
     assert not result.stdout
 
 
-def test_a_private_run_ends_with_its_price():
-    settings = [
-        "data.clients=20", "cohort.size=5", "model=linear", "plots=false", "privacy.accountant=rdp", "privacy.delta=0.001",
-        'algorithm.aggregate=[{name="clip_by_global_norm", clip_norm=1.0}, {name="mean", over="expected_cohort"}, '
-        '{name="gaussian_noise", noise_multiplier=3.0}]',
-    ]  # fmt: skip
-    result = invoke(
-        "run", *(item for s in settings for item in ("--set", s)), "--rounds", "2", "--out", "mine"
-    )
+# --- a file ---
+
+FILE = """
+rounds = 20
+data = { name = "digits", clients = 50 }
+model = "linear"
+cohort = { name = "poisson", rate = 0.1 }
+privacy = { delta = 1e-3 }
+algorithm.name = "fedavg"
+algorithm.client = { name = "sgd", learning_rate = 0.1 }
+algorithm.aggregate = [
+  { name = "clip_by_global_norm", clip_norm = 1.0 }, { name = "mean", over = "expected_cohort" },
+  { name = "gaussian_noise", noise_multiplier = 2.0 },
+]
+"""
+
+
+@pytest.fixture
+def file(own_folder):
+    path = own_folder / "private.toml"
+    path.write_text(FILE)
+    return path.name
+
+
+def test_a_file_is_priced_as_it_will_run(file):
+    (said,) = json.loads(invoke("privacy", file, "--json").stdout)
+    result = invoke("run", file, "--set", "plots=false", "--out", "mine")
     assert result.exit_code == 0, result.stderr
+    with open("mine/summary.json") as summary:
+        (ran,) = json.load(summary)["replicas"][0]["privacy"]
+    assert said == ran
+    assert invoke("privacy", "mine", "--json").stdout == invoke("privacy", file, "--json").stdout
+
+
+def test_a_price_of_a_file_says_what_it_is_for(file):
+    price, end = invoke("privacy", file, "--rounds", "30", "--delta", "1e-4").stdout.splitlines()
+    assert price.startswith("PLD  epsilon ") and "at delta 0.0001 for one client, replace_special" in price
+    assert end.startswith("30 rounds. It covers the models alone")
+    *_, end = invoke("privacy", file, "--set", "privacy.epsilon=0.5").stdout.splitlines()
+    assert "of 20 rounds, which is what privacy.epsilon pays for" in end
+
+
+def test_every_swept_setting_has_its_price(file):
+    swept = "sweep.algorithm.aggregate=[[{name='identity'}]]"
+    refused = invoke("privacy", file, "--set", swept)
+    assert refused.exit_code == 2 and "nothing to price" in refused.stderr
+    found = json.loads(invoke("privacy", file, "--set", "sweep.cohort.rate=[0.1, 0.2]", "--json").stdout)
+    assert [one["run"] for one in found] == ["000-rate=0.1", "001-rate=0.2"]
+    assert found[0]["epsilon"] < found[1]["epsilon"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["private.toml", "--noise", "1.0"], "--noise is said by private.toml itself"),
+        (["none.toml"], "there is no file none.toml"),
+        (["private.toml", "--set", "algorithm.aggregate=[]"], "there is nothing to price. Add a noise"),
+        (["private.toml", "--set", "privacy.epsilon=0.0001"], "does not pay for the first round"),
+        (["--rate", "0.1", "--noise", "1.0"], "give --rounds and --delta"),
+    ],
+)
+def test_what_a_file_does_not_say(file, arguments, says):
+    result = invoke("privacy", *arguments)
+    assert result.exit_code == 2
+    assert says in " ".join(result.stderr.split())
+
+
+# --- a run ---
+
+PRIVATE = [
+    "data.clients=20", "cohort.size=5", "model=linear", "plots=false", "privacy.accountant=rdp", "privacy.delta=0.001",
+    'algorithm.aggregate=[{name="clip_by_global_norm", clip_norm=1.0}, {name="mean", over="expected_cohort"}, '
+    '{name="gaussian_noise", noise_multiplier=3.0}]',
+]  # fmt: skip
+
+
+def train(*arguments: str, settings=()):
+    made = (item for setting in [*PRIVATE, *settings] for item in ("--set", setting))
+    result = invoke("run", *made, *arguments, "--out", "mine")
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def test_a_run_that_its_budget_ended_says_so():
+    result = train("--rounds", "500", settings=["privacy.epsilon=4.0"])
+    with open("mine/summary.json") as file:
+        summary = json.load(file)
+    assert (summary["stopped"], summary["rounds_asked"]) == ("budget", 500)
+    ended, folder = result.stdout.splitlines()[-2:]
+    why = "the privacy budget, epsilon 4, pays for no more rounds"
+    assert ended == f"ended       after {summary['rounds']} of 500 rounds: {why}"
+    assert folder == "run folder  mine"
+    assert invoke("resume", "mine", "--quiet").stdout == "mine\n"  # which a script reads
+
+
+def test_a_private_run_ends_with_its_price():
+    result = train("--rounds", "2")
+    assert "ended" not in result.stdout
     assert "privacy" in result.stdout
     assert "at delta 0.001, for one client (replace_one)" in result.stdout

@@ -314,8 +314,6 @@ def test_canaries_join_a_population():
         larger, first = audits.add_canaries(data, 4)
         assert (first, larger.num_clients, larger.sizes.tolist()) == (2, 6, [1, 2, 1, 1, 1, 1])
         np.testing.assert_array_equal(larger.select([0, 1]).columns["x"], data.columns["x"])
-    with pytest.raises(TypeError, match=r"expected ClientData, such as data\.train or source\.in_memory"):
-        audits.add_canaries(fs.data.glyphs(clients=3).train, 2)
 
 
 def test_an_algorithm_without_a_delta_has_no_canaries():

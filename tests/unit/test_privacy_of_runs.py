@@ -73,6 +73,7 @@ def test_a_run_ends_with_its_budget_and_says_so(tmp_path):
     summary, (found,) = said(experiment.run(load(f"privacy.epsilon={budget}"), tmp_path / "a"))
     assert (summary["rounds"], summary["rounds_asked"], summary["status"]) == (2, 6, "completed")
     assert "the privacy budget, epsilon" in summary["reason"]
+    assert summary["stopped"] == "budget"
     assert found["epsilon"] == pytest.approx(price(2))
     assert found["epsilon"] < budget
 
@@ -83,6 +84,7 @@ def test_a_resumed_run_continues_the_ledger(tmp_path):
     experiment.run(load(f"privacy.epsilon={budgets[0]}"), tmp_path / "a")
     (again,) = experiment.resume(tmp_path / "a")
     assert (said(again)[0]["rounds"], again.status) == (2, "completed")
+    assert (said(again)[0]["stopped"], again.histories[0].stopped) == ("budget", "budget")
     (further,) = experiment.resume(tmp_path / "a", [f"privacy.epsilon={budgets[1]}"])
     summary, (found,) = said(further)
     assert summary["rounds"] == 4

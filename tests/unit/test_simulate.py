@@ -315,6 +315,22 @@ def test_costs_of_a_run(five, sim):
     assert costs.bytes_up == 5 * 3 * (4 * floats + 4)  # and the bit of the adaptive clip, a float
 
 
+@pytest.mark.parametrize("bits", [11, 20])
+def test_traffic_of_integers_is_counted_in_bits(bits):
+    """Numbers modulo a power of two are sent in as many bits; the program holds them in 32."""
+    noise = agg.discrete_gaussian_noise(0.01, min_clients=1, max_clients=len(SIZES), bits=bits)
+    chain = agg.chain(
+        agg.clip_by_global_norm(1.0), agg.mean(over="expected_cohort"), agg.hadamard_rotation(), noise
+    )
+    sim = make_sim(
+        fs.algorithms.fedavg(TASK, optax.sgd(0.1), aggregate=chain), cohort=fs.cohorts.all_clients()
+    )
+    state, history = sim.run(sim.init(seed=0), rounds=1)
+    told = agg.describe(chain, state.server.variables.params).rows[-1].bits
+    assert told == 16 * bits + 32  # 12 parameters, rotated as 16; and a count of the clients
+    assert history.costs.bytes_up == len(SIZES) * -(-told // 8)
+
+
 def test_costs_follow_the_group_of_each_client():
     """HeteroFL: a narrow client receives, trains and sends its corner, and no coverage, which the server knows."""
     sized = lambda width: fs.tasks.classification(  # noqa: E731

@@ -9,7 +9,7 @@ from fedjax_sim.privacy.audits._bounds import (
     one_run_lower_bound,
     two_gaussians_epsilon,
 )
-from fedjax_sim.privacy.audits._canaries import Canaries, add_canaries
+from fedjax_sim.privacy.audits._canaries import Canaries
 from fedjax_sim.privacy.audits._canary_audit import CanaryAudit, audit_canaries
 from fedjax_sim.privacy.audits._inversion import (
     Inversion,
@@ -18,6 +18,7 @@ from fedjax_sim.privacy.audits._inversion import (
     loss_gradient,
     psnr,
 )
+from fedjax_sim.privacy.audits._joined import add_canaries
 from fedjax_sim.privacy.audits._mechanism import MechanismAudit, audit_mechanism
 from fedjax_sim.privacy.audits._membership import (
     example_losses,

@@ -13,7 +13,6 @@ import numpy as np
 from fedjax_sim._src import checks, keys, tree
 from fedjax_sim._src.types import Algorithm, ClientRule, Delta, Message, PyTree, Stage, Variables
 from fedjax_sim.aggregation._reduce import as_message
-from fedjax_sim.data import ClientData
 
 _COINS, _DIRECTIONS = 140, 142
 """Purposes, above those of ``keys``: also with the run's seed, no direction shares a stream with what the run draws."""
@@ -81,10 +80,11 @@ class Canaries:
         """The algorithm with these clients as canaries; for all others it is what it was.
 
         A canary trains as everybody does, and what it would send is replaced: the ``Delta`` in it by the direction, everything
-        beside it by zeros.
+        beside it by zeros. Of a client that trains a part of every parameter (HeteroFL), it is that part of the direction.
 
         Raises:
-          TypeError: while a simulation is made, of an algorithm whose clients send no ``Delta`` in any stage.
+          TypeError: while a simulation is made, of an algorithm with a stage whose clients send no ``Delta``, or several. IFCA
+            is one: which model a client chose is sent beside the update, as it is, and no bound about the update covers it.
         """
         return algorithm._replace(
             stages=tuple(self._stage(stage, algorithm.name) for stage in algorithm.stages)
@@ -99,23 +99,28 @@ class Canaries:
     def _rule(self, rule: ClientRule, name: str) -> ClientRule:
         def finish(broadcast, work, state, ctx):
             sent, state, metrics = rule.finish(broadcast, work, state, ctx)
-            value = as_message(sent).value
+            message = as_message(sent)
+            value = message.value
             number = jnp.clip(ctx.client - self.first, 0, self.count - 1)
             ours = ctx.client - self.first == number
             length = self.norm * jnp.asarray(self.included, jnp.float32)[number]
-            value = tree.where(ours, self._instead(value, number, length, name), value)
+            coverage = message.aux.get("coverage")
+            value = tree.where(ours, self._instead(value, number, length, coverage, name), value)
             return (sent._replace(value=value) if isinstance(sent, Message) else value), state, metrics
 
         return rule._replace(finish=finish)
 
-    def _instead(self, value: PyTree, number, length, name: str) -> PyTree:
+    def _instead(self, value: PyTree, number, length, coverage: PyTree, name: str) -> PyTree:
         found = []
 
         def replaced(part):
             if not isinstance(part, Delta):
                 return jnp.zeros_like(part)
             found.append(part)
-            return Delta(tree.scale(self.direction(number, part.params), length), tree.zeros_like(part.stats))
+            sent = tree.scale(self.direction(number, part.params), length)
+            if coverage is not None:
+                sent = jax.tree.map(lambda x, part: x * part.astype(x.dtype), sent, coverage.params)
+            return Delta(sent, tree.zeros_like(part.stats))
 
         value = jax.tree.map(replaced, value, is_leaf=lambda part: isinstance(part, Delta))
         if len(found) != 1:
@@ -157,47 +162,6 @@ class Canaries:
             return jax.lax.map(one, numbers)
 
         return np.asarray(cosines(jnp.arange(count)), np.float64)
-
-
-def add_canaries(data: ClientData, count: int) -> tuple[ClientData, int]:
-    """A population with ``count`` more clients at its end, each with a copy of the first example, which it will not use.
-
-    Args:
-      data: the clients that train.
-      count: how many canaries join them.
-
-    Returns:
-      The larger population, and the position of the first canary.
-
-    Raises:
-      TypeError: data that are no ``ClientData``.
-      ValueError: data without an example.
-
-    Example:
-      >>> import fedjax_sim as fs
-      >>> from fedjax_sim.privacy import audits
-      >>> data = fs.data.load("digits", clients=20, alpha=1.0, seed=0)
-      >>> population, first = audits.add_canaries(data.train, 30)
-      >>> population.num_clients, first
-      (50, 20)
-    """
-    checks.positive_int("count", count)
-    if not isinstance(data, ClientData):
-        raise TypeError(
-            f"data is {type(data).__name__}, expected ClientData, such as data.train or source.in_memory."
-        )
-    if data.num_examples == 0:
-        raise ValueError("data has no example that a canary could hold.")
-    columns = {
-        name: np.concatenate([column, np.repeat(column[:1], count, axis=0)])
-        for name, column in data.columns.items()
-    }
-    offsets = np.concatenate([data.offsets, data.num_examples + 1 + np.arange(count)])
-    if data.ids.dtype.kind == "U":
-        more = np.array([f"canary-{number}" for number in range(count)])
-    else:
-        more = data.ids.max() + 1 + np.arange(count, dtype=data.ids.dtype)
-    return ClientData(columns, offsets, np.concatenate([data.ids, more])), data.num_clients
 
 
 def _flat(params: PyTree) -> np.ndarray:

@@ -65,12 +65,17 @@ class CanaryAudit:
           claim: what ``Simulation.privacy`` gives, at the audit's delta; or an epsilon.
 
         Raises:
-          ValueError: a claim at another delta, or one for a simulated cohort, which is not about the run.
+          ValueError: a claim at another delta, one about single examples, or one for a simulated cohort, which is not about the run.
         """
         if isinstance(claim, Guarantee):
             if claim.simulated:
                 raise ValueError(
                     "the claim is that of a simulated cohort, not of this run, whose noise is smaller: it cannot be audited here."
+                )
+            if claim.unit != "client":
+                raise ValueError(
+                    f"the claim is about one {claim.unit}, a canary is a whole client, of whom it says nothing: audit the claim for "
+                    "unit='client'."
                 )
             if claim.delta != self.delta:
                 raise ValueError(
