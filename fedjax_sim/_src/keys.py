@@ -20,6 +20,7 @@ STRAGGLERS = 5
 PASSES = 6
 ADAPTERS = 7
 ROTATION = 8
+IMPORTANCE = 9
 
 # Purposes under a client's key.
 ORDER = 0

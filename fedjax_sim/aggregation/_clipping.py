@@ -55,13 +55,14 @@ def adaptive_clip(
     """Clips to a norm that follows a quantile of the update norms (Andrew et al. 2021, algorithm 1).
 
     After each round ``C <- C * exp(-learning_rate * (b - target_quantile))``, where ``b`` is the noisy fraction of
-    clients that were NOT clipped. A bit is sent as plus or minus one half, so that one client moves the sum by a half:
+    clients that were NOT clipped. A bit is sent as plus or minus one half, so that one client moves the sum by a half,
+    whether it is not there or has no examples:
     ``b = 1/2 + (sum of (bits - 1/2) + N(0, count_noise_std^2)) / expected cohort``.
 
     Guarantees:
       The bound of a round is the norm that the round before left. The bit travels beside the value, so that it is
       neither clipped nor noised with it; a message that is not finite becomes zero and sends bit 0. A client without
-      examples sends zeros, which no norm clips: bit 1.
+      examples adds nothing to the sum of bits, as if it were not there.
 
     Args:
       initial_norm: the first round's bound.
@@ -82,6 +83,8 @@ def adaptive_clip(
     def encode(message, client, server, ctx):
         value, clipped, finite = tree.clip(message.value, server.clip_norm)
         unclipped = (~clipped & finite).astype(jnp.float32) - 0.5
+        # Between a clipped message and none, a bit for none would move the sum by a whole one: twice what is paid for.
+        unclipped = jnp.where(jnp.asarray(ctx.num_examples) > 0, unclipped, 0.0)
         sent = message._replace(value=value, stack=(*message.stack, unclipped))
         return sent, client, clip_metrics(clipped, finite, ctx)
 

@@ -172,7 +172,8 @@ def banded_noise(
         earlier = jax.tree.map(lambda ring, x: ring.at[here].set(x), server.earlier, noise)
         return _add(message, noise), BandedNoiseState(earlier, server.rounds + 1), {}
 
-    noise = Noise("banded_gaussian", noise_multiplier, {"bands": int(bands)})
+    details = {"bands": int(bands), "coefficients": best.tolist()}
+    noise = Noise("banded_gaussian", noise_multiplier, details)
     return _on_the_sum(init, decode, Facts("banded_noise", noise=noise, one_bound=True))
 
 

@@ -7,12 +7,14 @@ from fedjax_sim.privacy import audits
 from fedjax_sim.privacy._accounting import Guarantee, calibrate, epsilon, price, zcdp_budget
 from fedjax_sim.privacy._budget import Budget, BudgetSpentError
 from fedjax_sim.privacy._gaussian import gaussian_delta, gaussian_sigma, update_noise_multiplier
+from fedjax_sim.privacy._importance import Choice, most_important
 from fedjax_sim.privacy._ledger import Entry, Ledger, Sampling, ledger_of
 from fedjax_sim.privacy._secure_aggregation import secure_aggregation_bits
 
 __all__ = [
     "Budget",
     "BudgetSpentError",
+    "Choice",
     "Entry",
     "Guarantee",
     "Ledger",
@@ -23,6 +25,7 @@ __all__ = [
     "gaussian_delta",
     "gaussian_sigma",
     "ledger_of",
+    "most_important",
     "price",
     "secure_aggregation_bits",
     "update_noise_multiplier",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -76,7 +76,8 @@ def most_important(
     """Chooses what to train from PUBLIC data: the parameters whose gradients are largest, up to so many numbers.
 
     Whole leaves are taken, in the order of their mean squared gradient per number (of the loss on single batches), while
-    they fit. The choice costs no privacy where the data are public; made from the clients' data it would have to be paid for.
+    they fit. The choice costs no privacy where the data are public; made from the clients' data it has to be paid for:
+    ``fs.privacy.most_important``.
 
     Args:
       task: whose parameters are nested dicts with string keys.
@@ -102,26 +103,60 @@ def most_important(
     (True, False)
     """
     checks.positive_int("numbers", numbers)
-    checks.positive_int("batch_size", batch_size)
     examples = len(next(iter(batch.values()))) if batch else 0
     if not examples:
         raise ValueError("the public data has no examples: there is nothing to choose by.")
+    scores = leaf_scores(task, variables, batch_size)(batch)
+    return fitting(scores, variables.params, numbers)
+
+
+def leaf_scores(
+    task: Task, variables: Variables, batch_size: int
+) -> Callable[[Mapping[str, Any]], dict[str, float]]:
+    """From columns ``[examples, ...]`` to the mean squared gradient per number of each leaf, by path, added up over batches."""
+    checks.positive_int("batch_size", batch_size)
+    flat_params(variables.params)
 
     def loss(params: PyTree, part: Batch):
         outputs, _ = task.apply(variables._replace(params=params), part, None, train=False)
-        return jnp.mean(task.loss(outputs, part))
+        mask = part["mask"]
+        return jnp.sum(jnp.where(mask, task.loss(outputs, part), 0.0)) / jnp.sum(mask)
 
-    gradient, scores = jax.jit(jax.grad(loss)), {}
-    for start in range(0, examples, batch_size):
-        part = {name: jnp.asarray(column[start : start + batch_size]) for name, column in batch.items()}
-        part["mask"] = jnp.ones(len(next(iter(part.values()))), bool)
-        for path, g in flat_params(gradient(variables.params, part)).items():
-            scores[path] = scores.get(path, 0.0) + float(jnp.mean(jnp.square(g.astype(jnp.float32))))
-    sizes = {path: int(np.size(x)) for path, x in flat_params(variables.params).items()}
+    @jax.jit
+    def of_batch(part: Batch):
+        gradient = flat_params(jax.grad(loss)(variables.params, part))
+        return {"/".join(path): jnp.mean(jnp.square(g.astype(jnp.float32))) for path, g in gradient.items()}
+
+    def scores(columns: Mapping[str, Any]) -> dict[str, float]:
+        examples = len(next(iter(columns.values())))
+        total = {"/".join(path): 0.0 for path in flat_params(variables.params)}
+        for start in range(0, examples, batch_size):
+            part = {name: np.asarray(x[start : start + batch_size]) for name, x in columns.items()}
+            size = min(batch_size, examples - start)
+            # Filled up with zeros, so that one program serves batches of all sizes.
+            part = {
+                name: np.concatenate([x, np.zeros((batch_size - size, *x.shape[1:]), x.dtype)])
+                for name, x in part.items()
+            }
+            part["mask"] = np.arange(batch_size) < size
+            for path, score in of_batch(part).items():
+                total[path] += float(score)
+        return total
+
+    return scores
+
+
+def fitting(scores: Mapping[str, float], params: PyTree, numbers: int) -> Callable[[str], bool]:
+    """The leaves of the largest scores, in their order, while they fit into so many numbers.
+
+    Raises:
+      ValueError: not even the smallest leaf fits.
+    """
+    sizes = {"/".join(path): int(np.size(x)) for path, x in flat_params(params).items()}
     chosen, left = set(), numbers
     for path in sorted(scores, key=lambda path: (-scores[path], path)):
         if sizes[path] <= left:
-            chosen.add("/".join(path))
+            chosen.add(path)
             left -= sizes[path]
     if not chosen:
         raise ValueError(f"numbers is {numbers}, but the smallest leaf has {min(sizes.values())}.")

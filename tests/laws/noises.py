@@ -27,8 +27,9 @@ class Mechanism(NamedTuple):
 
     Attributes:
       transform: the chain.
-      variance: of its noise on the sum over the cohort, in each coordinate.
-      exact: whether the sum is the same bit for bit in any order.
+      variance: of its noise on the sum over the cohort, in each coordinate; of noise that is correlated over rounds the share
+        of one round in that of all.
+      exact: whether the model is the same bit for bit however it is compiled, and in any order of the sum.
     """
 
     transform: fs.Transform
@@ -39,6 +40,16 @@ class Mechanism(NamedTuple):
 _UNIT = (MULTIPLIER * CLIP) ** 2
 MECHANISMS = {
     "gaussian": Mechanism(agg.chain(*_L2, agg.gaussian_noise(MULTIPLIER)), _UNIT),
+    "filtered_gaussian": Mechanism(
+        agg.chain(*_L2, agg.filtered_gaussian_noise(MULTIPLIER, 0.5)), _UNIT, exact=False
+    ),
+    # Two nodes of a tree are in the sum of three rounds.
+    "tree_gaussian": Mechanism(agg.chain(*_L2, agg.tree_noise(MULTIPLIER)), _UNIT * 2 / ROUNDS, exact=False),
+    "banded_gaussian": Mechanism(
+        agg.chain(*_L2, agg.banded_noise(MULTIPLIER, 2, ROUNDS)),
+        _UNIT * float(agg.prefix_std(agg.banded_coefficients(ROUNDS, 2), ROUNDS)[-1]) ** 2 / ROUNDS,
+        exact=False,
+    ),
     "laplace": Mechanism(agg.chain(*_L1, agg.laplace_noise(MULTIPLIER)), 2 * _UNIT),
     # Six clients bring the noise of six, where four were counted on.
     "discrete_gaussian": Mechanism(

@@ -263,15 +263,15 @@ def top_k(w, cohorts, share=0.25):
 def adaptive_clipping(w, cohorts, norm=1.0, quantile=0.6, rate=0.4):
     """Andrew et al. 2021, algorithm 1, without noise; m is the expected cohort. Returns x and C.
 
-    A client without examples sends a zero update, which no norm clips.
+    Bits are sent less a half (theorem 1); a client without examples adds nothing, as if it were not there.
     """
     fractions = []
     for cohort in cohorts:
-        total, bits = np.zeros_like(w), len(cohort) - len(came(cohort))
+        total, bits = np.zeros_like(w), COHORT / 2
         for i in came(cohort):
             delta = sgd(w, i) - w
             total = total + delta * min(1, norm / np.linalg.norm(delta))
-            bits += np.linalg.norm(delta) <= norm
+            bits += (np.linalg.norm(delta) <= norm) - 0.5
         w = w + total / COHORT
         norm = norm * np.exp(-rate * (bits / COHORT - quantile))
         fractions.append(bits / COHORT)

@@ -232,7 +232,10 @@ def test_a_simulation_knows_its_price():
     """Read off chain and sampler; the ledger is JSON and says bands, restarts and separation."""
     for noise, details in (
         (agg.tree_noise(2.0, 4), {"restart_every": 4}),
-        (agg.banded_noise(2.0, 4, 8), {"bands": 4}),
+        (
+            agg.banded_noise(2.0, 4, 8, coefficients=[2.0, 0.0, 0.0, 0.0]),
+            {"bands": 4, "coefficients": [1.0, 0.0, 0.0, 0.0]},
+        ),
     ):
         sim = fs.Simulation(
             fs.algorithms.fedavg(task(), optax.sgd(0.1), aggregate=private(noise)),

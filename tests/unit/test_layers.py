@@ -88,10 +88,9 @@ def test_adaptive_clip_moves_by_the_fraction_of_unclipped_clients():
 
 
 def test_the_bit_of_adaptive_clip_travels_beside_the_value():
-    """It is no part of the value, and minus a half where the message is clipped or not finite; else a half, also without
-    examples."""
+    """It is no part of the value, and minus a half where the message is clipped or not finite; nothing without examples."""
     clip = agg.adaptive_clip(1.0)
-    for value, examples, bit in [([0.5], 1, 0.5), ([2.0], 1, -0.5), ([np.nan], 1, -0.5), ([0.0], 0, 0.5)]:
+    for value, examples, bit in [([0.5], 1, 0.5), ([2.0], 1, -0.5), ([np.nan], 1, -0.5), ([0.0], 0, 0.0)]:
         message, _, _ = clip.encode(
             fs.Message(jnp.array(value)),
             (),

@@ -9,6 +9,9 @@ import math
 import numpy as np
 from scipy import special
 
+_OFTEN = 50.0
+"""Expected numbers from which on Pearson's test has its limit."""
+
 
 @dataclasses.dataclass(frozen=True)
 class NoiseTest:
@@ -23,17 +26,22 @@ class NoiseTest:
     p_value: float
 
 
-def noise_tests(noise: np.ndarray, sizes: list[int], cdf) -> tuple[NoiseTest, ...]:
-    """Tests of ``f64[rounds, coordinates]`` that is claimed to be of unit variance, independent everywhere."""
-    if cdf is not None:
-        with np.errstate(divide="ignore"):
-            noise = special.ndtri(cdf(noise))
+def noise_tests(noise: np.ndarray, sizes: list[int], runs: int = 1) -> tuple[NoiseTest, ...]:
+    """Tests of numbers that are claimed to be standard Gaussians, independent everywhere.
+
+    Args:
+      noise: ``f64[runs * rounds, coordinates]``, run after run.
+      sizes: coordinates of each part of a round, one part after the other.
+      runs: how many; rounds of one run follow on one another.
+    """
     rounds, coordinates = noise.shape
     edges = np.cumsum([0, *sizes])
     leaves = [noise[:, start:stop] for start, stop in itertools.pairwise(edges)]
     found = {"variance over all": _chi_square(np.sum(noise**2), noise.size)}
     for index, leaf in enumerate(leaves):
         found[f"variance in leaf {index}"] = _chi_square(np.sum(leaf**2), leaf.size)
+    each = [_chi_square(np.sum(round_**2), coordinates) for round_ in noise]
+    found["variance of the strangest round"] = min(1.0, rounds * min(each))
     finite = bool(np.isfinite(noise).all())
     found["law of the noise"] = _kolmogorov(noise.ravel()) if finite else 0.0
     # The sum of n independent numbers over root n is of unit variance again. Equal numbers make it n times too large.
@@ -45,7 +53,24 @@ def noise_tests(noise: np.ndarray, sizes: list[int], cdf) -> tuple[NoiseTest, ..
         found["mean over leaves"] = _chi_square(np.sum(total**2) / len(leaves), total.size)
     found["largest correlation of two coordinates"] = _largest_correlation(noise)
     found["largest correlation of two rounds"] = _largest_correlation(noise.T)
+    found["largest correlation at one distance"] = _at_a_distance(
+        noise.reshape(runs, rounds // runs, coordinates)
+    )
     return tuple(NoiseTest(name, p_value) for name, p_value in found.items())
+
+
+def lattice_test(counts: np.ndarray, expected: np.ndarray) -> NoiseTest:
+    """Pearson's test of how often each remainder of an integer came; rare ones, which its limit is not for, count as one."""
+    order = np.argsort(expected)
+    counts, expected = counts[order].astype(np.float64), expected[order]
+    rare = int(np.argmax(np.cumsum(expected) >= _OFTEN)) if expected.sum() >= _OFTEN else len(expected) - 1
+    got = np.append(counts[: rare + 1].sum(), counts[rare + 1 :])
+    claimed = np.append(expected[: rare + 1].sum(), expected[rare + 1 :])
+    name = "remainders of the integers"
+    if len(got) < 2:
+        return NoiseTest(name, 1.0)
+    statistic = float(np.sum((got - claimed) ** 2 / claimed))
+    return NoiseTest(name, float(special.chdtrc(len(got) - 1, statistic)))
 
 
 def _chi_square(statistic: float, degrees: int) -> float:
@@ -77,3 +102,24 @@ def _largest_correlation(noise: np.ndarray) -> float:
         return 0.0
     t = largest * math.sqrt((samples - 2) / (1 - largest**2))
     return float(min(1.0, columns * (columns - 1) * special.stdtr(samples - 2, -t)))
+
+
+def _at_a_distance(noise: np.ndarray) -> float:
+    """Of rounds so many apart, over all of ``f64[runs, rounds, coordinates]``, by Bonferroni over the distances.
+
+    Rounds are cut into stretches of the distance's length. Each round of an even stretch has its partner in the odd one behind
+    it, and given the even ones the sum of the products is exactly Gaussian; then the other way round.
+    """
+    if not np.isfinite(noise).all():
+        return 0.0
+    rounds, largest, tests = noise.shape[1], 0.0, 0
+    for distance in range(1, rounds // 2 + 1):
+        stretch = np.arange(rounds - distance) // distance
+        products = np.sum(noise[:, :-distance] * noise[:, distance:], axis=(0, 2))
+        squares = np.sum(noise[:, :-distance] ** 2, axis=(0, 2))
+        for side in range(2):
+            here = stretch % 2 == side
+            if squares[here].sum() > 0:
+                largest = max(largest, abs(products[here].sum()) / math.sqrt(squares[here].sum()))
+                tests += 1
+    return float(min(1.0, 2 * tests * special.ndtr(-largest)))
