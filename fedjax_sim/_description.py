@@ -56,8 +56,11 @@ def describe(
 
 def model_precision(algorithm: Algorithm, problem: Problem, state: SimState) -> str:
     """What the global model computes with on one batch of a client; ``state``: arrays or specs, no replica axis."""
-    batch = example_batch(problem.columns, dataclasses.replace(problem.local, batches_per_step=1))
-    return precision_of(algorithm.task, jax.eval_shape(algorithm.params, state.server), batch)
+    if "precision" not in problem.known:
+        batch = example_batch(problem.columns, dataclasses.replace(problem.local, batches_per_step=1))
+        params = jax.eval_shape(algorithm.params, state.server)
+        problem.known["precision"] = precision_of(algorithm.task, params, batch)
+    return problem.known["precision"]
 
 
 def _looked_at(data: Clients) -> Mapping[str, np.ndarray]:

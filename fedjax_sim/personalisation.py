@@ -184,7 +184,7 @@ class Personaliser:
 
         def sums(index):
             at = index * self._batch_size + rows
-            batch = batches.gather(test, first, at, at < size)
+            batch = batches.gather(test, first, jnp.where(at < size, at, -1))
             return tuple(
                 metrics.batch_means(task, forward.apply(task, model, batch, None, train=False)[0], batch)
                 for model in models

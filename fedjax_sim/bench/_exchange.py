@@ -66,8 +66,8 @@ def write_work(workload: Workload, folder: Path, rounds: int, seed: int = 0) -> 
     data = workload.data()
     sim = Simulation(workload.algorithm(dropout=False), data, cohort=workload.cohort, local=workload.local)
     state = sim.init(seed)
-    planner, roots = sim.planner(), root_words(state)
-    drawn = np.stack([planner.cohorts(roots, round_)[0] for round_ in range(rounds)])
+    # Cohorts of these workloads are all of one size.
+    drawn = sim.planner().turns(root_words(state), 0, rounds).client.reshape(rounds, -1)
     # Only who is drawn: the population costs nobody anything, but its images fill the disk.
     present, positions = np.unique(drawn, return_inverse=True)
     chosen, cohorts = data.select(present).in_memory, positions.reshape(drawn.shape)

@@ -52,8 +52,8 @@ def _mix(x: Array) -> Array:
     return x ^ (x >> 16)
 
 
-def step_rows(local: LocalWork, words: Array, step: Array, size: Array, before: Array) -> tuple[Array, Array]:
-    """Rows of one local step and which of them exist: ``(int32[rows], bool[rows])``, rows = ``local.rows_per_step``.
+def step_rows(local: LocalWork, words: Array, step: Array, size: Array, before: Array) -> Array:
+    """Rows of one local step, ``int32[local.rows_per_step]``; -1 where there is none.
 
     Args:
       local: how much the client does, and in what order.
@@ -65,7 +65,7 @@ def step_rows(local: LocalWork, words: Array, step: Array, size: Array, before: 
     epoch, place_in_epoch = _epoch(local, step, size, before)
     place = place_in_epoch * local.rows_per_step + jnp.arange(local.rows_per_step, dtype=jnp.int32)
     rows = shuffled(words, epoch, place, size) if local.shuffle else place
-    return rows, place < size
+    return jnp.where(place < size, rows, -1)
 
 
 def epoch_of(local: LocalWork, step: Array, size: Array, before: Array) -> Array:
@@ -86,11 +86,12 @@ def _epoch(local: LocalWork, step: Array, size: Array, before: Array) -> tuple[A
     return lax.div(step, per_epoch), lax.rem(step, per_epoch)
 
 
-def gather(columns: Mapping[str, Array], start: Array, rows: Array, valid: Array) -> Batch:
-    """Rows of one client as a batch with its mask; rows that do not exist are zero.
+def gather(columns: Mapping[str, Array], start: Array, rows: Array) -> Batch:
+    """Rows of one client as a batch with its mask; where a row is below 0 there is none, and the batch is zero.
 
-    They are zeroed here, and not only masked in the loss, because NaN times zero is NaN in a gradient.
+    It is zeroed here, and not only masked in the loss, because NaN times zero is NaN in a gradient.
     """
+    valid = rows >= 0
     index = start + jnp.where(valid, rows, 0)
 
     def take(column: Array) -> Array:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedjax_sim._src import keys
+from fedjax_sim.data._turns import Past, Turns, occurrences, runs
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
 
@@ -42,22 +43,6 @@ class Entry(NamedTuple):
     examples: Any
     steps: Any
     before: Any
-
-
-class Turns(NamedTuple):
-    """The turns of one round in the order of the draw; the fields of ``Entry`` that no device decides, ``int64[turns]``.
-
-    ``steps`` and ``before`` are ``int64[turns, stages]``.
-    """
-
-    client: np.ndarray
-    draw: np.ndarray
-    replica: np.ndarray
-    steps: np.ndarray
-    before: np.ndarray
-
-    def only(self, mask: np.ndarray) -> Turns:
-        return Turns(*(field[mask] for field in self))
 
 
 class Queue(NamedTuple):
@@ -116,7 +101,7 @@ class Planner:
     devices: int = 1
     homes: bool = False
     ends: tuple[int, ...] | None = None
-    past: Past = dataclasses.field(default_factory=lambda: Past(), compare=False, repr=False)
+    past: Past = dataclasses.field(default_factory=Past, compare=False, repr=False)
 
     @property
     def population(self) -> int:
@@ -147,109 +132,111 @@ class Planner:
 
         ``roots`` are the words of each replica's root key: cohorts depend on (root, round) alone.
         """
-        queues = [self._empty_queue(group, room) for group in range(self.groups)]
-        came = np.zeros((room, self.replicas), np.int32)
-        for index in range(rounds):
-            turns = self.turns(roots, first_round + index)
-            occupied = self.sizes[turns.client] > 0
-            came[index] = np.bincount(turns.replica[occupied], minlength=self.replicas)
-            for group, queue in enumerate(queues):
-                mine = turns.only(self.group[turns.client] == group)
-                self._fill(queue, index, mine, roots, first_round + index)
-        return Plan(np.int32(rounds), came, tuple(queues))
+        turns = self.turns(roots, first_round, rounds)
+        explicit = self._explicit_rows(turns, roots, first_round)
+        occupied = self.sizes[turns.client] > 0
+        came = np.bincount(
+            turns.round[occupied] * self.replicas + turns.replica[occupied], minlength=room * self.replicas
+        )
+        group = self.group[turns.client]
+        queues = []
+        for index in range(self.groups):
+            mine = np.flatnonzero(group == index)
+            rows = [None if values is None else values[mine] for values in explicit]
+            queues.append(self._queue(index, room, turns.only(mine), rows))
+        return Plan(np.int32(rounds), came.reshape(room, self.replicas).astype(np.int32), tuple(queues))
 
-    def turns(self, roots: Sequence[tuple[int, ...]], round_: int) -> Turns:
-        """Who takes part in a round, and for how long."""
-        turns = self._drawn(roots, round_)
+    def turns(self, roots: Sequence[tuple[int, ...]], first_round: int, rounds: int) -> Turns:
+        """Who takes part in the rounds from ``first_round`` on, and for how long."""
+        turns = self._drawn(roots, first_round, rounds)
         if any(work.continue_epochs for work in self.works):
-            turns = turns._replace(
-                before=self.past.before(self._drawn, roots, round_, turns, self.population)
-            )
+            for index in range(rounds):
+                here = turns.round == index
+                turns.before[here] = self.past.before(
+                    self._drawn, roots, first_round + index, turns.only(here), self.population
+                )
         return turns
 
-    def _drawn(self, roots, round_: int) -> Turns:
+    def _drawn(self, roots, first_round: int, rounds: int) -> Turns:
         """As ``turns``, whatever happened before."""
-        client, draw, replica = self.cohorts(roots, round_)
+        round_, client, draw, replica = self._cohorts(roots, first_round, rounds)
         sizes = self.sizes[client]
         steps = np.stack([work.steps(sizes) for work in self.works], axis=-1)
-        turns = Turns(client, draw, replica, steps, np.zeros_like(steps))
+        turns = Turns(round_, client, draw, replica, steps, np.zeros_like(steps))
         if any(work.stragglers for work in self.works):
-            share = self._time(roots, round_, turns)
+            share = self._time(roots, first_round, turns)
             late = np.stack([work.late_steps(sizes, share) for work in self.works], axis=-1)
             drops = any(work.drop_stragglers for work in self.works)
             turns = turns.only(share == 1) if drops else turns._replace(steps=late)
         return turns
 
-    def _time(self, roots, round_: int, turns: Turns) -> np.ndarray:
+    def _time(self, roots, first_round: int, turns: Turns) -> np.ndarray:
         """The share of its work that each turn has time for, ``float64[turns]`` in (0, 1]; 1 for all but stragglers."""
         fraction = max(work.stragglers for work in self.works)
         share = np.ones(len(turns.client))
-        ordered = np.lexsort((turns.draw, turns.client))  # who was drawn decides, not in which order
-        for index, root in enumerate(roots):
-            mine = ordered[turns.replica[ordered] == index]
+        # Who was drawn decides, not in which order.
+        ordered = np.lexsort((turns.draw, turns.client, turns.replica, turns.round))
+        for mine in runs(ordered, turns.round[ordered] * self.replicas + turns.replica[ordered]):
+            root, round_ = roots[turns.replica[mine[0]]], first_round + int(turns.round[mine[0]])
             generator = keys.host_generator(root, keys.STRAGGLERS, round_)
             late = generator.permutation(mine)[: round(fraction * len(mine))]
             share[late] = 1 - generator.random(len(late))
         return share
 
-    def cohorts(self, roots, round_: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Who is drawn in a round: clients, how-manieth draw, replica; ``int64[drawn]`` each."""
-        clients, draws, replicas = [], [], []
-        for replica, root in enumerate(roots):
-            key_round = self.cohort.key_round
+    def _cohorts(self, roots, first_round: int, rounds: int) -> tuple[np.ndarray, ...]:
+        """Who is drawn: rounds from the first on, clients, how-manieth draws, replicas; ``int64[drawn]`` each."""
+        key_round = self.cohort.key_round
+        drawn = []
+        for round_ in range(first_round, first_round + rounds):
             keyed = round_ if key_round is None else key_round(round_, self.population)
-            generator = keys.host_generator(root, keys.COHORT, keyed)
-            drawn = np.asarray(self.cohort.sample(generator, round_, self.population), np.int64)
-            if self.ends is not None and round_ >= self.ends[replica]:
-                drawn = drawn[:0]
-            clients.append(drawn)
-            draws.append(_draws(drawn))
-            replicas.append(np.full(len(drawn), replica, np.int64))
-        return np.concatenate(clients), np.concatenate(draws), np.concatenate(replicas)
+            for replica, root in enumerate(roots):
+                ended = self.ends is not None and round_ >= self.ends[replica]
+                generator = keys.host_generator(root, keys.COHORT, keyed)
+                one = self.cohort.sample(generator, round_, self.population)
+                drawn.append(np.asarray([] if ended else one, np.int64))
+        client = np.concatenate(drawn) if drawn else np.zeros(0, np.int64)
+        cohort = np.repeat(np.arange(len(drawn)), [len(one) for one in drawn])
+        round_, replica = np.divmod(cohort, len(roots))
+        return round_, client, occurrences(cohort * self.population + client), replica
 
-    def _empty_queue(self, group: int, room: int) -> Queue:
+    def _queue(self, group: int, room: int, turns: Turns, explicit: Sequence[np.ndarray | None]) -> Queue:
+        """The queue of a group: its turns of every round on their devices, the longest first."""
         shape = (room, self.devices, self.queue_cap(group))
         by_stage = {"steps", "before"}
         shapes = ((*shape, len(self.works)) if name in by_stage else shape for name in Entry._fields)
         entries = Entry(*(np.zeros(own, np.int32) for own in shapes))
-        rows = tuple(
-            None
-            if work.explicit_rows is None
-            else np.full((*shape, work.explicit_steps, work.batch_size), -1, np.int32)
-            for work in self.works
-        )
-        return Queue(entries, np.zeros(shape[:2], np.int32), rows)
-
-    def _fill(self, queue: Queue, index: int, turns: Turns, roots, round_: int) -> None:
-        explicit = self._explicit_rows(turns, roots, round_)
-        clients, steps = turns.client, turns.steps
         # Longest first: the queue's end is then made of short turns, and lanes run dry together.
-        order = np.argsort(-steps.sum(axis=-1), kind="stable")
-        if self.homes:
-            device = clients // self.slots
-        else:
-            # Dealt like cards, forth and back, so that every device gets its share of the long turns.
-            turn, place = np.divmod(np.arange(len(clients)), self.devices)
-            device = np.empty(len(clients), np.int64)
-            device[order] = np.where(turn % 2 == 0, place, self.devices - 1 - place)
-        for d in range(self.devices):
-            mine = order[device[order] == d]
-            n = len(mine)
-            queue.count[index, d] = n
-            entries = queue.entries
-            entries.client[index, d, :n] = clients[mine]
-            entries.slot[index, d, :n] = clients[mine] - d * self.slots if self.homes else clients[mine]
-            entries.draw[index, d, :n] = turns.draw[mine]
-            entries.replica[index, d, :n] = turns.replica[mine]
-            entries.start[index, d, :n] = self.starts[clients[mine]]
-            entries.examples[index, d, :n] = self.sizes[clients[mine]]
-            entries.steps[index, d, :n] = steps[mine]
-            entries.before[index, d, :n] = turns.before[mine]
-            for rows, values in zip(queue.rows, explicit, strict=True):
-                if rows is not None and values is not None:
-                    rows[index, d, :n] = values[mine]
+        order = np.lexsort((-turns.steps.sum(axis=-1), turns.round))
+        turns = turns.only(order)
+        device, place = self._dealt(turns)
+        at = (turns.round, device, place)
+        entries.client[at] = turns.client
+        entries.slot[at] = turns.client - device * self.slots if self.homes else turns.client
+        entries.draw[at] = turns.draw
+        entries.replica[at] = turns.replica
+        entries.start[at] = self.starts[turns.client]
+        entries.examples[at] = self.sizes[turns.client]
+        entries.steps[at] = turns.steps
+        entries.before[at] = turns.before
+        count = np.bincount(turns.round * self.devices + device, minlength=room * self.devices)
+        rows = []
+        for work, values in zip(self.works, explicit, strict=True):
+            if values is not None:
+                values, mine = np.full((*shape, work.explicit_steps, work.batch_size), -1, np.int32), values
+                values[at] = mine[order]
+            rows.append(values)
+        return Queue(entries, count.reshape(room, self.devices).astype(np.int32), tuple(rows))
 
-    def _explicit_rows(self, turns: Turns, roots, round_: int) -> list[np.ndarray | None]:
+    def _dealt(self, turns: Turns) -> tuple[np.ndarray, np.ndarray]:
+        """Device of each turn and its place in that device's queue, for turns in the order of the queue."""
+        if self.homes:
+            device = turns.client // self.slots
+            return device, occurrences(turns.round * self.devices + device)
+        # Dealt like cards, forth and back, so that every device gets its share of the long turns.
+        turn, place = np.divmod(occurrences(turns.round), self.devices)
+        return np.where(turn % 2 == 0, place, self.devices - 1 - place), turn
+
+    def _explicit_rows(self, turns: Turns, roots, first_round: int) -> list[np.ndarray | None]:
         """Rows per stage from the user's functions; also writes how many steps they really make."""
         result = []
         for stage, work in enumerate(self.works):
@@ -259,8 +246,9 @@ class Planner:
                 continue
             values = np.full((len(turns.client), work.explicit_steps, work.batch_size), -1, np.int32)
             for turn, client in enumerate(turns.client):
+                root, round_ = roots[turns.replica[turn]], first_round + int(turns.round[turn])
                 generator = keys.host_generator(
-                    roots[turns.replica[turn]], keys.CLIENT, round_, stage, int(client), int(turns.draw[turn])
+                    root, keys.CLIENT, round_, stage, int(client), int(turns.draw[turn])
                 )
                 size = int(self.sizes[client])
                 if size == 0:  # no step, and nothing that rows could name
@@ -272,47 +260,6 @@ class Planner:
                 turns.steps[turn, stage] = len(rows)
             result.append(values)
         return result
-
-
-class Past:
-    """How many steps every client has taken in the rounds before one; nothing but a function of the roots and the round.
-
-    It is counted from the first round on, and kept for the round after, which is asked for next.
-    """
-
-    def __init__(self) -> None:
-        self._roots: tuple = ()
-        self._round, self._steps = 0, np.zeros((0, 0, 0), np.int64)
-
-    def before(
-        self,
-        drawn: Callable[..., Turns],
-        roots: Sequence[tuple[int, ...]],
-        round_: int,
-        turns: Turns,
-        population: int,
-    ) -> np.ndarray:
-        """Steps ``int64[turns, stages]`` that each turn's client has behind it, earlier draws of the round included."""
-        if self._roots != tuple(roots) or round_ < self._round:
-            self._roots, self._round = tuple(roots), 0
-            self._steps = np.zeros((len(roots), population, turns.steps.shape[-1]), np.int64)
-        for earlier in range(self._round, round_):
-            done = drawn(roots, earlier)
-            np.add.at(self._steps, (done.replica, done.client), done.steps)
-        self._round = round_
-        return self._steps[turns.replica, turns.client] + _of_earlier_draws(turns)
-
-
-def _of_earlier_draws(turns: Turns) -> np.ndarray:
-    """Steps ``int64[turns, stages]`` that a client takes in this round before each of its turns."""
-    order = np.lexsort((turns.draw, turns.client, turns.replica))
-    client, replica, steps = turns.client[order], turns.replica[order], turns.steps[order]
-    passed = np.cumsum(steps, axis=0) - steps
-    new = np.r_[True, (client[1:] != client[:-1]) | (replica[1:] != replica[:-1])][: len(client)]
-    first = np.maximum.accumulate(np.where(new, np.arange(len(client)), 0))
-    earlier = np.empty_like(steps)
-    earlier[order] = passed - passed[first]
-    return earlier
 
 
 def check_rows(rows: np.ndarray, work: LocalWork, size: int, client: int) -> None:
@@ -331,14 +278,3 @@ def check_rows(rows: np.ndarray, work: LocalWork, size: int, client: int) -> Non
             f"LocalWork.rows gave row {rows.max() if rows.max() >= size else rows.min()} for client {client}, "
             f"which has rows 0 to {size - 1} (-1 is padding)."
         )
-
-
-def _draws(clients: np.ndarray) -> np.ndarray:
-    """How-manieth occurrence each element is: ``[7, 3, 7]`` gives ``[0, 0, 1]``."""
-    order = np.argsort(clients, kind="stable")
-    ordered = clients[order]
-    new = np.r_[True, ordered[1:] != ordered[:-1]] if len(clients) else np.zeros(0, bool)
-    first = np.maximum.accumulate(np.where(new, np.arange(len(clients)), 0))
-    draws = np.empty(len(clients), np.int64)
-    draws[order] = np.arange(len(clients)) - first
-    return draws

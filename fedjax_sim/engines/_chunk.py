@@ -42,6 +42,24 @@ def merge_stage_metrics(per_stage: list[dict]) -> dict:
     return merged
 
 
+TOGETHER = 2**16
+"""Bytes up to which an array travels with others."""
+
+
+def summed(values, axis: str):
+    """The sum of all leaves over a mesh axis.
+
+    Small ones travel as one array: the devices meet for every array of a sum, and on CPU a meeting takes some 50
+    microseconds, as long as ten steps of a small model.
+    """
+    leaves, structure = jax.tree.flatten(values)
+    small = [x for x in leaves if x.nbytes <= TOGETHER]
+    large = [x for x in leaves if x.nbytes > TOGETHER]
+    packed, large = jax.lax.psum((tree.pack(small), large), axis)
+    few, many = iter(tree.unpack(packed, small)), iter(large)
+    return jax.tree.unflatten(structure, [next(few if x.nbytes <= TOGETHER else many) for x in leaves])
+
+
 class Chunk:
     """The function ``(state, columns, plan, hyper) -> (state, reports)`` on one device of a mesh.
 
@@ -56,12 +74,19 @@ class Chunk:
     def __call__(self, state: SimState, columns, plan: Plan, hyper):
         """Args: state leaves ``[replicas, ...]``; plan arrays ``[rounds, 1, cap]``, this device's part."""
         room = plan.clients.shape[0]
-
-        def queues_of(index) -> tuple[Queue, ...]:
-            return jax.tree.map(lambda x: x[index, 0], plan.queues)
+        queues = jax.tree.map(lambda x: x[:, 0], plan.queues)
+        rounds = state.round[0] + jnp.arange(room, dtype=jnp.int32)
+        tickets = tuple(
+            tuple(
+                one.tickets(state.key, rounds, queue.entries)
+                for one, queue in zip(self._passes(stage), queues, strict=True)
+            )
+            for stage in range(len(state.aggregate))
+        )
 
         def one_round(state: SimState, index):
-            return self._round(state, columns, queues_of(index), plan.clients[index], hyper)
+            mine, turns = jax.tree.map(lambda x: x[index], (queues, tickets))
+            return self._round(state, columns, mine, turns, plan.clients[index], hyper)
 
         shapes = jax.eval_shape(one_round, state, jnp.int32(0))[1]
         reports = jax.tree.map(lambda x: jnp.zeros((room, *x.shape), x.dtype), shapes)
@@ -74,7 +99,7 @@ class Chunk:
 
         return jax.lax.fori_loop(0, plan.rounds, body, (strong(state), reports))
 
-    def _round(self, state: SimState, columns, queues: tuple[Queue, ...], clients, hyper):
+    def _round(self, state: SimState, columns, queues: tuple[Queue, ...], tickets, clients, hyper):
         server, table, parts = state.server, state.clients, list(state.aggregate)
         round_ = state.round[0]
         per_stage, finite, lane_steps = [], [], jnp.int32(0)
@@ -82,8 +107,10 @@ class Chunk:
             broadcast = jax.vmap(
                 lambda h, s, stage=stage: self._stage(h, stage).broadcast(s), axis_size=self.replicas
             )(hyper, server)
-            shared = Shared(hyper, broadcast, parts[stage], state.key, round_, columns)
-            message, mask, table, metrics, stage_finite, steps = self._cohort(stage, shared, table, queues)
+            shared = Shared(hyper, broadcast, parts[stage], round_, columns)
+            message, mask, table, metrics, stage_finite, steps = self._cohort(
+                stage, shared, table, queues, tickets[stage]
+            )
             sent = self._sent(stage, broadcast, state)
             server, parts[stage], measured = self._server(
                 stage, sent, hyper, server, message, parts[stage], mask, state.key, round_, clients
@@ -103,24 +130,27 @@ class Chunk:
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (broadcast, state))
         return sent_spec(self.problem, self.problem.algorithm(), stage, *one)
 
-    def _cohort(self, stage: int, shared: Shared, table, queues: tuple[Queue, ...]):
-        """All turns of a stage, and their reduction over the mesh."""
+    def _passes(self, stage: int) -> list[LaneQueue]:
+        """One per group of clients."""
         declared = self.problem.algorithm().stages[stage]
-        rows_kept = gathers(aggregate(declared))
-        passes = [
-            LaneQueue(
-                Turn(self.problem, stage, g),
-                stage,
-                g,
-                layout=self.layout,
-                replicas=self.replicas,
-                gathers=rows_kept,
-            )
+        settings = {
+            "layout": self.layout,
+            "replicas": self.replicas,
+            "gathers": gathers(aggregate(declared)),
+        }
+        return [
+            LaneQueue(Turn(self.problem, stage, g), stage, g, **settings)
             for g in range(len(groups(declared)))
         ]
-        caps = [queue.entries.client.shape[0] for queue in queues]
+
+    def _cohort(self, stage: int, shared: Shared, table, queues: tuple[Queue, ...], tickets):
+        """All turns of a stage, and their reduction over the mesh."""
+        passes = self._passes(stage)
+        rows_kept = passes[0].gathers
+        caps = [turns.shape[0] for turns in tickets]
         specs = [
-            p.specs(shared, table, q.entries, q.rows[stage]) for p, q in zip(passes, queues, strict=True)
+            p.specs(shared, table, turns, q.rows[stage])
+            for p, q, turns in zip(passes, queues, tickets, strict=True)
         ]
         for group, spec in enumerate(specs):
             if spec[1] != specs[0][1]:
@@ -132,9 +162,9 @@ class Chunk:
         message = accumulator(specs[0][0], shape)
         metrics = jax.tree.map(lambda x: jnp.zeros((self.replicas, *x.shape), x.dtype), specs[0][1])
         finite, masks, steps, offset = [], [], jnp.int32(0), 0
-        for queue_pass, queue, cap in zip(passes, queues, caps, strict=True):
+        for queue_pass, queue, turns, cap in zip(passes, queues, tickets, caps, strict=True):
             deposit = Deposit(message, metrics, table, jnp.ones(cap, bool), jnp.int32(0))
-            deposit = queue_pass.run(shared, queue.entries, queue.count, queue.rows[stage], deposit, offset)
+            deposit = queue_pass.run(shared, turns, queue.count, queue.rows[stage], deposit, offset)
             message, metrics, table = deposit.message, deposit.metrics, deposit.table
             finite.append(deposit.finite[None])
             masks.append(self._valid_rows(queue))
@@ -142,11 +172,11 @@ class Chunk:
             offset += cap
         mask = jnp.concatenate(masks, axis=1) if rows_kept else None
         if self.axis is not None:
-            metrics = jax.lax.psum(metrics, self.axis)
             if rows_kept:
+                metrics = summed(metrics, self.axis)
                 message, mask = jax.lax.all_gather((message, mask), self.axis, axis=1, tiled=True)
             else:
-                message = jax.lax.psum(message, self.axis)
+                message, metrics = summed((message, metrics), self.axis)
         return message, mask, table, metrics, tuple(finite), steps
 
     def _valid_rows(self, queue: Queue):

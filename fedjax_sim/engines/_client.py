@@ -70,13 +70,6 @@ _KEY_WORDS = 6
 """Two of each of a turn's keys and of the words behind its order."""
 
 
-class Rows(NamedTuple):
-    """Rows of one step: ``index: int32[rows]`` in the client's examples, ``valid: bool[rows]``."""
-
-    index: Any
-    valid: Any
-
-
 class Row(NamedTuple):
     """A client's row of the client table: the rule's state, the chain's part, whether the state was ever made."""
 
@@ -139,27 +132,29 @@ class Turn:
         ctx = self._context(keys.fold(own.turn, keys.BEGIN), round_, entry)
         return strong(self.rule(hyper).begin(broadcast, self.state(hyper, broadcast, row), ctx))
 
-    def rows(self, own: TurnKeys, entry: Entry, step, explicit) -> Rows:
-        """Rows of a step: explicit ones ``int32[steps, batch_size]`` if there are any, else by the keyed order."""
+    def rows(self, own: TurnKeys, entry: Entry, step, explicit) -> Array:
+        """Rows of a step in the client's examples, ``int32[rows]``, -1 where there is none.
+
+        Explicit ones ``int32[steps, batch_size]`` if there are any, else by the keyed order.
+        """
         if explicit is None:
             before = entry.before[self._stage]
-            return Rows(*batches.step_rows(self.local, own.order, step, entry.examples, before))
-        picked = explicit[jnp.minimum(step, explicit.shape[0] - 1)]
-        return Rows(picked, picked >= 0)
+            return batches.step_rows(self.local, own.order, step, entry.examples, before)
+        return explicit[jnp.minimum(step, explicit.shape[0] - 1)]
 
     def one_step(
         self,
         hyper,
         broadcast,
         columns: Mapping[str, Array],
-        rows: Rows,
+        rows: Array,
         own: TurnKeys,
         entry: Entry,
         step,
         work,
     ):
         """One local step on these rows of the client's examples."""
-        batch = batches.gather(columns, entry.start, rows.index, rows.valid)
+        batch = batches.gather(columns, entry.start, rows)
         if self.local.batches_per_step > 1:
             shape = (self.local.batches_per_step, self.local.batch_size)
             batch = {name: x.reshape(*shape, *x.shape[1:]) for name, x in batch.items()}

@@ -12,7 +12,7 @@ from fedjax_sim._src import keys, tree
 from fedjax_sim._src.types import Message, RuleTraffic
 from fedjax_sim.aggregation._describe import message_bits
 from fedjax_sim.data.plans import Entry
-from fedjax_sim.engines._client import Row, Rows, Turn
+from fedjax_sim.engines._client import Row, Turn
 from fedjax_sim.engines._flops import flops
 from fedjax_sim.engines._problem import Problem, aggregate, groups, message_spec
 from fedjax_sim.engines._state import SimState
@@ -87,8 +87,7 @@ def _step(problem: Problem, stage: int, group: int, broadcast, state: SimState) 
     row = row_spec(state, stage, group)
     key = jax.eval_shape(turn.keys, jax.eval_shape(lambda: keys.root_key(0)), zero, entry)
     work = jax.eval_shape(turn.begin, problem.example_hyper, broadcast, key, zero, entry, row)
-    count = turn.local.rows_per_step
-    rows = Rows(jax.ShapeDtypeStruct((count,), jnp.int32), jax.ShapeDtypeStruct((count,), jnp.bool_))
+    rows = jax.ShapeDtypeStruct((turn.local.rows_per_step,), jnp.int32)
     with as_written():
         return jax.jit(turn.one_step).trace(
             problem.example_hyper,

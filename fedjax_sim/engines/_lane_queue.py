@@ -17,7 +17,7 @@ from fedjax_sim._src import tree
 from fedjax_sim._src.types import Array, Message
 from fedjax_sim.data.plans import Entry
 from fedjax_sim.engines._auto import Layout
-from fedjax_sim.engines._client import Row, Rows, Sent, Ticket, Turn, strong
+from fedjax_sim.engines._client import Row, Sent, Ticket, Turn, strong
 from fedjax_sim.engines._state import ClientTable
 
 _FOREVER = jnp.iinfo(jnp.int32).max
@@ -36,7 +36,7 @@ class Lane(NamedTuple):
     position: Array
     words: Array
     step: Array
-    rows: Rows
+    rows: Array
     work: Any
     metrics: Any
     broadcast: Any
@@ -66,7 +66,6 @@ class Shared(NamedTuple):
     hyper: Any
     broadcast: Any
     server_part: Any
-    root: Any
     round: Any
     columns: Any
 
@@ -130,18 +129,23 @@ class LaneQueue:
         row = Row(table.states[self.group] if table.states else (), table.parts[self.stage], table.seen)
         return jax.tree.map(lambda x: x[entry.replica, entry.slot], row)
 
-    def _tickets(self, shared: Shared, entries: Entry) -> Array:
-        """Words of every turn's ticket, ``uint32[cap, words]``.
+    def tickets(self, roots: jax.Array, rounds: Array, entries: Entry) -> Array:
+        """Words of the tickets of all turns of a chunk, ``uint32[rounds, cap, words]``.
 
-        The keys of all turns are made at once: at an event, one threefry after the other took longer than a small model's
-        steps.
+        Made at once, before the first round: one threefry after the other took longer at an event than a small model's
+        steps, and in every round as long as a tenth of them.
+
+        Args:
+          roots: keys ``[replicas]``.
+          rounds: ``int32[rounds]``, their numbers.
+          entries: leaves ``[rounds, cap, ...]``.
         """
 
-        def one(entry: Entry) -> Array:
-            own = self.turn.keys(self._of(shared.root, entry.replica), shared.round, entry)
+        def one(round_, entry: Entry) -> Array:
+            own = self.turn.keys(self._of(roots, entry.replica), round_, entry)
             return Ticket(entry, own).words()
 
-        return jax.vmap(one)(entries)
+        return jax.vmap(jax.vmap(one, in_axes=(None, 0)))(rounds, entries)
 
     def _start(self, shared: Shared, table: ClientTable, tickets, explicit, metrics, position) -> Lane:
         """A lane at the beginning of a turn; beyond the queue's end, at the beginning of some turn."""
@@ -154,7 +158,7 @@ class LaneQueue:
         rows = self._rows(explicit, position, Ticket(entry, own_keys), first)
         return Lane(position, words, first, rows, work, tree.pack(tree.zeros_like(metrics)), own)
 
-    def _rows(self, explicit, position, ticket: Ticket, step) -> Rows:
+    def _rows(self, explicit, position, ticket: Ticket, step) -> Array:
         mine = None if explicit is None else explicit[jnp.minimum(position, explicit.shape[0] - 1)]
         return self.turn.rows(ticket.keys, ticket.entry, step, mine)
 
@@ -195,16 +199,15 @@ class LaneQueue:
 
     # --- the pass ---
 
-    def specs(self, shared: Shared, table: ClientTable, entries: Entry, explicit):
+    def specs(self, shared: Shared, table: ClientTable, tickets: Array, explicit):
         """Specs of a turn's message and metrics, and of the metrics of its steps."""
 
-        def one(shared, table, entries, explicit):
-            entry = jax.tree.map(lambda x: x[0], entries)
+        def one(shared, table, tickets, explicit):
+            entry, own_keys = Ticket.of(tickets[0])
             hyper, broadcast = (
                 self._of(shared.hyper, entry.replica),
                 self._of(shared.broadcast, entry.replica),
             )
-            own_keys = self.turn.keys(self._of(shared.root, entry.replica), shared.round, entry)
             row = self._row(table, entry)
             work = self.turn.begin(hyper, broadcast, own_keys, shared.round, entry, row)
             rows = self._rows(explicit, entry.client, Ticket(entry, own_keys), entry.client)
@@ -215,21 +218,20 @@ class LaneQueue:
             sent = self.turn.finish(hyper, broadcast, part, own_keys, shared.round, entry, work, row)
             return sent.message, {**measured, **sent.metrics}, measured
 
-        return jax.eval_shape(one, shared, table, entries, explicit)
+        return jax.eval_shape(one, shared, table, tickets, explicit)
 
-    def run(self, shared: Shared, entries: Entry, count, rows, deposit: Deposit, offset: int) -> Deposit:
+    def run(self, shared: Shared, tickets: Array, count, rows, deposit: Deposit, offset: int) -> Deposit:
         """Runs all turns of a queue.
 
         Args:
           shared: what turns read.
-          entries: ``[cap]`` each; ``count`` of them are turns.
-          count: ``int32[]``.
+          tickets: ``uint32[cap, words]``.
+          count: ``int32[]``, how many of them are turns.
           rows: explicit rows ``int32[cap, steps, batch_size]`` or ``None``.
           deposit: what was accumulated before.
           offset: first row of the gather that belongs to this queue.
         """
-        _, turn_metrics, step_metrics = self.specs(shared, deposit.table, entries, rows)
-        tickets = self._tickets(shared, entries)
+        _, turn_metrics, step_metrics = self.specs(shared, deposit.table, tickets, rows)
         lanes = min(self.lanes, tickets.shape[0])
         begin = lambda table, position: self._start(shared, table, tickets, rows, step_metrics, position)  # noqa: E731
         end = lambda table, lane: self._end(shared, table, step_metrics, lane)  # noqa: E731

@@ -206,17 +206,13 @@ def write_clients(
     arrays = about_clients(federated)
     planner = simulation.planner()
     counts = np.zeros((len(seeds), federated.train.num_clients), np.int64)
-    first: list[np.ndarray] = []
     for replica, seed in enumerate(seeds):
         roots = root_words_of(seed)
-        for round_ in range(rounds):
-            clients = planner.turns(roots, round_).client
-            np.add.at(counts[replica], clients, 1)
-            if replica == 0:
-                first.append(clients)
+        turns = planner.turns(roots, 0, rounds)
+        counts[replica] = np.bincount(turns.client, minlength=federated.train.num_clients)
+        if replica == 0:
+            arrays["cohort_rounds"], arrays["cohort_clients"] = turns.round, turns.client
     arrays["participation"] = counts
-    arrays["cohort_rounds"] = np.repeat(np.arange(rounds), [len(clients) for clients in first])
-    arrays["cohort_clients"] = np.concatenate(first) if first else np.zeros(0, np.int64)
     last = max(histories[0].evaluations, default=None)
     if last is not None:
         for where, evaluation in histories[0].evaluations[last].items():

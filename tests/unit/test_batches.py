@@ -124,8 +124,7 @@ def _steps(local: fs.LocalWork, size):
 def epochs_of(local: fs.LocalWork, size: int, epochs: int) -> list[list[np.ndarray]]:
     """The rows of every step that exist, by epoch."""
     per_epoch = int(local.steps_per_epoch(size))
-    rows, valid = _steps(local, jnp.int32(size))
-    seen = [np.asarray(r)[np.asarray(v)] for r, v in zip(rows, valid, strict=True)]
+    seen = [rows[rows >= 0] for rows in np.asarray(_steps(local, jnp.int32(size)))]
     return [seen[e * per_epoch : (e + 1) * per_epoch] for e in range(epochs)]
 
 
@@ -179,9 +178,8 @@ def test_passes_that_go_on_are_those_of_a_loader_that_outlives_the_round(local):
     for count in (1, 4, 2, 7):
         for step in range(count):
             number = next(steps)
-            rows, valid = batches.step_rows(goes_on, words, jnp.int32(step), size, jnp.int32(before))
-            np.testing.assert_array_equal(rows, whole[number][0])
-            np.testing.assert_array_equal(valid, whole[number][1])
+            rows = batches.step_rows(goes_on, words, jnp.int32(step), size, jnp.int32(before))
+            np.testing.assert_array_equal(rows, whole[number])
             arguments = jnp.int32(step), size, jnp.int32(before)
             assert batches.epoch_of(goes_on, *arguments) == number // int(local.steps_per_epoch(11))
         before += count
@@ -192,7 +190,7 @@ def test_gather_takes_a_clients_rows_and_zeroes_the_others():
     x = jnp.array([[0.0], [1.0], [jnp.nan], [3.0], [jnp.nan]])
     columns = {"x": x, "y": jnp.arange(5, dtype=jnp.uint8), "flag": jnp.ones(5, bool)}
     valid = jnp.array([True, True, False, False])
-    batch = batches.gather(columns, jnp.int32(3), jnp.array([0, -2, 1, 900]), valid)
+    batch = batches.gather(columns, jnp.int32(1), jnp.array([2, 0, -1, -900]))
     assert batch["x"][:, 0].tolist() == [3.0, 1.0, 0.0, 0.0]
     assert batch["y"].tolist() == [3, 1, 0, 0]
     assert batch["flag"].tolist() == [True, True, False, False]
@@ -207,7 +205,5 @@ def test_gather_takes_a_clients_rows_and_zeroes_the_others():
 
 def test_gather_of_no_row_is_zero_although_the_client_starts_beyond_the_end():
     """An empty last client starts where the columns end."""
-    batch = batches.gather(
-        {"x": jnp.full(3, jnp.nan)}, jnp.int32(3), jnp.zeros(2, jnp.int32), jnp.zeros(2, bool)
-    )
+    batch = batches.gather({"x": jnp.full(3, jnp.nan)}, jnp.int32(3), jnp.full(2, -1))
     assert batch["x"].tolist() == [0.0, 0.0]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim._src import keys
-from fedjax_sim.data import plans
+from fedjax_sim.data._turns import Past, occurrences
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.plans import Planner
 
@@ -159,7 +159,7 @@ def test_draws_with_replacement_are_counted_per_replica():
 @given(st.lists(st.integers(0, 4), max_size=12))
 def test_draws_count_earlier_occurrences(clients):
     expected = [clients[:i].count(client) for i, client in enumerate(clients)]
-    assert plans._draws(np.asarray(clients, np.int64)).tolist() == expected
+    assert occurrences(np.asarray(clients, np.int64)).tolist() == expected
 
 
 def test_a_plan_is_a_function_of_root_and_round():
@@ -266,7 +266,7 @@ def test_what_a_client_has_behind_it_is_what_it_did(first, replace, later):
             who = mine["replica"][turn].item(), mine["client"][turn].item()
             expected[(round_, *who, mine["draw"][turn].item())] = done[who]
             done[who] += mine["steps"][turn, 0].item()
-    fresh = dataclasses.replace(planner, past=plans.Past())
+    fresh = dataclasses.replace(planner, past=Past())
     for chosen in (fresh, planner):
         for start in (first, first + later, first):
             queue = plan_of(chosen, start, 2, 3).queues[0]
@@ -280,7 +280,7 @@ def test_what_a_client_has_behind_it_is_what_it_did(first, replace, later):
 def test_what_a_client_has_behind_it_is_of_its_own_seed():
     planner = make_planner([4, 0, 7, 2, 9, 1], fs.cohorts.uniform(3), works=(GOES_ON,))
     planner.plan([ROOTS[0]], 0, 5, 5)
-    other = dataclasses.replace(planner, past=plans.Past()).plan([ROOTS[1]], 5, 1, 1)
+    other = dataclasses.replace(planner, past=Past()).plan([ROOTS[1]], 5, 1, 1)
     np.testing.assert_array_equal(
         planner.plan([ROOTS[1]], 5, 1, 1).queues[0].entries.before, other.queues[0].entries.before
     )

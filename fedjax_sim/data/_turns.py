@@ -1,0 +1,83 @@
+"""The turns that clients take in some rounds, and those that they have behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Turns(NamedTuple):
+    """The turns of some rounds, ordered by round and then as they were drawn; what no device decides, ``int64[turns]``.
+
+    ``round`` counts from the first of these rounds on, the other fields are those of ``Entry``; ``steps`` and ``before``
+    are ``int64[turns, stages]``.
+    """
+
+    round: np.ndarray
+    client: np.ndarray
+    draw: np.ndarray
+    replica: np.ndarray
+    steps: np.ndarray
+    before: np.ndarray
+
+    def only(self, mask: np.ndarray) -> Turns:
+        return Turns(*(field[mask] for field in self))
+
+
+class Past:
+    """How many steps every client has taken in the rounds before one; nothing but a function of the roots and the round.
+
+    It is counted from the first round on, and kept for the round after, which is asked for next.
+    """
+
+    def __init__(self) -> None:
+        self._roots: tuple = ()
+        self._round, self._steps = 0, np.zeros((0, 0, 0), np.int64)
+
+    def before(
+        self,
+        drawn: Callable[..., Turns],
+        roots: Sequence[tuple[int, ...]],
+        round_: int,
+        turns: Turns,
+        population: int,
+    ) -> np.ndarray:
+        """Steps ``int64[turns, stages]`` that each turn's client has behind it, earlier draws of the round included."""
+        if self._roots != tuple(roots) or round_ < self._round:
+            self._roots, self._round = tuple(roots), 0
+            self._steps = np.zeros((len(roots), population, turns.steps.shape[-1]), np.int64)
+        for earlier in range(self._round, round_):
+            done = drawn(roots, earlier, 1)
+            np.add.at(self._steps, (done.replica, done.client), done.steps)
+        self._round = round_
+        return self._steps[turns.replica, turns.client] + _of_earlier_draws(turns)
+
+
+def _of_earlier_draws(turns: Turns) -> np.ndarray:
+    """Steps ``int64[turns, stages]`` that a client takes in this round before each of its turns."""
+    order = np.lexsort((turns.draw, turns.client, turns.replica))
+    client, replica, steps = turns.client[order], turns.replica[order], turns.steps[order]
+    passed = np.cumsum(steps, axis=0) - steps
+    new = np.r_[True, (client[1:] != client[:-1]) | (replica[1:] != replica[:-1])][: len(client)]
+    first = np.maximum.accumulate(np.where(new, np.arange(len(client)), 0))
+    earlier = np.empty_like(steps)
+    earlier[order] = passed - passed[first]
+    return earlier
+
+
+def occurrences(values: np.ndarray) -> np.ndarray:
+    """How-manieth occurrence each element is: ``[7, 3, 7]`` gives ``[0, 0, 1]``."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    new = np.r_[True, ordered[1:] != ordered[:-1]] if len(values) else np.zeros(0, bool)
+    first = np.maximum.accumulate(np.where(new, np.arange(len(values)), 0))
+    draws = np.empty(len(values), np.int64)
+    draws[order] = np.arange(len(values)) - first
+    return draws
+
+
+def runs(values: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
+    """``values`` cut where ``labels``, which do not decrease, become larger."""
+    return np.split(values, np.flatnonzero(np.diff(labels)) + 1) if len(values) else []
