@@ -16,7 +16,7 @@ import jax
 
 from fedjax_sim._src import machine
 from fedjax_sim.data.plans import Plan
-from fedjax_sim.engines._costs import turn_costs
+from fedjax_sim.engines._costs import step_flops, turn_costs
 from fedjax_sim.engines._problem import Problem
 from fedjax_sim.engines._state import SimState
 
@@ -66,7 +66,7 @@ def _rule(problem: Problem, state: SimState, plan: Plan, platform: str) -> Layou
     turns, finish = turns_of(plan), default_finish(platform)
     if platform != "cpu":
         return Layout(max(1, min(_ACCELERATOR_LANES, turns)), finish)
-    flops = max(1.0, *(flops for costs in turn_costs(problem, state) for flops in costs.step_flops))
+    flops = max(1.0, step_flops(problem, state))
     return Layout(max(1, min(int(min(_CPU_LANES, _CPU_FLOPS / flops)), turns // _TURNS_PER_LANE)), finish)
 
 

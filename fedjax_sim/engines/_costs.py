@@ -51,6 +51,11 @@ def turn_costs(problem: Problem, state: SimState) -> tuple[TurnCosts, ...]:
     return problem.known["turn_costs"]
 
 
+def step_flops(problem: Problem, state: SimState) -> float:
+    """Operations of the largest local step of a client, over stages and groups."""
+    return max(flops for costs in turn_costs(problem, state) for flops in costs.step_flops)
+
+
 def _group_costs(problem: Problem, state: SimState, group: int) -> TurnCosts:
     algorithm = problem.algorithm()
     up = down = 0

@@ -14,6 +14,8 @@ from fedjax_sim._src import checks
 from fedjax_sim.data.plans import Plan
 from fedjax_sim.engines._auto import FinishForm, Layout, choose, default_finish
 from fedjax_sim.engines._chunk import Chunk, RoundReport
+from fedjax_sim.engines._compiler import cpu_options
+from fedjax_sim.engines._costs import step_flops
 from fedjax_sim.engines._engine import Engine, RoundFn, programs
 from fedjax_sim.engines._problem import Problem
 from fedjax_sim.engines._state import ClientTable, SimState
@@ -171,17 +173,12 @@ class _LaneRounds(RoundFn):
 
     def _program(self, state, plan):
         if self._jitted is None:
-            options = self._compiler_options() if self._device.platform == "cpu" else None
+            options = None
+            if self._device.platform == "cpu":
+                devices = 1 if self._mesh is None else self._mesh.size
+                options = cpu_options(step_flops(self._problem, state), devices)
             self._jitted = jax.jit(self._function(state, plan), donate_argnums=0, compiler_options=options)
         return self._jitted
-
-    def _compiler_options(self) -> dict[str, bool]:
-        """For CPU: parameters are updated in place, where the compiler's default copies them before every step."""
-        in_place = {"xla_cpu_copy_insertion_use_region_analysis": True}
-        if self._mesh is None or self._mesh.size == 1:
-            return in_place
-        # A thread pool inside each device would take the cores from the other devices: one thread each.
-        return in_place | {"xla_cpu_multi_thread_eigen": False}
 
     def _function(self, state, plan):
         axis = None if self._mesh is None else AXIS

@@ -1,0 +1,42 @@
+"""How the CPU's compiler is asked to compile a chunk; other backends take its defaults."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+
+from fedjax_sim._src import machine
+
+Options = dict[str, bool | str]
+
+_TINY_STEP = 1e5
+"""Operations of a client's step below which its products are over before another thread has heard of them."""
+
+
+def cpu_options(step_flops: float, devices: int) -> Options:
+    """Options of the compiler for local steps of so many operations, on so many virtual devices.
+
+    Parameters are updated in place, where the compiler's default copies them before every step. Several devices have
+    one thread each: a pool of threads inside each would take the cores from the others. Nor have tiny steps a pool: their
+    products are not handed to a library that does, which takes twice as long where there is a second core to hand to, and
+    is the faster way where there is none.
+    """
+    options: Options = {"xla_cpu_copy_insertion_use_region_analysis": True}
+    tiny = step_flops <= _TINY_STEP and machine.cores() > 1
+    if devices > 1 or tiny:
+        options["xla_cpu_multi_thread_eigen"] = False
+    without_library: Options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    if tiny and _known(*without_library):
+        options |= without_library
+    return options
+
+
+@functools.cache
+def _known(option: str) -> bool:
+    """Whether this version's compiler has an option, which is empty where it is left alone."""
+    try:
+        jax.jit(lambda: 0, compiler_options={option: ""}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
