@@ -183,7 +183,7 @@ _ALL = (
     # LEAF's synthetic set in shape: a model so small that everything else shows.
     Workload(
         "logistic", lambda: power_law_clients(1000), lambda: models.linear(classes=10), ("dense:Dense_0",),
-        0.01, "examples", cohorts.uniform(100), LocalWork(epochs=1, batch_size=10), 10, (1, 2, 4, 8), 1.0,
+        0.01, "examples", cohorts.uniform(100), LocalWork(epochs=1, batch_size=10), 50, (1, 2, 4, 8), 1.0,
     ),
     # The benchmark of pfl-research (Granqvist et al. 2024, table 2, CIFAR10 IID without privacy).
     Workload(

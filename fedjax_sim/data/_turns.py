@@ -81,3 +81,21 @@ def occurrences(values: np.ndarray) -> np.ndarray:
 def runs(values: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
     """``values`` cut where ``labels``, which do not decrease, become larger."""
     return np.split(values, np.flatnonzero(np.diff(labels)) + 1) if len(values) else []
+
+
+def levelled(steps: Sequence[int], devices: int) -> list[int]:
+    """Device of each turn, so that all have about as many steps to take; turns are given longest first.
+
+    Each goes to the device with the fewest steps so far, of those that have room left: no device gets more than
+    ``ceil(turns / devices)`` turns, which is what its queue has room for. Of equal devices the first.
+    """
+    room, load = [-(-len(steps) // devices)] * devices, [0] * devices
+    open_, dealt = list(range(devices)), []
+    for one in steps:
+        device = min(open_, key=load.__getitem__)
+        dealt.append(device)
+        load[device] += one
+        room[device] -= 1
+        if not room[device]:
+            open_.remove(device)
+    return dealt

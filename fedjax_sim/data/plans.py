@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_sim._src import keys
-from fedjax_sim.data._turns import Past, Turns, occurrences, runs
+from fedjax_sim.data._turns import Past, Turns, levelled, occurrences, runs
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
 
@@ -231,10 +231,14 @@ class Planner:
         """Device of each turn and its place in that device's queue, for turns in the order of the queue."""
         if self.homes:
             device = turns.client // self.slots
-            return device, occurrences(turns.round * self.devices + device)
-        # Dealt like cards, forth and back, so that every device gets its share of the long turns.
-        turn, place = np.divmod(occurrences(turns.round), self.devices)
-        return np.where(turn % 2 == 0, place, self.devices - 1 - place), turn
+        elif self.devices == 1:
+            device = np.zeros(len(turns.client), np.int64)
+        else:
+            rounds = runs(turns.steps.sum(axis=-1), turns.round)
+            device = np.array(
+                [d for steps in rounds for d in levelled(steps.tolist(), self.devices)], np.int64
+            )
+        return device, occurrences(turns.round * self.devices + device)
 
     def _explicit_rows(self, turns: Turns, roots, first_round: int) -> list[np.ndarray | None]:
         """Rows per stage from the user's functions; also writes how many steps they really make."""
