@@ -163,7 +163,7 @@ def test_draws_count_earlier_occurrences(clients):
 
 
 def test_the_longest_turns_go_where_least_is_to_do():
-    assert levelled([9, 5, 4, 3, 2, 1], 2) == [0, 1, 1, 1, 0, 0]
+    assert levelled([9, 5, 4, 3, 2, 1], 2) == [0, 1, 1, 0, 1, 0]
     assert levelled([20, 5, 5, 5, 5], 2) == [0, 1, 1, 1, 0]  # room for three each
 
 
