@@ -212,7 +212,11 @@ def chosen_clients(train: Clients, test: Clients, clients: Any) -> np.ndarray:
     """
     if not isinstance(test, Clients):
         raise TypeError(f"test is {type(test).__name__}, expected ClientData, for example data.test.")
-    fix = "Every client is evaluated on its own examples: divide them with fs.data.split, or reorder with test.select."
+    fix = (
+        "Every client is evaluated on its own examples: divide them with fs.data.split, or reorder with test.select. Clients "
+        "that this simulation does not train, such as those of fs.data.holdout_clients, have one of their own: "
+        "fs.Simulation(algorithm, unseen.train, ...).personalised(state, unseen.test)."
+    )
     if test.num_clients != train.num_clients:
         raise ValueError(
             f"test has {test.num_clients} clients, the training data {train.num_clients}; expected the same ones. {fix}"

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from fedjax_sim import experiment
 from fedjax_sim.cli import _screen
+from fedjax_sim.cli._about_data import rows
 from fedjax_sim.cli._setup import BAD_USAGE, ERRORS, Json, Set
 
 
@@ -89,8 +90,8 @@ def show(
         table = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False)
         table.add_column(style="cyan")
         table.add_column()
-        for name, value in about.items():
-            table.add_row(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        for name, text in rows(about):
+            table.add_row(name, text)
         _screen.show(table, False)
     if out is not None:
         from fedjax_sim import plots  # slow to import, and the table does not need it
@@ -123,10 +124,25 @@ def _with_data(source: str, options: list[str], changes: list[str]) -> experimen
     name, _, path = source.partition(":")
     module = ":" in source and name not in experiment.names("datasets")
     settings = [f'data.name="{source if module else name}"']
+    if not module and not path:
+        _check_has_path(name, [*given, *changes])
     if path and not module:
         entry = experiment.find("datasets", name, "data.name")
         settings.append(f'data.{next(iter(entry.parameters))}="{path}"')
     return experiment.load(changes=[*settings, *given, *changes])
+
+
+def _check_has_path(name: str, changes: list[str]) -> None:
+    """Raises ConfigError for a source that reads a path which nobody gave."""
+    if name not in experiment.names("datasets"):
+        return
+    parameters = experiment.find("datasets", name, "data.name").parameters
+    needs = next((p for p in parameters.values() if p.required), None)
+    if needs is not None and not any(change.startswith(f"data.{needs.name}=") for change in changes):
+        about = f": {needs.about.rstrip('.')}" if needs.about else ""
+        raise experiment.ConfigError(
+            f"{name} needs its {needs.name}{about}. Write {name}:{needs.name.upper()}."
+        )
 
 
 def new(

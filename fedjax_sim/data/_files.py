@@ -156,6 +156,37 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def needed(folder: Path, name: str, origin: str) -> Path:
+    """The file of that name, which a published set needs.
+
+    Args:
+      folder: where it should be.
+      name: of the file.
+      origin: where people get it, completes ``Get it from ...``.
+
+    Raises:
+      FileNotFoundError, IsADirectoryError, NotADirectoryError: it is not there, or the folder is a file.
+    """
+    get = f"Nothing downloads by itself. Get it from {origin}."
+    if folder.is_file():
+        raise NotADirectoryError(f"{folder} is a file, expected a folder with {name} in it. {get}")
+    path = folder / name
+    try:
+        check_is_file(path)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise type(error)(f"{error} {get}") from None
+    return path
+
+
+def check_is_folder(path: Path) -> Path:
+    """The path; raises ``NotADirectoryError`` or ``FileNotFoundError`` with it."""
+    if path.is_file():
+        raise NotADirectoryError(f"{path} is a file, expected a folder.")
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} does not exist, expected a folder.")
+    return path
+
+
 def check_is_file(path: Path) -> None:
     """Raises ``IsADirectoryError`` or ``FileNotFoundError`` with the path."""
     if path.is_dir():

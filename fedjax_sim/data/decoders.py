@@ -16,10 +16,11 @@ import numpy as np
 
 from fedjax_sim._src import checks
 from fedjax_sim.data import text
+from fedjax_sim.data._label_values import check_values, numbered_from_0
 from fedjax_sim.data._vocabulary import most_frequent
 from fedjax_sim.data.formats import _pictures
 
-__all__ = ["Decoder", "next_characters", "next_words", "padded_words", "pictures"]
+__all__ = ["Decoder", "labels", "next_characters", "next_words", "padded_words", "pictures"]
 
 
 class Decoder(Protocol):
@@ -66,6 +67,24 @@ def pictures(
         return _pictures.pictures(values, "the column", shape, mode)
 
     return decode
+
+
+def labels(values: Sequence[float | str]) -> Decoder:
+    """Labels that are not numbered from 0, such as -1 and 1 or names: their places in a list, ``int32[rows]``.
+
+    Args:
+      values: what they may be: numbers, or text; the first becomes 0, the next 1, and so on.
+
+    Raises:
+      TypeError, ValueError: no list of at least two different numbers or texts; at the call, a label that is not in it.
+
+    Example:
+      >>> import fedjax_sim as fs
+      >>> fs.data.decoders.labels(["cat", "dog"])(["dog", "cat", "dog"])
+      array([1, 0, 1], dtype=int32)
+    """
+    check_values(values)
+    return functools.partial(numbered_from_0, values=list(values), what="the column")
 
 
 def padded_words(vocabulary: str | Path | Sequence[str], length: int, words: int = 10_000) -> Decoder:

@@ -50,6 +50,14 @@ class Federated:
             )
 
 
+DIVIDE = (
+    "Where a partition makes the clients, have it deal the test examples out, too: fs.data.repartition(..., "
+    "test_fraction=0.2), in a file test_fraction in [partition]. Where they are the set's own, divide the examples of those "
+    "that train: train, test = fs.data.split(data.train, test_fraction=0.2, seed=0)."
+)
+"""How train and test get the same clients, for messages."""
+
+
 @overload
 def split(data: ClientData, test_fraction: float, seed: int) -> tuple[ClientData, ClientData]: ...
 @overload
@@ -126,8 +134,8 @@ def holdout_clients(data: Federated, fraction: float, seed: int) -> tuple[Federa
     """Divides the clients at random into those that training sees and those that it never does.
 
     A model trained on ``seen.train`` is evaluated on ``seen.test`` (new examples of known clients) and on
-    ``unseen.test`` (new clients); ``unseen.train`` is what an unseen client may personalise a model on. The distinction
-    is that of Yuan et al. 2022 ("What Do We Mean by Generalization in Federated Learning?"): the participation gap is
+    ``unseen.test`` (new clients); ``unseen.train`` is what an unseen client may personalise a model on, by a simulation of
+    its own: ``fs.Simulation(algorithm, unseen.train, ...).personalised(state, unseen.test)``. The distinction is that of Yuan et al. 2022 ("What Do We Mean by Generalization in Federated Learning?"): the participation gap is
     the difference between the two. The clients of a ``ClientSource`` stay what they are, made when they are wanted.
 
     Args:
@@ -147,6 +155,12 @@ def holdout_clients(data: Federated, fraction: float, seed: int) -> tuple[Federa
       >>> seen, unseen = fs.data.holdout_clients(data, fraction=0.25, seed=0)
       >>> seen.train.num_clients, unseen.train.num_clients, unseen.test.num_clients
       (15, 5, 5)
+      >>> import optax
+      >>> algorithm = fs.algorithms.fedavg(fs.tasks.classification(fs.models.linear(classes=10)), optax.sgd(0.1))
+      >>> sim, new = (fs.Simulation(algorithm, part.train, cohort=fs.cohorts.uniform(5)) for part in (seen, unseen))
+      >>> state, _ = sim.run(sim.init(seed=0), rounds=2)
+      >>> new.personalised(state, unseen.test).clients.tolist()
+      [0, 1, 2, 3, 4]
       >>> writers = fs.data.glyphs(clients=1_000_000, test_fraction=0.2)  # none is drawn
       >>> fs.data.holdout_clients(writers, fraction=0.25, seed=0)[1].train.num_clients
       250000
@@ -160,9 +174,8 @@ def holdout_clients(data: Federated, fraction: float, seed: int) -> tuple[Federa
         )
     if not np.array_equal(data.train.ids, data.test.ids):
         raise ValueError(
-            f"{data.name}: train and test have different clients ({clients} and {data.test.num_clients}), so a client "
-            "that is held out would leave no test part of its own. Join the parts and divide each client's examples "
-            "with fs.data.split."
+            f"{data.name}: train and test have different clients ({clients} and {data.test.num_clients}), expected the same: "
+            f"a client that is held out is tested on examples of its own. {DIVIDE}"
         )
     count = int(np.clip(np.rint(fraction * clients), 1, clients - 1))
     held_out = np.zeros(clients, bool)
@@ -243,7 +256,7 @@ def holdout_domain(data: Federated, by: str, domain: int) -> Federated:
     """
     if not np.array_equal(data.train.ids, data.test.ids):
         raise ValueError(
-            f"{data.name}: train and test have different clients, expected the same, in the same order."
+            f"{data.name}: train and test have different clients, expected the same, in the same order. {DIVIDE}"
         )
     parts = train, test = data.train.in_memory, data.test.in_memory
     masks = [column_of(part.columns, by, "by") == domain for part in parts]

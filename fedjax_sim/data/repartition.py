@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from fedjax_sim.data.federated import Federated, split
+from fedjax_sim.data.formats._tables import ONE_CLIENT
 from fedjax_sim.data.partitions import Partitioner
 
 
@@ -16,7 +17,8 @@ def repartition(
     """The same examples with other clients, whoever held them before.
 
     By default the training examples alone are dealt out, and the test part stays as it is, with its own clients: the
-    central test set of a set whose training and test examples were published apart. With ``test_fraction`` the test
+    central test set of a set whose training and test examples were published apart, of which a client that is held out
+    later has no part of its own. With ``test_fraction`` the test
     examples are dealt out, too, and then each client's examples are divided, so both parts have the same clients; one
     with a single example has no test part.
 
@@ -24,7 +26,8 @@ def repartition(
       data: what to deal out.
       partitioner: one of ``fs.partitions``.
       seed: of the partition, and of the division into training and test.
-      test_fraction: in (0, 1); see above and ``split``.
+      test_fraction: share of each client's examples that is its test part, in (0, 1), as in ``split``; by default the test
+        part stays as it is.
 
     Raises:
       TypeError, ValueError: as the partitioner.
@@ -46,5 +49,7 @@ def repartition(
         train, test = split(train, test_fraction, seed)
     part = "training examples" if test_fraction is None else "training and test examples"
     note = f"The {part} were dealt anew to {partition.num_clients} clients: {partitioner.says}, seed {seed}."
-    notes = (*data.notes, note, *partition.remarks())
+    # What a source said of its one client is no longer true.
+    before = (old for old in data.notes if not old.startswith(ONE_CLIENT))
+    notes = (*before, note, *partition.remarks())
     return dataclasses.replace(data, train=train, test=test, notes=notes, edges=partition.edges)

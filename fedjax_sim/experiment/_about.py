@@ -10,6 +10,7 @@ import numpy as np
 from fedjax_sim._src import checks, keys
 from fedjax_sim.data import ClientData, Federated
 from fedjax_sim.data._label_counts import has_labels, label_counts, mean_divergence
+from fedjax_sim.data._remarks import remarks
 
 _SAMPLE = 160  # purpose of the generator; above those of `keys`, so that no two decisions share a stream
 
@@ -63,7 +64,7 @@ def sampled_clients(federated: Federated, clients: int = 200, seed: int = 0) -> 
 
 
 def describe_data(federated: Federated, sample: Federated | None = None) -> dict[str, Any]:
-    """What there is to know about a set at a glance, in JSON's types.
+    """What there is to know about a set at a glance, in JSON's types: numbers, lists and tables of them.
 
     ``divergence`` is the mean over clients, weighted by examples, of the total variation distance between the client's
     labels and all labels: 0 when all are alike, towards 1 when each has labels of its own.
@@ -71,7 +72,7 @@ def describe_data(federated: Federated, sample: Federated | None = None) -> dict
     Args:
       federated: the set.
       sample: the clients whose labels are counted, from ``sampled_clients``; all by default. Where they are fewer than
-        all, ``sample`` says so, and the names of what was counted end in ``in the sample``: the divergence is then that
+        all, ``sample`` says how many, drawn at random, and the names of what was counted end in ``in the sample``: the divergence is then that
         of the sample's clients from the sample's labels.
     """
     train, test = federated.train, federated.test
@@ -80,10 +81,12 @@ def describe_data(federated: Federated, sample: Federated | None = None) -> dict
         "clients": train.num_clients,
         "training examples": train.num_examples,
         "per client": _range(train.sizes),
-        "test examples": f"{test.num_examples} of {test.num_clients} clients",
-        "columns": [
-            f"{name}: {column.dtype}{list(column.shape[1:])}" for name, column in train.columns.items()
-        ],
+        "test examples": test.num_examples,
+        "test clients": test.num_clients,
+        "columns": {
+            name: {"dtype": str(column.dtype), "shape": list(column.shape[1:])}
+            for name, column in train.columns.items()
+        },
         "classes": federated.classes,
     }
     seen = federated if sample is None else sample
@@ -92,15 +95,19 @@ def describe_data(federated: Federated, sample: Federated | None = None) -> dict
         few = seen.train.num_clients < train.num_clients
         where = " in the sample" if few else ""
         if few:
-            found["sample"] = f"{seen.train.num_clients} of {train.num_clients} clients, drawn at random"
+            found["sample"] = seen.train.num_clients
         found[f"examples of each class{where}"] = labels.sum(axis=0).tolist()
         found[f"classes per client{where}"] = _range((labels > 0).sum(axis=1))
         found[f"divergence{where}"] = round(mean_divergence(labels), 4)
-    return found | {"notes": list(federated.notes)}
+    return found | {"notes": [*federated.notes, *remarks(federated)]}
 
 
-def _range(counts: np.ndarray) -> str:
-    return "{:.0f} to {:.0f}, median {:.0f}".format(*np.quantile(counts, [0, 1, 0.5]))
+def _range(counts: np.ndarray) -> dict[str, float]:
+    return {
+        "smallest": int(np.min(counts)),
+        "median": float(np.median(counts)),
+        "largest": int(np.max(counts)),
+    }
 
 
 def _labels(federated: Federated) -> np.ndarray | None:

@@ -64,7 +64,7 @@ BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
     },
     "preprocessing": {name: getattr(data.preprocessing, name) for name in ("bag_of_words", "centre_crop", "normalise", "standardise")},
     "decoders": {
-        name: getattr(data.decoders, name) for name in ("pictures", "padded_words", "next_words", "next_characters")
+        name: getattr(data.decoders, name) for name in ("pictures", "labels", "padded_words", "next_words", "next_characters")
     },
     "models": {
         name: getattr(models, name)

@@ -16,6 +16,7 @@ import jax
 from fedjax_sim import models
 from fedjax_sim._src.types import Algorithm, Task
 from fedjax_sim.data import Federated, holdout_clients, repartition
+from fedjax_sim.data._remarks import label_remarks
 from fedjax_sim.data.client_source import Clients
 from fedjax_sim.experiment import _extends, _settings
 from fedjax_sim.experiment._forms import ConfigError
@@ -123,8 +124,9 @@ class Experiment:
             if name in entry.parameters and name not in settings and classes is not None:
                 settings[name] = classes
             elif name in entry.parameters and name not in settings and entry.parameters[name].required:
+                why = "".join(f" The {said}." for said in label_remarks(self.federated))
                 raise ConfigError(
-                    f"model.{name} is missing, and {self.federated.name} does not tell it; {settings['name']} needs it."
+                    f"model.{name} is missing, and {self.federated.name} does not tell it; {settings['name']} needs it.{why}"
                 )
         with self._paths(), blame("model"):
             model = entry.build(settings)

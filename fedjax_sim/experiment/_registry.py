@@ -83,7 +83,7 @@ class Entry:
             elif name in open:
                 continue
             elif parameter.required:
-                about = f": {parameter.about}" if parameter.about else ""
+                about = f": {parameter.about.rstrip('.')}" if parameter.about else ""
                 says = " or ".join(form.says for form in parameter.forms)
                 raise ConfigError(f"{below(path, name)} is missing; {self.name} needs it ({says}{about}).")
             elif parameter.default is not None:
@@ -226,9 +226,10 @@ def find(kind: str, name: str, path: str) -> Entry:
                 f'"module:name".{nearest(name, names(kind))}'
             )
     except (ImportError, AttributeError) as error:
+        near = nearest(name.partition(":")[0], names(kind))
         raise ConfigError(
-            f"{path} is {shown(name)}, but it cannot be imported: {error}. Its folder must be installed, or listed in the "
-            "top-level key paths."
+            f"{path} is {shown(name)}, but it cannot be imported: {error}.{near} Of a module of your own, the folder must be "
+            "installed, or listed in the top-level key paths."
         ) from error
     if not callable(factory):
         raise ConfigError(

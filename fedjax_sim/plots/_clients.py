@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from fedjax_sim.plots import _style
 from fedjax_sim.plots._groups import Group, Runs, groups, read_runs
@@ -34,11 +34,10 @@ def client_sizes(run: RunData | str) -> Figure:
     positive = sizes[sizes > 0]
     wide = positive.size > 0 and positive.max() > 100 * positive.min()
     if wide:
-        # Edges between whole numbers: no bin near 1 is empty because no number lies in it.
-        edges = np.unique(np.round(np.geomspace(positive.min(), positive.max() + 1, 31))) - 0.5
-        left.hist(positive, bins=edges.tolist(), color=_style.BLUE, edgecolor="white", linewidth=0.6)
-        left.set_xscale("log")
-        left.xaxis.set_major_formatter(ScalarFormatter())
+        left.hist(
+            positive, bins=_log_edges(positive).tolist(), color=_style.BLUE, edgecolor="white", linewidth=0.6
+        )
+        _log_axis(left)
     else:
         left.hist(
             sizes, bins=_integer_edges(sizes).tolist(), color=_style.BLUE, edgecolor="white", linewidth=0.6
@@ -136,6 +135,27 @@ def _integer_edges(sizes: np.ndarray) -> np.ndarray:
     return np.arange(0, int(sizes.max()) + width + 1, width) - 0.5
 
 
+def _log_edges(sizes: np.ndarray) -> np.ndarray:
+    """Bin edges in equal ratios, so that all bars are equally wide on a logarithmic axis.
+
+    Small whole numbers lie far apart there: a bin for 1 alone is as wide as one for 2 and 3. So the ratio is at most 30 to
+    the range, and such that the first bin holds a few whole numbers, or else is from 1 to 2.
+    """
+    low, high = int(sizes.min()), int(sizes.max())
+    ratio = max((high / low) ** (1 / 30), 1 + min(1, 3 / low))
+    bins = int(np.log(high / low) / np.log(ratio)) + 1
+    # Rounded: 5 * 1.6 is 8, and an 8 belongs to the bin that begins there.
+    edges = np.round(low * ratio ** np.arange(bins + 1), 9)
+    return edges if edges[-1] > high else np.append(edges, edges[-1] * ratio)
+
+
+def _log_axis(axes: Axes) -> None:
+    """A logarithmic axis of numbers of examples, which are whole."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def _lorenz(axes: Axes, sizes: np.ndarray) -> None:
     """The share of all examples that the largest clients hold."""
     ordered = np.sort(sizes)[::-1]
@@ -196,8 +216,7 @@ def _against_size(axes: Axes, sizes: np.ndarray, values: np.ndarray, label: str)
     )  # fmt: skip
     positive = sizes[sizes > 0]
     if positive.size and positive.max() > 100 * positive.min():
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(ScalarFormatter())
+        _log_axis(axes)
     axes.set_title("Against the client's data")
     axes.set_xlabel("training examples of a client")
     axes.set_ylabel(label)

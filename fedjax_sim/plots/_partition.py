@@ -20,8 +20,9 @@ COLUMNS = 1200
 def partition(run: RunData | str, *, population: int | None = None) -> Figure:
     """The labels that every client has, how many examples, and how far its labels are from all labels.
 
-    Few clients: a bubble per client and class, its area the number of examples. Many: a map of every client's shares,
-    clients in the order of their commonest class. Above stand the clients' sizes, and the total variation distance between
+    Few clients: a bubble per client and class, its area the number of examples, up to the size that the title names: a client
+    that has far more than the others would make specks of theirs. Many: a map of every client's shares, clients in the
+    order of their commonest class, those without examples left out. Above stand the clients' sizes, and the total variation distance between
     the client's labels and those of all clients together: 0 where they are alike, towards 1 where nobody else has them.
 
     Args:
@@ -55,8 +56,13 @@ def _bubbles(labels: np.ndarray, ids: list[str], sample: int | None) -> Figure:
     figure, axes = _panels(labels, np.arange(clients), sample, width, height)
     x, y = np.nonzero(labels)
     largest = max(1, int(labels.max()))
+    cap = _cap(labels[x, y])
     diameter = 72 * min(step, 0.34) * 0.98  # points
-    axes.scatter(x, y, s=(diameter**2) * labels[x, y] / largest, color=_style.BLUE, alpha=0.85, linewidth=0)
+    beyond = labels[x, y] > cap
+    axes.scatter(
+        x, y, s=diameter**2 * np.minimum(labels[x, y] / cap, 1), facecolor=_style.BLUE, alpha=0.85,
+        edgecolor=_style.INK, linewidth=np.where(beyond, 1.2, 0),
+    )  # fmt: skip
     axes.set_xlim(-0.7, clients - 0.3)
     axes.set_ylim(-0.7, classes - 0.3)
     short = len(ids) == clients and max(map(len, ids)) <= 3
@@ -72,21 +78,33 @@ def _bubbles(labels: np.ndarray, ids: list[str], sample: int | None) -> Figure:
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
     axes.set_xlabel("client")
-    axes.set_title(f"Examples of each class; the largest bubble is {largest:,}")
+    rim = f" or more, up to {largest:,} where it has a rim" if beyond.any() else ""
+    axes.set_title(f"Examples of each class; the largest bubble is {cap:,}{rim}")
     return figure
 
 
+def _cap(counts: np.ndarray) -> int:
+    """Examples of the largest bubble: all there are, or fewer where a handful of counts would make specks of the others."""
+    largest = int(counts.max(initial=1))
+    usual = 4 * float(np.quantile(counts, 0.9)) if counts.size else 1.0
+    return largest if largest <= 2 * usual else max(1, round(usual))
+
+
 def _map(labels: np.ndarray, sample: int | None) -> Figure:
-    clients, classes = labels.shape
     sizes = labels.sum(axis=1)
+    empty = 0
+    if sizes.any():  # clients without examples would only leave the panels blank
+        empty = int((sizes == 0).sum())
+        labels, sizes = labels[sizes > 0], sizes[sizes > 0]
+    clients, classes = labels.shape
     shares = labels / np.maximum(sizes, 1)[:, None]
-    # By commonest class, then by how common; clients without examples come last.
-    order = np.lexsort((-shares.max(axis=1), shares.argmax(axis=1), sizes == 0))
+    # By commonest class, then by how common.
+    order = np.lexsort((-shares.max(axis=1), shares.argmax(axis=1)))
     # A few small clients have shares that nobody else comes near: they would leave the rest pale.
     largest = float(shares.max())
     ceiling = max(1e-9, min(largest, 1.25 * float(np.quantile(shares, 0.995))))
     height = min(5.2, max(2.8, 0.2 * classes + 1.1))
-    figure, axes = _panels(labels, order, sample, _style.WIDE, height)
+    figure, axes = _panels(labels, order, sample, _style.WIDE, height, empty)
     image = axes.imshow(
         _columns(shares[order]).T, aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=ceiling,
         interpolation="nearest", extent=(-0.5, clients - 0.5, -0.5, classes - 0.5),
@@ -111,9 +129,12 @@ def _columns(shares: np.ndarray) -> np.ndarray:
 
 
 def _panels(
-    labels: np.ndarray, order: np.ndarray, sample: int | None, width: float, height: float
+    labels: np.ndarray, order: np.ndarray, sample: int | None, width: float, height: float, empty: int = 0
 ) -> tuple[Figure, Axes]:
-    """Sizes and divergences of clients in an order, and below them the axes for their classes, ``height`` inches high."""
+    """Sizes and divergences of clients in an order, and below them the axes for their classes, ``height`` inches high.
+
+    ``empty``: clients without examples that are left out.
+    """
     sizes, clients = labels.sum(axis=1), len(labels)
     above = 1.0  # inches
     figure = Figure(figsize=(width, height + 2 * above), layout="constrained")
@@ -121,7 +142,7 @@ def _panels(
     whole = "all labels" if sample is None else "the sample's labels"
     mean = f", weighted mean {mean_divergence(labels):.2f}" if sizes.any() else ""
     for axes, values, title in (
-        (rows[0], sizes, f"{_clients(clients, sample)}, {int(sizes.sum()):,} training examples"),
+        (rows[0], sizes, f"{_clients(clients, sample, empty)}, {int(sizes.sum()):,} training examples"),
         (rows[1], divergences(labels), f"Divergence of clients from {whole}{mean}"),
     ):
         if clients <= BUBBLES:
@@ -143,10 +164,13 @@ def _panels(
     return figure, rows[2]
 
 
-def _clients(count: int, sample: int | None) -> str:
+def _clients(shown: int, sample: int | None, empty: int) -> str:
+    count = shown + empty
+    left_out = f" ({empty:,} without examples are left out)" if empty else ""
     if sample is None and count == 1:
         return "1 client"
-    return f"{count:,} clients" if sample is None else f"A sample: {count:,} of {sample:,} clients"
+    text = f"{count:,} clients" if sample is None else f"A sample: {count:,} of {sample:,} clients"
+    return text + left_out
 
 
 def _class_ticks(axes: Axes, classes: int) -> None:

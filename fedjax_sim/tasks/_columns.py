@@ -81,7 +81,12 @@ def _within(values: np.ndarray, name: str, word: str, low: int, end: int | None)
     if bad.any():
         row, value = _first(values, bad)
         expected = f"{word}s of at least {low}" if end is None else f"{word}s in [{low}, {end})"
-        raise ValueError(f"column {name!r} holds {word} {value} at row {row}, expected {expected}.")
+        fix = (
+            " Values that are not numbered from 0 become so by labels= of npz, leaf and arrays, or by the decoder labels."
+            if word == "label" and value < low
+            else ""
+        )
+        raise ValueError(f"column {name!r} holds {word} {value} at row {row}, expected {expected}.{fix}")
 
 
 def _first(values: np.ndarray, bad: np.ndarray) -> tuple[int, Any]:

@@ -1,5 +1,7 @@
 """What a data set is at a glance: labels by client, divergences, and a sample of clients that are made when they are wanted."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -65,11 +67,13 @@ def test_a_sample_says_that_it_is_one():
     about = experiment.describe_data(whole, sample)
     labels = experiment.about_clients(sample)["labels"]
     assert about["clients"] == 1000 and about["training examples"] == 1500
-    assert about["sample"] == "50 of 1000 clients, drawn at random"
+    assert about["sample"] == 50 and about["per client"] == {"smallest": 0, "median": 1.5, "largest": 3}
+    assert about["columns"] == {"y": {"dtype": "int32", "shape": []}}
     assert about["examples of each class in the sample"] == labels.sum(axis=0).tolist()
     assert about["divergence in the sample"] == round(mean_divergence(labels), 4)
     assert not {"divergence", "examples of each class", "classes per client"} & set(about)
-    assert about["notes"] == ["made up"]
+    assert about["notes"] == ["made up", "250 of 1,000 clients have no training examples"]
+    assert json.loads(json.dumps(about)) == about
 
 
 def test_the_sample_follows_the_seed_alone():

@@ -277,7 +277,7 @@ def test_sizes_are_those_that_were_asked_for(law):
     wanted = [500, 0, 100, 7]
     partition = law(4, 0.1, wanted)(columns, 0)
     assert partition.sizes.tolist() == wanted
-    assert partition.remarks() == ("393 of 1000 examples belong to nobody and are left out.",)
+    assert partition.remarks() == ("393 of 1,000 examples belong to nobody and are left out.",)
 
 
 def test_what_is_left_out_is_drawn_at_random():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -274,7 +275,10 @@ def test_partitions_of_every_size(tmp_path, number, classes):
     sizes, distances, axes = figure.axes[:3]
     assert axes.get_xlabel() and axes.get_ylabel() == "class"
     assert heights(sizes).sum() == table.sum()
-    assert sorted(heights(distances)) == pytest.approx(sorted(divergences(table)))
+    shown = (
+        table if number <= 40 or not table.any() else table[table.any(axis=1)]
+    )  # a map leaves the empty out
+    assert sorted(heights(distances)) == pytest.approx(sorted(divergences(shown)))
 
 
 def heights(axes):
@@ -313,13 +317,13 @@ def test_very_many_clients_share_columns_of_the_map(tmp_path):
 def test_the_map_shows_every_share_in_its_place(tmp_path):
     table = np.zeros((50, 3), int)
     table[np.arange(50), np.arange(50) % 3] = 4
-    table[7] = 0  # a client without examples stands last
+    table[7] = 0  # a client without examples is left out, and the title says so
     figure = plots.partition(write_run(tmp_path / "a", arrays={"ids": np.arange(50), "labels": table}))
     (image,) = figure.axes[2].images
     expected = np.repeat([0, 1, 2], [17, 16, 16])
     shown = np.asarray(image.get_array())
-    np.testing.assert_array_equal(shown[:, :49].argmax(axis=0), expected)
-    np.testing.assert_array_equal(shown[:, 49], 0)
+    np.testing.assert_array_equal(shown.argmax(axis=0), expected)
+    assert figure.axes[0].get_title("left").startswith("50 clients (1 without examples are left out)")
 
 
 def test_bubbles_have_the_area_of_the_count(tmp_path):
@@ -328,6 +332,31 @@ def test_bubbles_have_the_area_of_the_count(tmp_path):
     )
     (bubbles,) = figure.axes[2].collections
     np.testing.assert_allclose(bubbles.get_sizes() / bubbles.get_sizes().max(), [1, 0.25, 0.5])
+
+
+def test_a_huge_client_leaves_the_others_bubbles_that_can_be_seen(tmp_path):
+    """As of the 30 clients of synthetic(1, 1), one of which has more than half of all examples."""
+    table = np.diag([5, 6, 7, 8] * 5)
+    table[3, 3] = 331
+    figure = plots.partition(write_run(tmp_path / "a", arrays={"ids": np.arange(20), "labels": table}))
+    (bubbles,) = figure.axes[2].collections
+    sizes = bubbles.get_sizes() / bubbles.get_sizes().max()
+    assert sizes.max() == sizes[3] and np.delete(sizes, 3).min() > 0.1
+    np.testing.assert_allclose(np.delete(sizes, 3) * 32, np.delete(np.diag(table), 3))
+    assert list(bubbles.get_linewidths()) == [1.2 * (place == 3) for place in range(20)]
+    assert "is 32 or more, up to 331 where it has a rim" in figure.axes[2].get_title("left")
+
+
+@pytest.mark.parametrize("low", [1, 2, 5, 45])
+def test_bars_on_a_logarithmic_axis_are_equally_wide_and_hold_all(tmp_path, low):
+    sizes = np.arange(low, 150 * low)
+    run = write_run(tmp_path / "a", arrays={"ids": np.arange(len(sizes)), "train_examples": sizes})
+    axes = plots.client_sizes(run).axes[0]
+    ratios = [(bar.get_x() + bar.get_width()) / bar.get_x() for bar in axes.patches]
+    np.testing.assert_allclose(ratios, ratios[0])
+    assert sum(bar.get_height() for bar in axes.patches) == len(sizes)
+    ticks = [text.get_text() for text in axes.get_xticklabels()]
+    assert all(re.fullmatch(r"\d{1,3}(,\d{3})*", tick) for tick in ticks), ticks
 
 
 @pytest.mark.parametrize("sizes", [[0, 0], [5], [3, 3, 3], [1, 10, 1000, 0], list(range(500))])

@@ -125,7 +125,14 @@ def from_pieces(name: str, source: Path | str, pieces: Sequence[Piece], wanted: 
     layout = layout_of(tables[0], source, pieces, test, wanted)
     if not any(table.num_rows for table in tables):
         raise ValueError(f"{source}: {NO_ROWS}")
-    rows = _joined(pieces, tables, layout)
+    owners = likely_owners(tables[0], layout, wanted.label) if layout.client is None else []
+    try:
+        rows = _joined(pieces, tables, layout)
+    except ValueError as error:
+        named = next((name for name in owners if f"column {name!r}" in str(error)), None)
+        if named is None:
+            raise
+        raise ValueError(f"{error} If it says who owns each row, give client={named!r}.") from error
     with errors_name(source):
         values = _tables.decoded(rows.values, layout.functions)
         masks = None
@@ -138,7 +145,8 @@ def from_pieces(name: str, source: Path | str, pieces: Sequence[Piece], wanted: 
         owner = rows.owner
         if owner is None:
             owner = np.zeros(sum(table.num_rows for table in tables), np.int64)
-            notes += (_tables.ONE_CLIENT,)
+            may = f"; if {owners[0]!r} says who owns each row, give client={owners[0]!r}" if owners else ""
+            notes += (_tables.ONE_CLIENT + may,)
         return _tables.federated(
             name,
             values,
@@ -152,6 +160,22 @@ def from_pieces(name: str, source: Path | str, pieces: Sequence[Piece], wanted: 
             seed=wanted.seed,
             notes=notes,
         )
+
+
+def likely_owners(table: pa.Table, layout: Layout, label: str) -> list[str]:
+    """Columns that may say who owns each row: text, else integers, that is there several times; not the label."""
+    import pyarrow as pa
+
+    found: dict[str, list[str]] = {"text": [], "integers": []}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+        if name in (layout.split, layout.old.get(label, label)) or not (
+            text or pa.types.is_integer(column.type)
+        ):
+            continue
+        if 1 < len(column.unique()) < len(column):
+            found["text" if text else "integers"].append(name)
+    return found["text"] + found["integers"]
 
 
 NO_ROWS = "there are no rows, expected at least one example."

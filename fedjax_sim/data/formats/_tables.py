@@ -9,6 +9,7 @@ import numpy as np
 
 from fedjax_sim.data._columns import column_of
 from fedjax_sim.data._ids import as_ids, check_whole
+from fedjax_sim.data._label_values import numbered_from_0
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.decoders import Decode, Decoder
 from fedjax_sim.data.federated import Federated
@@ -167,6 +168,7 @@ def federated(
     *,
     split: tuple[np.ndarray, np.ndarray] | None = None,
     label: str = "y",
+    labels: Sequence[float | str] | None = None,
     classes: int | None = None,
     channel_axis: str | Iterable[str] = (),
     test_fraction: float | None = None,
@@ -182,6 +184,7 @@ def federated(
       ids: ``[clients]``, all ids.
       split: rows of the training and of the test part, ``bool[rows]`` each; without, all is training data.
       label: the label column, if there is one: becomes int32 where it holds integers.
+      labels: its values, where they are not numbered from 0; a column of them must be there then.
       classes: how many, where the source knows; by default the largest label plus one.
       channel_axis: columns ``[rows, height, width]`` that get a trailing axis of length 1.
       test_fraction: divides the examples of each client, where there is no split.
@@ -192,6 +195,10 @@ def federated(
       TypeError, ValueError: something does not fit together.
     """
     check_rows(columns, len(owner))
+    if labels is not None:
+        column = column_of(columns, label, "label")
+        columns[label] = numbered_from_0(column, labels, f"label column {label!r}")
+        classes = len(labels)
     found = finished(columns, label, classes, channel_axis)
     if split is not None and test_fraction is not None:
         raise ValueError(TWO_SPLITS)

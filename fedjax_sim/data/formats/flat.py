@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from fedjax_sim.data._columns import check_columns
 from fedjax_sim.data._files import Npz, errors_name
 from fedjax_sim.data._ids import as_ids
+from fedjax_sim.data._label_values import numbered_from_0
 from fedjax_sim.data.federated import Federated
 from fedjax_sim.data.formats import _tables
 from fedjax_sim.data.formats._tables import Columns
@@ -23,6 +24,7 @@ def arrays(
     ids: Iterable[int | str] | np.ndarray | None = None,
     split: Any = None,
     label: str = "y",
+    labels: Sequence[float | str] | None = None,
     channel_axis: str | Iterable[str] = (),
     test_fraction: float | None = None,
     seed: int = 0,
@@ -41,6 +43,8 @@ def arrays(
       ids: all clients, in the order wanted; by default those that occur, sorted.
       split: ``[examples]``, 0 or ``"train"`` for training and 1 or ``"test"`` for test; without, all is training data.
       label: the label column, if there is one.
+      labels: values of the label column where they are not numbered from 0, such as ``[-1, 1]`` or names: the first becomes
+        0, the next 1, and so on.
       channel_axis: columns ``[examples, height, width]`` that get a trailing axis of length 1, as convolutions expect.
       test_fraction: divides the examples of each client, by ``fedjax_sim.data.split``, where there is no ``split``.
       seed: for ``test_fraction``.
@@ -59,6 +63,11 @@ def arrays(
       >>> data.test.sizes, data.classes
       (array([1, 1]), 6)
     """
+    if (
+        labels is not None and label in columns
+    ):  # names of classes are columns of text until they are numbered
+        numbered = numbered_from_0(columns[label], labels, f"label column {label!r}")
+        columns, labels = {**columns, label: numbered}, range(len(labels))
     found, rows = check_columns(columns)
     found = {new: np.asanyarray(array) for new, array in found.items()}
     owner = np.zeros(rows, np.int64) if client is None else as_ids("client", client)
@@ -73,6 +82,7 @@ def arrays(
         np.unique(owner) if ids is None else as_ids("ids", ids),
         split=None if split is None else _tables.both(_tables.is_test(np.asarray(split), "split", rows)),
         label=label,
+        labels=labels,
         channel_axis=channel_axis,
         test_fraction=test_fraction,
         seed=seed,
@@ -88,6 +98,7 @@ def npz(
     split: str = "split",
     columns: Columns | None = None,
     label: str = "y",
+    labels: Sequence[float | str] | None = None,
     channel_axis: str | Iterable[str] = (),
     test_fraction: float | None = None,
     seed: int = 0,
@@ -108,6 +119,8 @@ def npz(
       columns: what to keep: names, or new name to name in the file. By default every array of numbers with as many
         rows as ``client``, other than ``client`` and ``split``; arrays of other lengths and text are left out.
       label: the label column (its new name), if there is one.
+      labels: values of the label column where they are not numbered from 0, such as ``[-1, 1]`` or names: the first becomes
+        0, the next 1, and so on.
       channel_axis: columns ``[examples, height, width]`` that get a trailing axis of length 1, as convolutions expect.
       test_fraction: divides a file without split inside each client, by ``fedjax_sim.data.split``.
       seed: for ``test_fraction``.
@@ -140,13 +153,14 @@ def npz(
         rows = len(owner)
         return _tables.federated(
             path.stem,
-            _chosen(file, columns, rows, {client, client_names, split}),
+            _chosen(file, columns, rows, {client, client_names, split}, label if labels else None),
             owner,
             ids,
             split=_tables.both(_tables.is_test(file.read(split), f"array {split!r}", rows))
             if has_split
             else None,
             label=label,
+            labels=labels,
             channel_axis=channel_axis,
             test_fraction=test_fraction,
             seed=seed,
@@ -154,20 +168,27 @@ def npz(
 
 
 def _chosen(
-    file: Npz, columns: Columns | None, num_examples: int, not_columns: set[str | None]
+    file: Npz, columns: Columns | None, num_examples: int, not_columns: set[str | None], label: str | None
 ) -> dict[str, np.ndarray]:
+    """What is kept; of text, the ``label`` alone, whose values the caller names."""
     if columns is not None:
         return {new: file.read(name) for new, name in _tables.renamed(columns).items()}
     found = {name: file.read(name) for name in file.names if name not in not_columns}
     return {
         name: array
         for name, array in found.items()
-        if array.shape[:1] == (num_examples,) and array.dtype.kind not in "SU"
+        if array.shape[:1] == (num_examples,) and (array.dtype.kind not in "SU" or name == label)
     }
 
 
 def _owners(file: Npz, client: str, client_names: str | None) -> tuple[np.ndarray, np.ndarray]:
     """The id that owns each row, and all ids."""
+    if client not in file.names:
+        raise ValueError(
+            f"no array is called {client!r}, the file has {', '.join(file.names)}. Name the one that says who owns each row by "
+            "client=. Where none does, give the arrays to fs.data.arrays: one client holds all, until fs.data.repartition "
+            "deals the examples out."
+        )
     owner = as_ids(client, file.read(client))
     if client_names is None:
         return owner, np.unique(owner)

@@ -1,16 +1,19 @@
-"""Sets of labelled images: handwritten digits that need no download, and folders of arrays."""
+"""Sets of labelled images: handwritten digits that need no download, and folders of arrays or of images by class."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from fedjax_sim._src import checks
-from fedjax_sim.data import partitions
-from fedjax_sim.data._files import Npz, errors_name, read_npy
+from fedjax_sim.data import decoders, partitions
+from fedjax_sim.data._files import Npz, check_is_folder, errors_name, needed, read_npy
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.federated import Federated, split
+from fedjax_sim.data.formats._class_folders import has_class_folders, read_class_folders
 
 
 def digits(
@@ -63,6 +66,12 @@ def digits(
     return Federated(*parts, name="digits", classes=10, notes=partition.remarks())
 
 
+_WRITERS = (
+    "MNIST's images and the labels of the repository facebookresearch/qmnist, of which it is made: see "
+    "fs.data.mnist_by_writer"
+)
+
+
 def mnist_by_writer(folder: str | Path) -> Federated:
     """MNIST with the people who wrote it as clients: 539 writers to train on, 297 others to test on.
 
@@ -71,20 +80,22 @@ def mnist_by_writer(folder: str | Path) -> Federated:
 
     Args:
       folder: holds ``train_images.npy.xz``, ``test_images.npy.xz`` (``uint8[examples, 28, 28]``, MNIST's order) and
-        ``labels_writers.npz`` (``{train,test}_{label,writer}``).
+        ``labels_writers.npz`` (``{train,test}_{label,writer}``). Nobody publishes these: they are made once, of MNIST's
+        images and of QMNIST's labels, in which column 0 is the digit and column 2 the writer.
 
     Raises:
-      FileNotFoundError, IsADirectoryError: one of the files is not there.
+      FileNotFoundError, IsADirectoryError: one of the files is not there; says where to get what it is made of.
+      NotADirectoryError: the folder is a file.
       ValueError: one is damaged, or they do not fit together.
 
     Source: LeCun et al. 1998; writers from Yadav and Bottou 2019 (arXiv 1905.10498), QMNIST.
     """
     folder = Path(folder)
-    labels = folder / "labels_writers.npz"
+    labels = needed(folder, "labels_writers.npz", _WRITERS)
     file = Npz(labels)
     parts = []
     for part in ("train", "test"):
-        path = folder / f"{part}_images.npy.xz"
+        path = needed(folder, f"{part}_images.npy.xz", _WRITERS)
         x = read_npy(path)
         with errors_name(path, labels):
             columns = {"x": _with_channels(x), "y": _labels(file, part)}
@@ -93,19 +104,36 @@ def mnist_by_writer(folder: str | Path) -> Federated:
         return Federated(*parts, name="mnist_by_writer", classes=10)
 
 
-def images(folder: str | Path) -> Federated:
+def images(
+    folder: str | Path,
+    *,
+    size: Sequence[int] | None = None,
+    colours: Literal["as stored", "grey", "rgb"] = "as stored",
+    test_fraction: float | None = None,
+    seed: int = 0,
+) -> Federated:
     """A folder of labelled images without clients: one client holds all, until ``repartition`` deals them out.
 
+    The folder holds a folder for each class, ``cat/1.png``, or such folders for each part, ``train/cat/1.png`` and
+    ``test/cat/2.png``; PNG, JPEG and what else Pillow reads. Classes are numbered in the order of their names, which
+    ``notes`` gives. Or it holds arrays: one file ``train_images*.npy.xz``, one ``test_images*.npy.xz``, and
+    ``labels.npz`` with ``train_label`` and ``test_label``, ``[examples]``; ``classes`` is then the largest label plus one.
+
     Columns: ``x`` is ``[examples, height, width, channels]`` in its storage type; images of one channel may lack the
-    last axis in the file. ``y`` is ``int32[examples]``; ``classes`` is the largest label plus one.
+    last axis in the file. ``y`` is ``int32[examples]``.
 
     Args:
-      folder: holds one file ``train_images*.npy.xz``, one ``test_images*.npy.xz``, and ``labels.npz`` with
-        ``train_label`` and ``test_label``, ``[examples]``.
+      folder: either of the two.
+      size: of images in folders by class: height and width, to which each is resized; by default all have one size.
+      colours: likewise; as for ``fedjax_sim.data.decoders.pictures``.
+      test_fraction: divides images in folders by class that are not divided already, by ``fedjax_sim.data.split``.
+      seed: for ``test_fraction``.
 
     Raises:
-      FileNotFoundError: one of the files is not there.
-      ValueError: there are several for one part, one is damaged, or they do not fit together.
+      FileNotFoundError: the folder is not there, or holds neither of the two.
+      NotADirectoryError: it is a file.
+      ValueError: there are several files for one part, one is damaged, or they do not fit together; also for an argument
+        that does not apply.
 
     Example:
       >>> import lzma, tempfile, numpy as np, fedjax_sim as fs
@@ -118,8 +146,14 @@ def images(folder: str | Path) -> Federated:
       >>> fs.data.repartition(data, fs.partitions.shards(3, 1)).train
       ClientData(3 clients with 2 to 2 of 6 examples, x: uint8[28, 28, 1], y: int32[], 4.73 kB)
     """
-    folder = Path(folder)
+    folder = check_is_folder(Path(folder))
     labels = folder / "labels.npz"
+    if not labels.exists() and not any(folder.glob("*_images*.npy.xz")):
+        return _by_class(folder, decoders.pictures(size, colours), test_fraction, seed)
+    if size is not None or colours != "as stored" or test_fraction is not None:
+        raise ValueError(
+            f"{folder} holds arrays, divided already: expected no size, colours or test_fraction. Leave them out."
+        )
     file = Npz(labels)
     parts = []
     for part in ("train", "test"):
@@ -131,6 +165,32 @@ def images(folder: str | Path) -> Federated:
     classes = max((int(part.columns["y"].max(initial=-1)) for part in parts), default=-1) + 1
     with errors_name(folder):
         return Federated(*parts, name=folder.resolve().name, classes=classes or None)
+
+
+def _by_class(folder: Path, decode: decoders.Decoder, test_fraction: float | None, seed: int) -> Federated:
+    if not has_class_folders(folder):
+        raise FileNotFoundError(
+            f"{folder} holds no labelled images, expected a folder of images for each class (cat/1.png, or train/cat/1.png "
+            "and test/cat/2.png), or arrays: labels.npz with train_images.npy.xz and test_images.npy.xz."
+        )
+    found = read_class_folders(folder, decode)
+    with errors_name(folder):
+        if found.test is not None and test_fraction is not None:
+            raise ValueError("it has a test part, expected no test_fraction. Leave it out.")
+        none = {name: column[:0] for name, column in found.train.items()}
+        train, test = (
+            ClientData.from_arrays(
+                {"x": _with_channels(columns["x"]), "y": columns["y"]},
+                np.zeros(len(columns["y"]), np.int64),
+                ids=[0],
+            )
+            for columns in (found.train, none if found.test is None else found.test)
+        )
+        if test_fraction is not None:
+            train, test = split(train, test_fraction, seed)
+        names = ", ".join(found.classes[:20]) + (", ..." if len(found.classes) > 20 else "")
+        note = f"classes from 0 are the folders {names}"
+        return Federated(train, test, name=folder.resolve().name, classes=len(found.classes), notes=(note,))
 
 
 def _only(folder: Path, pattern: str) -> Path:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_sim._src import checks
+from fedjax_sim.data._files import errors_name
+from fedjax_sim.data._label_values import numbered_from_0
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.federated import Federated, split
 from fedjax_sim.data.formats._leaf_file import numbers
@@ -20,6 +22,7 @@ def leaf(
     *,
     test: str | Path | None = None,
     shape: Sequence[int] | None = None,
+    labels: Sequence[float] | None = None,
     test_fraction: float | None = None,
     seed: int = 0,
 ) -> Federated:
@@ -40,6 +43,8 @@ def leaf(
       path: a file or a folder.
       test: a file or a folder of the test part, for a ``path`` that has none.
       shape: of one example of ``x``, to make images of LEAF's flat lists: ``(28, 28, 1)``.
+      labels: values of ``y`` where they are not numbered from 0, such as ``[-1, 1]``: the first becomes 0, the next 1, and so
+        on.
       test_fraction: divides the examples of each client, by ``fedjax_sim.data.split``, where there is no test part.
       seed: for ``test_fraction``.
 
@@ -64,11 +69,20 @@ def leaf(
     data, test_data = join_users(users)
     if shape is not None:
         data, test_data = (_reshaped(part, tuple(shape), Path(path)) for part in (data, test_data))
+    if labels is not None:
+        data, test_data = (_numbered(part, labels, Path(path)) for part in (data, test_data))
     if test_fraction is not None:
         data, test_data = split(data, test_fraction, seed)
-    labels = np.concatenate([np.asarray(part.columns["y"]).ravel() for part in (data, test_data)])
-    classes = int(labels.max()) + 1 if labels.size and labels.min() >= 0 else None
+    y = np.concatenate([np.asarray(part.columns["y"]).ravel() for part in (data, test_data)])
+    found = int(y.max()) + 1 if y.size and y.min() >= 0 else None
+    classes = found if labels is None else len(labels)
     return Federated(data, test_data, name=users.name, classes=classes)
+
+
+def _numbered(data: ClientData, labels: Sequence[float], path: Path) -> ClientData:
+    with errors_name(path):
+        y = numbered_from_0(data.columns["y"], labels, "label column 'y'")
+    return ClientData({**data.columns, "y": y}, data.offsets, data.ids)
 
 
 def _reshaped(data: ClientData, shape: tuple[int, ...], path: Path) -> ClientData:

@@ -66,11 +66,14 @@ class Partition(NamedTuple):
         said = []
         for who, moved in (("edges", self.repaired_edges), ("clients", self.repaired)):
             if moved is not None and moved.any():
-                count = np.count_nonzero(moved)
-                said.append(f"{moved.sum()} examples were moved to {count} {who} below the minimum.")
+                count = int(np.count_nonzero(moved))
+                said.append(
+                    f"{_counted(int(moved.sum()), 'example was', 'examples were')} moved to "
+                    f"{_counted(count, who.removesuffix('s'), who)} below the minimum."
+                )
         if len(self.dropped):
             said.append(
-                f"{len(self.dropped)} of {len(self.owner)} examples belong to nobody and are left out."
+                f"{len(self.dropped):,} of {len(self.owner):,} examples belong to nobody and are left out."
             )
         return tuple(said)
 
@@ -99,6 +102,10 @@ class Partitioner(NamedTuple):
         """
         count_examples(columns)
         return self.assign(keys.host_generator((seed,), _PARTITION), columns)
+
+
+def _counted(count: int, one: str, several: str) -> str:
+    return f"{count:,} {one if count == 1 else several}"
 
 
 def numbered(owner: np.ndarray, clients: int, repaired: np.ndarray | None = None) -> Partition:

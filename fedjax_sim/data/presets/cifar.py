@@ -8,10 +8,9 @@ from typing import Literal
 import numpy as np
 
 from fedjax_sim._src import checks
-from fedjax_sim.data._files import errors_name
+from fedjax_sim.data._files import errors_name, needed
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.federated import Federated
-from fedjax_sim.data.presets._local import needed
 from fedjax_sim.data.presets._tables import check_count
 
 _PIXELS = 3 * 32 * 32
@@ -37,6 +36,7 @@ def cifar10(folder: str | Path, *, normalise: bool = False) -> Federated:
 
     Raises:
       FileNotFoundError, IsADirectoryError: a file is not there; says where to get it.
+      NotADirectoryError: the folder is a file.
       ValueError: a file is damaged or not as published; the folder holds the Python version, which only unpickling reads.
 
     Source: Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images.
@@ -64,6 +64,7 @@ def cifar100(
 
     Raises:
       FileNotFoundError, IsADirectoryError: a file is not there; says where to get it.
+      NotADirectoryError: the folder is a file.
       ValueError: a file is damaged or not as published; the folder holds the Python version, which only unpickling reads.
 
     Source: Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images.

@@ -12,10 +12,9 @@ from typing import Literal
 import numpy as np
 
 from fedjax_sim._src import checks
-from fedjax_sim.data._files import errors_name
+from fedjax_sim.data._files import errors_name, needed
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.federated import Federated
-from fedjax_sim.data.presets._local import needed
 
 _CLASSES = {"byclass": 62, "bymerge": 47, "balanced": 47, "letters": 26, "digits": 10, "mnist": 10}
 _ORIGIN = "https://www.nist.gov/itl/products-and-services/emnist-dataset (gzip.zip, unpacked)"
@@ -38,6 +37,7 @@ def emnist(folder: str | Path, *, division: Division = "byclass") -> Federated:
 
     Raises:
       FileNotFoundError, IsADirectoryError: a file is not there; says where to get it.
+      NotADirectoryError: the folder is a file.
       ValueError: a file is damaged or of another kind, or images and labels do not fit together.
 
     Source: Cohen et al. 2017 (arXiv 1702.05373). With writers it is FEMNIST, of LEAF and of TensorFlow Federated.

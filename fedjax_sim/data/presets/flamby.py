@@ -8,10 +8,9 @@ from typing import Literal
 import numpy as np
 
 from fedjax_sim._src import checks
-from fedjax_sim.data._files import errors_name
+from fedjax_sim.data._files import errors_name, needed
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.federated import Federated
-from fedjax_sim.data.presets._local import needed
 from fedjax_sim.data.presets._tables import check_count, normalised, numbers, read_rows
 
 _HOSPITALS = {"cleveland": 303, "hungarian": 294, "switzerland": 123, "va": 200}
@@ -44,6 +43,7 @@ def heart_disease(
 
     Raises:
       FileNotFoundError, IsADirectoryError: a file is not there; says where to get it.
+      NotADirectoryError: the folder is a file.
       ValueError: a file is damaged or not as published.
 
     Source: Janosi et al. 1988, Heart Disease, UCI (doi 10.24432/C52P4X); du Terrail et al. 2022 (arXiv 2210.04620), FLamby.
@@ -105,6 +105,7 @@ def tcga_brca(folder: str | Path) -> Federated:
 
     Raises:
       FileNotFoundError, IsADirectoryError: a file is not there; says where to get it.
+      NotADirectoryError: the folder is a file.
       ValueError: a file is damaged or not as published, or the two do not fit together.
 
     Source: The Cancer Genome Atlas, breast invasive carcinoma; du Terrail et al. 2022 (arXiv 2210.04620), FLamby.

@@ -8,10 +8,9 @@ from typing import Literal
 import numpy as np
 
 from fedjax_sim._src import checks
-from fedjax_sim.data._files import errors_name
+from fedjax_sim.data._files import errors_name, needed
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.federated import Federated, split
-from fedjax_sim.data.presets._local import needed
 from fedjax_sim.data.presets._matlab import read_cells
 from fedjax_sim.data.presets._tables import check_count, normalised
 
@@ -33,7 +32,7 @@ def school(
     students are divided by ``fedjax_sim.data.split``, three quarters to train on, as Argyriou et al. divide them.
 
     Args:
-      path: the file ``school.mat``.
+      path: the file ``school.mat``, or the folder that holds it.
       normalise: features less the mean and divided by the standard deviation of the training examples: of the own school
         (``"client"``) or of all (``"pooled"``). A feature that is constant there becomes 0. Scores stay as they are.
       test_fraction: share of each school's students that is its test part, in (0, 1).
@@ -47,6 +46,8 @@ def school(
     """
     checks.one_of("normalise", normalise, ("client", "pooled", None))
     path = Path(path)
+    if path.is_dir():
+        path = path / "school.mat"
     path = needed(path.parent, path.name, "the repository jiayuzhou/MALSAR, data/school.mat")
     with errors_name(path):
         columns, sizes = _read(path)
