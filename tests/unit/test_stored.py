@@ -167,7 +167,7 @@ def test_a_manifest_has_a_checksum_of_its_own(folder):
     assert stored(folder).train.ids.tolist() == before.train.ids.tolist()
     manifest = json.loads(path.read_text()) | {"crc32": 1}
     path.write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="manifest.json: this is no manifest .*checksum"):
+    with pytest.raises(ValueError, match=r"manifest.json: this is no manifest .*checksum"):
         stored(folder)
 
 
@@ -179,7 +179,7 @@ def test_another_type_in_the_manifest_is_seen(folder, entry):
     about = about["columns"][entry] if entry == "y" else about[entry]
     about["dtype"] = about["dtype"].replace("<", ">")
     path.write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="manifest.json: this is no manifest .*checksum"):
+    with pytest.raises(ValueError, match=r"manifest.json: this is no manifest .*checksum"):
         stored(folder)
 
 
