@@ -12,6 +12,7 @@ from rich.table import Table
 from fedjax_sim import experiment
 from fedjax_sim.cli import _screen
 from fedjax_sim.cli._about_data import rows
+from fedjax_sim.cli._holdings import holdings
 from fedjax_sim.cli._setup import BAD_USAGE, ERRORS, Json, Set
 
 
@@ -70,6 +71,9 @@ def show(
     out: Annotated[
         Path | None, typer.Option(help="Picture of who holds which labels, of sizes and divergences.")
     ] = None,
+    clients_shown: Annotated[
+        int, typer.Option(min=0, help="Clients, and edges, that have a row in the tables of who holds what.")
+    ] = 20,
     json: Json = False,
 ) -> None:
     """Show a data set and how it is divided: `data show digits --clients 100 --alpha 0.1`.
@@ -93,6 +97,8 @@ def show(
         for name, text in rows(about):
             table.add_row(name, text)
         _screen.show(table, False)
+        for held in holdings(clients, clients_shown):
+            _screen.show(held, False)
     if out is not None:
         from fedjax_sim import plots  # slow to import, and the table does not need it
 

@@ -28,6 +28,8 @@ def about_clients(federated: Federated) -> dict[str, np.ndarray]:
     elif test.num_examples:
         arrays["eval_ids"] = test.ids
         arrays["test_examples"] = np.asarray(test.sizes)
+    if federated.edges is not None:
+        arrays["edges"] = np.asarray(federated.edges)
     labels = _labels(federated)
     return arrays if labels is None else arrays | {"labels": labels}
 
@@ -89,6 +91,10 @@ def describe_data(federated: Federated, sample: Federated | None = None) -> dict
         },
         "classes": federated.classes,
     }
+    if federated.edges is not None:
+        of_edges = np.unique(federated.edges, return_counts=True)[1]
+        found["edges"] = len(of_edges)
+        found["clients per edge"] = _range(of_edges)
     seen = federated if sample is None else sample
     labels = _labels(seen)
     if labels is not None and labels.sum():

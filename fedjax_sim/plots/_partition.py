@@ -15,6 +15,9 @@ BUBBLES = 40
 COLUMNS = 1200
 """Of a map, in which a column is then a pixel wide; more clients share theirs with their neighbours."""
 
+EDGES = 20
+"""Up to so many edge servers have their names in the picture."""
+
 
 @_style.styled
 def partition(run: RunData | str, *, population: int | None = None) -> Figure:
@@ -24,9 +27,11 @@ def partition(run: RunData | str, *, population: int | None = None) -> Figure:
     that has far more than the others would make specks of theirs. Many: a map of every client's shares, clients in the
     order of their commonest class, those without examples left out. Above stand the clients' sizes, and the total variation distance between
     the client's labels and those of all clients together: 0 where they are alike, towards 1 where nobody else has them.
+    Clients of edge servers stand edge by edge, with a line between two edges.
 
     Args:
-      run: a run folder with ``labels`` (``int[clients, classes]``) in ``clients.npz``.
+      run: a run folder with ``labels`` (``int[clients, classes]``) in ``clients.npz``, and ``edges`` (``int[clients]``)
+        where there are any.
       population: of how many clients these are a sample, where they are one: the picture then says so.
 
     Raises:
@@ -42,18 +47,27 @@ def partition(run: RunData | str, *, population: int | None = None) -> Figure:
             f"labels of {data.path} has the shape {list(labels.shape)}, expected [clients, classes], both at least 1."
         )
     sample = population if population is not None and population > len(labels) else None
+    edges = data.clients.get("edges")
+    if edges is not None and edges.shape != (len(labels),):
+        raise ValueError(
+            f"edges of {data.path} has the shape {list(edges.shape)}, expected [{len(labels)}], one for each row of labels."
+        )
     if len(labels) <= BUBBLES and labels.shape[1] <= BUBBLES:
-        ids = [str(name) for name in data.clients.get("ids", np.arange(len(labels)))]
-        return _bubbles(labels, ids, sample)
-    return _map(labels, sample)
+        ids = np.asarray([str(name) for name in data.clients.get("ids", np.arange(len(labels)))])
+        if edges is not None:
+            order = np.argsort(edges, kind="stable")
+            labels, edges = labels[order], edges[order]
+            ids = ids[order] if len(ids) == len(order) else ids
+        return _bubbles(labels, ids.tolist(), sample, edges)
+    return _map(labels, sample, edges)
 
 
-def _bubbles(labels: np.ndarray, ids: list[str], sample: int | None) -> Figure:
+def _bubbles(labels: np.ndarray, ids: list[str], sample: int | None, edges: np.ndarray | None) -> Figure:
     clients, classes = labels.shape
     step = min(0.34, (_style.WIDE - 1.2) / clients)  # inches between two bubbles
     # The cell is a square, so that the largest bubble fills it both ways.
     width, height = max(_style.NARROW, step * clients + 1.2), max(2.4, 0.34 * classes + 1.3)
-    figure, axes = _panels(labels, np.arange(clients), sample, width, height)
+    figure, axes = _panels(labels, np.arange(clients), sample, width, height, edges)
     x, y = np.nonzero(labels)
     largest = max(1, int(labels.max()))
     cap = _cap(labels[x, y])
@@ -90,21 +104,24 @@ def _cap(counts: np.ndarray) -> int:
     return largest if largest <= 2 * usual else max(1, round(usual))
 
 
-def _map(labels: np.ndarray, sample: int | None) -> Figure:
+def _map(labels: np.ndarray, sample: int | None, edges: np.ndarray | None) -> Figure:
     sizes = labels.sum(axis=1)
     empty = 0
     if sizes.any():  # clients without examples would only leave the panels blank
         empty = int((sizes == 0).sum())
+        edges = None if edges is None else edges[sizes > 0]
         labels, sizes = labels[sizes > 0], sizes[sizes > 0]
     clients, classes = labels.shape
     shares = labels / np.maximum(sizes, 1)[:, None]
-    # By commonest class, then by how common.
-    order = np.lexsort((-shares.max(axis=1), shares.argmax(axis=1)))
+    # By edge, by commonest class, then by how common.
+    edge = np.zeros(clients, np.int64) if edges is None else edges
+    order = np.lexsort((-shares.max(axis=1), shares.argmax(axis=1), edge))
     # A few small clients have shares that nobody else comes near: they would leave the rest pale.
     largest = float(shares.max())
     ceiling = max(1e-9, min(largest, 1.25 * float(np.quantile(shares, 0.995))))
     height = min(5.2, max(2.8, 0.2 * classes + 1.1))
-    figure, axes = _panels(labels, order, sample, _style.WIDE, height, empty)
+    ordered = None if edges is None else edges[order]
+    figure, axes = _panels(labels, order, sample, _style.WIDE, height, ordered, empty)
     image = axes.imshow(
         _columns(shares[order]).T, aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=ceiling,
         interpolation="nearest", extent=(-0.5, clients - 0.5, -0.5, classes - 0.5),
@@ -115,7 +132,7 @@ def _map(labels: np.ndarray, sample: int | None) -> Figure:
     bar.set_label("share of the client")
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     axes.set_xlim(-0.5, clients - 0.5)
-    axes.set_xlabel("clients, by their commonest class")
+    axes.set_xlabel(f"clients, by {'' if edges is None else 'edge and '}their commonest class")
     axes.set_title("Share of each class")
     return figure
 
@@ -129,11 +146,17 @@ def _columns(shares: np.ndarray) -> np.ndarray:
 
 
 def _panels(
-    labels: np.ndarray, order: np.ndarray, sample: int | None, width: float, height: float, empty: int = 0
+    labels: np.ndarray,
+    order: np.ndarray,
+    sample: int | None,
+    width: float,
+    height: float,
+    edges: np.ndarray | None,
+    empty: int = 0,
 ) -> tuple[Figure, Axes]:
     """Sizes and divergences of clients in an order, and below them the axes for their classes, ``height`` inches high.
 
-    ``empty``: clients without examples that are left out.
+    ``edges`` are those of the clients in this order; ``empty`` clients without examples are left out.
     """
     sizes, clients = labels.sum(axis=1), len(labels)
     above = 1.0  # inches
@@ -161,7 +184,25 @@ def _panels(
     rows[1].set_yticks([0, 0.5, 1])
     rows[2].set_ylabel("class")
     _class_ticks(rows[2], labels.shape[1])
+    if edges is not None:
+        _draw_edges(list(rows), edges)
     return figure, rows[2]
+
+
+def _draw_edges(rows: list[Axes], edges: np.ndarray) -> None:
+    """Lines between the clients of two edges, and the edges' names above their clients where there is room."""
+    starts = np.flatnonzero(np.diff(edges, prepend=edges[0] - 1))
+    ends = np.append(starts[1:], len(edges))
+    for axes in rows:
+        for start in starts[1:] if len(starts) <= COLUMNS // 10 else ():
+            axes.axvline(start - 0.5, color=_style.INK, linewidth=0.8)
+    if len(starts) <= EDGES:
+        rows[0].set_ylim(0, 1.35 * rows[0].get_ylim()[1])
+        for place, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            rows[0].text(
+                (start + end - 1) / 2, 0.97, f"{'edge ' if place == 0 else ''}{edges[start]}", fontsize=8,
+                transform=rows[0].get_xaxis_transform(), ha="center", va="top", color=_style.INK,
+            )  # fmt: skip
 
 
 def _clients(shown: int, sample: int | None, empty: int) -> str:

@@ -22,18 +22,17 @@ def test_heart_disease_is_within_what_flamby_publishes(shared):
     assert "outside the published mean plus or minus its spread: none" in printed, printed
 
 
-def test_fedprox_on_synthetic_data_draws_its_picture(tmp_path):
-    small = ["--draws", "2", "--rounds", "2", "--every", "1", "--sets", "IID"]
+def test_fedprox_on_synthetic_data_compares_draw_by_draw(tmp_path):
+    file = tmp_path / "curves.jsonl"
+    small = ["--draws", "2", "--rounds", "2", "--every", "1", "--sets", "IID", "--results", str(file)]
     printed = rerun("fedprox_synthetic", *small, "--plot", str(tmp_path / "picture.png"))
-    assert (
-        len(
-            re.findall(
-                r"^IID, \d+% slow( +\d\.\d{3} \(\d\.\d{3}\) +\d\.\d{3} \(\d\.\d{3}\)){3}$", printed, re.M
-            )
-        )
-        == 3
-    )
+    ends = r"^IID, \d+% slow( +\d\.\d{3} \(\d\.\d{3}\) +\d\.\d{3} \(\d\.\d{3}\)){3}$"
+    gains = r"^IID, \d+% slow( +[+-]\d\.\d{3} \+- \d\.\d{3} +[0-2]/2){4}$"
+    assert len(re.findall(ends, printed, re.M)) == len(re.findall(gains, printed, re.M)) == 3, printed
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    measured = file.read_text()
+    assert len(measured.splitlines()) == 6
+    assert rerun("fedprox_synthetic", *small) == printed and file.read_text() == measured
 
 
 def test_femnist_by_writer_trains_from_its_file(shared):

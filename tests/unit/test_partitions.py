@@ -152,7 +152,8 @@ def test_settings_are_checked_when_they_are_given(make, match):
         (p.labels_per_client(3, 11), "labels_per_client is 11, but column 'y' has 10 labels"),
         (p.natural("z"), "by is 'z', but there is no such column"),
         (p.grouped("writer", 5), "clients is 5, but column 'writer' has 4 different values"),
-        (p.hierarchical(p.dirichlet(5, 1e-3, min_examples=0), p.iid(2)), "was dealt no example"),
+        (p.hierarchical(p.iid(5), p.dirichlet(3)), "5 edges .*at least 3 examples .* 15, but there are 10"),
+        (p.mixture(p.dirichlet(4, min_examples=3), 0.5), r"4 \* 3 = 12, but there are 10"),
     ],
 )
 def test_sets_that_do_not_suffice_are_refused(make, match):
@@ -238,6 +239,59 @@ def test_repairs_are_reported():
     assert sorted(partition.sizes) == [3] * 9 + [73]
     assert partition.remarks() == ("27 examples were moved to 9 clients below the minimum.",)
     assert not p.dirichlet(10, 1e6)(columns, 0).repaired.any()
+
+
+INNER = {
+    "dirichlet": p.dirichlet(4, 0.1, min_examples=3),
+    "quantity": p.quantity(4, min_examples=3),
+    "labels_per_client": p.labels_per_client(4, 1, min_examples=3),
+    "shards": p.shards(4, 3),
+    "sizes": p.dirichlet(4, 0.1, sizes=[3] * 4),
+    "client_dirichlet": p.client_dirichlet(4, 0.1, sizes=[3] * 4),
+    "mixture": p.mixture(p.dirichlet(4, 0.1, min_examples=3), 0.9),
+    "mixture of shards": p.mixture(p.shards(4, 1), 0.6),
+    "iid": p.iid(12),
+}
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_edges_with_too_few_examples_for_their_clients_are_repaired(name):
+    columns = columns_of(np.zeros(100, int))
+    edges = p.dirichlet(5, 1e-3, min_examples=0)
+    before = edges(columns, 0).sizes
+    tree = p.hierarchical(edges, INNER[name])(columns, 0)
+    assert before.min() == 0 and len(set(tree.edges[tree.owner[tree.owner >= 0]])) == 5
+    if name not in ("iid", "mixture of shards"):
+        assert tree.repaired_edges.tolist() == np.maximum(12 - before, 0).tolist()
+        assert tree.sizes.min() == 3
+    assert "were moved to" in tree.remarks()[0] and "edges below" in tree.remarks()[0]
+
+
+def test_the_minimum_of_a_mixture_is_one_of_both_shares_together():
+    columns = columns_of(np.zeros(200, int))
+    skewed = p.dirichlet(10, 1e-3, min_examples=12)
+    partition = p.mixture(skewed, 0.5)(columns, 0)  # the hundred of the rest would not do
+    assert sorted(partition.sizes) == [12] * 8 + [20, 84]
+    assert sorted(partition.repaired) == [0] * 2 + [2] * 8
+    assert partition.remarks() == ("16 examples were moved to 8 clients below the minimum.",)
+    assert p.mixture(p.dirichlet(200, min_examples=1), 0.99)(columns, 0).sizes.tolist() == [1] * 200
+    twice = p.mixture(p.mixture(skewed, 0.5), 0.5)(columns, 0)
+    assert twice.sizes.min() >= 12
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.99])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_mixture_loses_no_client_that_a_column_names(fraction, seed):
+    writers = np.array([7, *np.repeat([1, 2, 3], 40), 9, 8])
+    columns = {"writer": writers, "domain": writers // 4, "y": np.zeros(len(writers), int)}
+    partition = p.mixture(p.natural("writer"), fraction)(columns, seed)
+    assert partition.ids.tolist() == [1, 2, 3, 7, 8, 9]
+    for client, name in enumerate(partition.ids):
+        assert name in writers[partition.owner == client]
+    tree = p.hierarchical(p.natural("domain"), p.natural("writer"))
+    mixed = p.mixture(tree, fraction)(columns, seed)
+    assert mixed.edges.tolist() == tree(columns, seed).edges.tolist()
+    mixed.deal(columns)
 
 
 def test_repairs_of_edges_are_reported():

@@ -96,7 +96,13 @@ def test_npz_without_split_is_all_training(write):
 
 def test_npz_columns_are_chosen_and_renamed(write):
     path = write(extra=np.zeros((6, 2)), text=np.array(list("abcdef")), weights=np.zeros(7))
-    assert npz(path).train.columns.keys() == {"x", "y", "extra"}
+    data = npz(path)
+    assert data.train.columns.keys() == {"x", "y", "extra"}
+    assert data.notes == (
+        "Arrays without a row for each of the 6 examples are left out: 'weights' [7].",
+        "Arrays of text are left out: 'text'.",
+    )
+    assert npz(path, columns=["x"]).notes == ()
     assert npz(path, columns=["x"]).train.columns.keys() == {"x"}
     renamed = npz(path, columns={"image": "x", "y": "extra"})
     assert renamed.train.columns["image"].dtype == np.uint8 and renamed.train.columns["y"].shape == (4, 2)

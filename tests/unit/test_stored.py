@@ -158,6 +158,31 @@ def test_a_shape_that_is_none_is_refused_by_name(folder, shape):
         stored(folder)
 
 
+def test_a_manifest_has_a_checksum_of_its_own(folder):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    before = stored(folder)
+    del manifest["crc32"]
+    path.write_text(json.dumps(manifest))  # as it was written before there was one
+    assert stored(folder).train.ids.tolist() == before.train.ids.tolist()
+    manifest = json.loads(path.read_text()) | {"crc32": 1}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"manifest.json: this is no manifest .*checksum"):
+        stored(folder)
+
+
+@pytest.mark.parametrize("entry", ["ids", "offsets", "y"])
+def test_another_type_in_the_manifest_is_seen(folder, entry):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    about = manifest["parts"]["train"]
+    about = about["columns"][entry] if entry == "y" else about[entry]
+    about["dtype"] = about["dtype"].replace("<", ">")
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"manifest.json: this is no manifest .*checksum"):
+        stored(folder)
+
+
 def test_damage_is_named(folder):
     path = folder / "train.0.bin"
     whole = path.read_bytes()
@@ -213,7 +238,8 @@ def test_hostile_manifests_are_refused(tmp_path_factory, data):
         except (ValueError, TypeError, FileNotFoundError, IsADirectoryError) as error:
             assert str(base) in str(error)
         else:
-            assert found.train.num_clients == 6 or keys[-1] in ("dtype", "shape")
+            assert found.train.num_clients == 6
+            assert keys == ["crc32"] or manifest == json.loads(kept)
     finally:
         path.write_text(kept)
 

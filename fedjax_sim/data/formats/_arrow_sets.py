@@ -14,7 +14,7 @@ import numpy as np
 from fedjax_sim.data._files import errors_name
 from fedjax_sim.data.decoders import Decode, Decoder
 from fedjax_sim.data.federated import Federated
-from fedjax_sim.data.formats import _arrow, _tables
+from fedjax_sim.data.formats import _arrow, _hive, _tables
 from fedjax_sim.data.formats._tables import Columns
 
 if TYPE_CHECKING:
@@ -29,18 +29,21 @@ class Piece(NamedTuple):
       part: that it belongs to; ``None`` where only a column can say so.
       read: gives it; its arguments are those of ``_arrow.read_table`` after the path.
       batches: gives it in pieces; its arguments are those of ``_arrow.read_batches`` after the path.
+      keys: columns that its folders name.
     """
 
     source: Path | str
     part: str | None
     read: Callable[..., pa.Table]
     batches: Callable[..., Iterator[pa.Table]]
+    keys: tuple[str, ...] = ()
 
     @classmethod
-    def of_file(cls, file: Path, part: str | None) -> Piece:
-        """A Parquet or Arrow file."""
-        read, batches = (functools.partial(one, file) for one in (_arrow.read_table, _arrow.read_batches))
-        return cls(file, part, read, batches)
+    def of_file(cls, file: Path, part: str | None, keys: _hive.Keys | None = None) -> Piece:
+        """A Parquet or Arrow file, in folders that say so of all its rows."""
+        keys = keys or {}
+        read, batches = (functools.partial(one, file, keys) for one in (_hive.read_table, _hive.read_batches))
+        return cls(file, part, read, batches, tuple(keys))
 
 
 class Wanted(NamedTuple):
@@ -125,6 +128,7 @@ def from_pieces(name: str, source: Path | str, pieces: Sequence[Piece], wanted: 
     layout = layout_of(tables[0], source, pieces, test, wanted)
     if not any(table.num_rows for table in tables):
         raise ValueError(f"{source}: {NO_ROWS}")
+    notes += unused_keys(pieces, layout)
     owners = likely_owners(tables[0], layout, wanted.label) if layout.client is None else []
     try:
         rows = _joined(pieces, tables, layout)
@@ -178,6 +182,13 @@ def likely_owners(table: pa.Table, layout: Layout, label: str) -> list[str]:
     return found["text"] + found["integers"]
 
 
+def unused_keys(pieces: Sequence[Piece], layout: Layout) -> tuple[str, ...]:
+    """Notes on columns that folders name and that are left out: they are text."""
+    unused = [k for k in pieces[0].keys if k not in (layout.client, layout.split, *layout.old.values())]
+    names = ", ".join(map(repr, unused))
+    return (f"What the names of folders say of {names} is left out; client= takes one.",) if unused else ()
+
+
 NO_ROWS = "there are no rows, expected at least one example."
 
 
@@ -214,7 +225,7 @@ def layout_of(
     if split == "split" and split not in first.column_names:
         split = None
     if wanted.columns is None:
-        old = _tables.usual(_arrow.default_names(first, {client, split}))
+        old = _tables.usual(_arrow.default_names(first, {client, split, *pieces[0].keys}))
     else:
         old = _tables.renamed(wanted.columns)
     with errors_name(source):

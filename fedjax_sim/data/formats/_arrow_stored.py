@@ -20,6 +20,7 @@ from fedjax_sim.data.formats._arrow_sets import (
     from_pieces,
     layout_of,
     num_classes,
+    unused_keys,
     used_pieces,
 )
 
@@ -51,7 +52,7 @@ def arrow_set(
         if not layout.old:
             raise ValueError("there is no column, expected at least one.")
     owned, unused = _owned(pieces, source, layout, wanted, test)
-    notes += unused + ((_tables.ONE_CLIENT,) if layout.client is None else ())
+    notes += unused_keys(pieces, layout) + unused + ((_tables.ONE_CLIENT,) if layout.client is None else ())
     with errors_name(source):
         if wanted.test_fraction is not None:
             if layout.by_name or layout.split is not None:
@@ -75,8 +76,9 @@ def _owned(
 ) -> tuple[_placed.Owned, tuple[str, ...]]:
     """The first pass: who has which row, and notes on parts that are left out."""
     owners, splits = (_placed.Codes(f"column {name!r}") for name in (layout.client, layout.split))
-    named = {name for name in (layout.client, layout.split) if name is not None}
-    few = named or {next(iter(layout.old.values()))}  # some column, to count the rows
+    keys = pieces[0].keys
+    few = {name for name in (layout.client, layout.split) if name is not None and name not in keys}
+    few = few or {next((name for name in layout.old.values() if name not in keys), "")}  # to count the rows
     sizes = []
     for piece in pieces:
         rows = 0

@@ -119,6 +119,12 @@ def numbers(user: str, name: str, values: Any) -> np.ndarray:
     return array.astype(np.int32)
 
 
+def _has_booleans(values: list[Any]) -> bool:
+    """Whether true or false is among numbers, in lists of any depth; to numpy they are 1 and 0."""
+    kinds = set(map(type, values))
+    return bool in kinds or (list in kinds and any(_has_booleans(v) for v in values if isinstance(v, list)))
+
+
 def _numbers(user: str, name: str, values: Any) -> np.ndarray:
     values = as_list(user, name, values)
     try:
@@ -133,7 +139,7 @@ def _numbers(user: str, name: str, values: Any) -> np.ndarray:
             "texts are read by fs.data.shakespeare and fs.data.sent140, its images by fs.data.celeba; write others as "
             "integers, with the help of fs.data.text."
         )
-    if array.dtype.kind not in "iuf":
+    if array.dtype.kind not in "iuf" or _has_booleans(values):
         raise ValueError(
             f"user {user!r}: {name} holds something that is no number (null, true, false, an object, an integer of "
             "more than 64 bits), expected numbers alone."

@@ -117,7 +117,8 @@ def npz(
       split: array ``[examples]``, 0 or ``"train"`` for training and 1 or ``"test"`` for test. A file without ``"split"`` is all training data, its
         test part is empty.
       columns: what to keep: names, or new name to name in the file. By default every array of numbers with as many
-        rows as ``client``, other than ``client`` and ``split``; arrays of other lengths and text are left out.
+        rows as ``client``, other than ``client`` and ``split``; arrays of other lengths and text are left out, and
+        ``notes`` names them.
       label: the label column (its new name), if there is one.
       labels: values of the label column where they are not numbered from 0, such as ``[-1, 1]`` or names: the first becomes
         0, the next 1, and so on.
@@ -151,9 +152,10 @@ def npz(
             )
         owner, ids = _owners(file, client, client_names)
         rows = len(owner)
+        chosen, notes = _chosen(file, columns, rows, {client, client_names, split}, label if labels else None)
         return _tables.federated(
             path.stem,
-            _chosen(file, columns, rows, {client, client_names, split}, label if labels else None),
+            chosen,
             owner,
             ids,
             split=_tables.both(_tables.is_test(file.read(split), f"array {split!r}", rows))
@@ -164,21 +166,26 @@ def npz(
             channel_axis=channel_axis,
             test_fraction=test_fraction,
             seed=seed,
+            notes=notes,
         )
 
 
 def _chosen(
     file: Npz, columns: Columns | None, num_examples: int, not_columns: set[str | None], label: str | None
-) -> dict[str, np.ndarray]:
-    """What is kept; of text, the ``label`` alone, whose values the caller names."""
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Columns, and notes on arrays that are none; of text, the ``label`` alone is one, whose values the caller names."""
     if columns is not None:
-        return {new: file.read(name) for new, name in _tables.renamed(columns).items()}
+        return {new: file.read(name) for new, name in _tables.renamed(columns).items()}, ()
     found = {name: file.read(name) for name in file.names if name not in not_columns}
-    return {
-        name: array
-        for name, array in found.items()
-        if array.shape[:1] == (num_examples,) and (array.dtype.kind not in "SU" or name == label)
-    }
+    texts = {name for name, array in found.items() if array.dtype.kind in "SU" and name != label}
+    other = {name for name, array in found.items() if array.shape[:1] != (num_examples,)} - texts
+    notes = []
+    if other:
+        shapes = ", ".join(f"{name!r} {list(found[name].shape)}" for name in found if name in other)
+        notes.append(f"Arrays without a row for each of the {num_examples} examples are left out: {shapes}.")
+    if texts:
+        notes.append(f"Arrays of text are left out: {', '.join(repr(n) for n in found if n in texts)}.")
+    return {name: array for name, array in found.items() if name not in other | texts}, tuple(notes)
 
 
 def _owners(file: Npz, client: str, client_names: str | None) -> tuple[np.ndarray, np.ndarray]:

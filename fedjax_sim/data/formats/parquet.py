@@ -13,6 +13,7 @@ from fedjax_sim.data.federated import Federated
 from fedjax_sim.data.formats._arrow import SUFFIXES
 from fedjax_sim.data.formats._arrow_sets import Piece, Wanted, check_shards
 from fedjax_sim.data.formats._arrow_stored import arrow_set
+from fedjax_sim.data.formats._hive import Keys, keys_of
 from fedjax_sim.data.formats._tables import Columns
 
 
@@ -35,7 +36,8 @@ def parquet(
 
     A folder is all files ``.parquet``, ``.pq``, ``.arrow`` and ``.feather`` in it and below, also where links lead, in the
     order of their names; what begins with a dot is left out. If some are named after the parts (``train-0.parquet``, ``test/a.parquet``), the names divide them; otherwise a column
-    may. Training and test part have the same clients in the same order, sorted; a client may be empty in either.
+    may. Folders called ``client=ann`` are a column of text, for ``client`` or ``split``, or where ``columns`` names it; otherwise ``notes``
+    says that it is left out. Training and test part have the same clients in the same order, sorted; a client may be empty in either.
 
     Numbers keep their type. Lists of one length become axes. Encoded images, PNG or JPEG for example,
     as bytes or as ``{bytes, path}``, are decoded where all have one shape: ``uint8[examples, height, width(, channels)]``. The label
@@ -82,17 +84,17 @@ def parquet(
     return arrow_set(
         path.resolve().name.removesuffix(path.suffix if path.is_file() else ""),
         path,
-        [Piece.of_file(file, part) for file, part in _files(path, train, test)],
+        [Piece.of_file(*found) for found in _files(path, train, test)],
         Wanted(client, split, train, test, columns, label, channel_axis, decode, test_fraction, seed),
         store,
     )
 
 
-def _files(path: Path, train: str, test: str | None) -> list[tuple[Path, str | None]]:
-    """Files, and the part that each belongs to by its name; ``None`` where names say nothing."""
+def _files(path: Path, train: str, test: str | None) -> list[tuple[Path, str | None, Keys]]:
+    """Files, the part that each belongs to by its name (``None`` where names say nothing), and what its folders say."""
     if not path.is_dir():
         check_is_file(path)
-        return [(path, None)]
+        return [(path, None, {})]
     files = sorted(_below(path))
     if not files:
         raise ValueError(f"{path} holds no file {', '.join(SUFFIXES)}, expected some.")
@@ -101,7 +103,7 @@ def _files(path: Path, train: str, test: str | None) -> list[tuple[Path, str | N
     parts = [_part(file, path, known) for file in files]
     if not set(parts) & set(known):
         parts = [None] * len(files)
-    return list(zip(files, parts, strict=True))
+    return list(zip(files, parts, keys_of(files, path), strict=True))
 
 
 def _below(folder: Path) -> Iterator[Path]:

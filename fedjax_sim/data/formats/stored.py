@@ -40,7 +40,7 @@ def write(
 ) -> Federated:
     """Writes a set a client at a time, so that it never has to fit into memory, and returns it, memory-mapped.
 
-    The folder appears when everything is written, or not at all. Every file has a checksum in the manifest. Of a process that
+    The folder appears when everything is written, or not at all. Every file has a checksum in the manifest, and so has the manifest itself. Of a process that
     was killed while it wrote, a folder ``.NAME.`` with some digits is left, which can be removed.
 
     Args:
@@ -83,8 +83,8 @@ def stored(folder: str | Path, verify: bool = False) -> Federated:
 
     Args:
       folder: the folder.
-      verify: reads every column once and compares its checksum. The lengths of all files, and the checksums of ids and
-        offsets, are compared in any case.
+      verify: reads every column once and compares its checksum. The lengths of all files, and the checksums of ids,
+        offsets and the manifest, are compared in any case.
 
     Raises:
       FileNotFoundError, IsADirectoryError: there is no such folder, or a file of it is missing.
@@ -123,7 +123,7 @@ def new_folder(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     try:
         yield partial, manifest
         with (partial / MANIFEST).open("w", encoding="utf-8") as stream:
-            json.dump(manifest, stream, indent=1)
+            json.dump(manifest | {"crc32": _checksum(manifest)}, stream, indent=1)
             stream.flush()
             os.fsync(stream.fileno())  # or the name could outlive a loss of power, and the contents not
         stored(partial)
@@ -240,15 +240,24 @@ def parsed(path: Path) -> dict[str, Any]:
                     raise ValueError(f"{dtype}{shape} is no type of an array")
                 if not isinstance(entry["bytes"], int) or not isinstance(entry["crc32"], int):
                     raise ValueError(f"{file} has {entry['bytes']!r} bytes, checksum {entry['crc32']!r}")
-        notes = manifest.setdefault("notes", [])
+        notes = manifest.get("notes", [])
         if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
             raise ValueError(f"notes are {notes!r}")
         classes = manifest["classes"]
         if classes is not None and (type(classes) is not int or classes < 0):
             raise ValueError(f"classes is {classes!r}")
+        # Folders that were written before there was a checksum have none.
+        if "crc32" in manifest and manifest["crc32"] != _checksum(manifest):
+            raise ValueError("its checksum is not that of its contents: it was damaged or changed")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"this is no manifest of a stored set: {error!r}") from error
-    return manifest
+    return {"notes": notes} | manifest
+
+
+def _checksum(manifest: dict[str, Any]) -> int:
+    """Of everything in it but its checksum, however it is laid out."""
+    rest = {key: value for key, value in manifest.items() if key != "crc32"}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
 def _read_part(folder: Path, part: str, about: dict[str, Any], verify: bool) -> ClientData:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from fedjax_sim._src import checks
@@ -15,6 +17,7 @@ from fedjax_sim.data.partitions._partition import (
     dealt_evenly,
     described,
     numbered,
+    repair,
 )
 
 
@@ -39,7 +42,7 @@ def natural(by: str) -> Partitioner:
         ids, owner = np.unique(as_ids(by, column_of(columns, by, "by")), return_inverse=True)
         return Partition(owner.astype(np.int64), ids, np.zeros(len(ids), np.int64))
 
-    return Partitioner(assign, described("natural", by=by))
+    return Partitioner(assign, described("natural", by=by), by=(by,))
 
 
 def grouped(by: str, clients: int = 50) -> Partitioner:
@@ -67,21 +70,22 @@ def grouped(by: str, clients: int = 50) -> Partitioner:
             raise ValueError(f"clients is {clients}, but column {by!r} has {len(values)} different values.")
         return numbered(dealt_evenly(generator, len(values), clients)[index], clients)
 
-    return Partitioner(assign, described("grouped", by=by, clients=clients))
+    return Partitioner(assign, described("grouped", by=by, clients=clients), by=(by,))
 
 
 def hierarchical(edges: Partitioner, clients: Partitioner) -> Partitioner:
     """Clients inside edges: one partition deals the examples to edges, another each edge's examples to its clients.
 
     ``hierarchical(natural("domain"), iid(10))`` makes ten clients of each domain. Clients are numbered through, edge by
-    edge, and ``Partition.edges`` says whose each is.
+    edge, and ``Partition.edges`` says whose each is. An edge that is dealt fewer examples than its clients need, such as
+    ``min_examples`` for each, is given random examples of the then largest edge; ``Partition.repaired_edges`` counts them.
 
     Args:
       edges: deals to the edge servers.
       clients: deals inside each edge.
 
     Raises:
-      ValueError: an edge is left without an example; as the two partitions.
+      ValueError: there are too few examples for all edges; as the two partitions.
 
     Source: Liu et al. 2020 (arXiv 1905.06641): client, edge, cloud.
 
@@ -93,15 +97,23 @@ def hierarchical(edges: Partitioner, clients: Partitioner) -> Partitioner:
       array([0, 0, 0, 1, 1, 1])
     """
 
-    def assign(generator: np.random.Generator, columns: Columns) -> Partition:
+    def assign(generator: np.random.Generator, columns: Columns, least: bool = True) -> Partition:
         outer = edges.assign(generator, columns)
-        owner = np.full(count_examples(columns), -1)
+        deal, needs = clients.assign, clients.needs
+        if clients.freely is not None and not least:
+            deal, needs = clients.freely, 1
+        owner, edge_of = np.full(count_examples(columns), -1), outer.owner.copy()
+        kept, count = int(np.count_nonzero(edge_of >= 0)), len(outer.ids)
+        if count * needs > kept:
+            raise ValueError(
+                f"{count} edges ({edges.says}) with at least {needs} examples for their clients ({clients.says}) make "
+                f"{count * needs}, but there are {kept} examples. Use fewer edges or clients."
+            )
+        moved = repair(edge_of, count, needs, generator)
         repaired, of, made = [], [], 0
-        for edge, name in enumerate(outer.ids):
-            rows = np.flatnonzero(outer.owner == edge)
-            if not len(rows):
-                raise ValueError(f"edge {name} was dealt no example ({edges.says}), expected at least one.")
-            inner = clients.assign(generator, {key: np.asarray(x)[rows] for key, x in columns.items()})
+        for edge in range(count):
+            rows = np.flatnonzero(edge_of == edge)
+            inner = deal(generator, {key: np.asarray(x)[rows] for key, x in columns.items()})
             owner[rows] = np.where(inner.owner < 0, -1, inner.owner + made)
             made += inner.num_clients
             repaired.append(inner.repaired)
@@ -111,7 +123,13 @@ def hierarchical(edges: Partitioner, clients: Partitioner) -> Partitioner:
             np.arange(made),
             np.concatenate(repaired),
             np.concatenate(of),
-            repaired_edges=outer.repaired,
+            repaired_edges=outer.repaired + moved,
         )
 
-    return Partitioner(assign, f"hierarchical, edges: {edges.says}; clients: {clients.says}")
+    return Partitioner(
+        assign,
+        f"hierarchical, edges: {edges.says}; clients: {clients.says}",
+        least=clients.least,
+        freely=None if clients.freely is None else functools.partial(assign, least=False),
+        by=edges.by + clients.by,
+    )

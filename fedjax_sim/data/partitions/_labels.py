@@ -24,6 +24,7 @@ from fedjax_sim.data.partitions._partition import (
     labels_of,
     numbered,
     repair,
+    with_minimum,
 )
 
 
@@ -69,17 +70,17 @@ def dirichlet(
     _check_sizes(sizes, "free", "equal")
     concentration = np.full(clients, alpha, np.float64)
 
-    def assign(generator: np.random.Generator, columns: Columns) -> Partition:
+    def assign(generator: np.random.Generator, columns: Columns, least: int = min_examples) -> Partition:
         labels = labels_of(columns, label)
         if isinstance(sizes, str) and sizes == "free":
-            check_enough(len(labels), clients, min_examples)
+            check_enough(len(labels), clients, least)
             owner = np.empty(len(labels), np.int64)
             for value in np.unique(labels):
                 rows = generator.permutation(np.flatnonzero(labels == value))
                 proportions = dirichlet_proportions(generator, concentration)
                 counts = systematic_counts(proportions, len(rows), generator)
                 owner[rows] = np.repeat(generator.permutation(clients), counts)
-            return numbered(owner, clients, repair(owner, clients, min_examples, generator))
+            return numbered(owner, clients, repair(owner, clients, least, generator))
         owner, room = np.full(len(labels), NOBODY), wanted_sizes(sizes, clients, len(labels), generator)
         kept = _kept(generator, len(labels), room.sum())
         for value in generator.permutation(np.unique(labels[kept])):
@@ -92,9 +93,10 @@ def dirichlet(
         return numbered(owner, clients)
 
     said = sizes if isinstance(sizes, str) else "given"
-    return Partitioner(
-        assign, described("dirichlet", clients=clients, alpha=alpha, sizes=said, min_examples=min_examples)
-    )
+    says = described("dirichlet", clients=clients, alpha=alpha, sizes=said, min_examples=min_examples)
+    if said == "free":
+        return with_minimum(assign, says, clients, min_examples)
+    return Partitioner(assign, says, _needs(sizes))
 
 
 def client_dirichlet(
@@ -149,7 +151,8 @@ def client_dirichlet(
         return numbered(owner, clients)
 
     said = sizes if isinstance(sizes, str) else "given"
-    return Partitioner(assign, described("client_dirichlet", clients=clients, alpha=alpha, sizes=said))
+    says = described("client_dirichlet", clients=clients, alpha=alpha, sizes=said)
+    return Partitioner(assign, says, _needs(sizes))
 
 
 def shards(clients: int = 50, shards_per_client: int = 2, label: str = "y") -> Partitioner:
@@ -191,7 +194,9 @@ def shards(clients: int = 50, shards_per_client: int = 2, label: str = "y") -> P
         owner[order] = generator.permutation(np.arange(count) % clients)[shard]
         return numbered(owner, clients)
 
-    return Partitioner(assign, described("shards", clients=clients, shards_per_client=shards_per_client))
+    return Partitioner(
+        assign, described("shards", clients=clients, shards_per_client=shards_per_client), count
+    )
 
 
 def labels_per_client(
@@ -228,7 +233,7 @@ def labels_per_client(
     checks.positive_int("labels_per_client", labels_per_client)
     checks.not_negative_int("min_examples", min_examples)
 
-    def assign(generator: np.random.Generator, columns: Columns) -> Partition:
+    def assign(generator: np.random.Generator, columns: Columns, least: int = min_examples) -> Partition:
         labels = labels_of(columns, label)
         values = np.unique(labels)
         if labels_per_client > len(values):
@@ -242,18 +247,13 @@ def labels_per_client(
             if len(holders):
                 rows = generator.permutation(np.flatnonzero(labels == value))
                 owner[rows] = holders[np.arange(len(rows)) % len(holders)]
-        check_enough(int(np.count_nonzero(owner >= 0)), clients, min_examples)
-        return numbered(owner, clients, repair(owner, clients, min_examples, generator))
+        check_enough(int(np.count_nonzero(owner >= 0)), clients, least)
+        return numbered(owner, clients, repair(owner, clients, least, generator))
 
-    return Partitioner(
-        assign,
-        described(
-            "labels_per_client",
-            clients=clients,
-            labels_per_client=labels_per_client,
-            min_examples=min_examples,
-        ),
+    says = described(
+        "labels_per_client", clients=clients, labels_per_client=labels_per_client, min_examples=min_examples
     )
+    return with_minimum(assign, says, clients, min_examples)
 
 
 def _even_sets(clients: int, size: int, labels: int, generator: np.random.Generator) -> np.ndarray:
@@ -276,6 +276,15 @@ def _drawn(mixture: np.ndarray, count: int, stock: np.ndarray, generator: np.ran
             weights = free.astype(np.float64)
         counts += np.minimum(generator.multinomial(left, weights / weights.sum()), free)
     return counts
+
+
+def _needs(sizes: str | Sequence[int]) -> int:
+    """Examples that sizes call for; words divide what there is."""
+    return (
+        1
+        if isinstance(sizes, str)
+        else max(1, sum(int(size) for size in sizes if isinstance(size, int | np.integer)))
+    )
 
 
 def _check_sizes(sizes, *words: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -84,10 +85,18 @@ class Partitioner(NamedTuple):
     Attributes:
       assign: ``(generator, columns)`` to a ``Partition``: a pure function, which draws from the generator alone.
       says: its name and settings, for notes.
+      needs: examples without which it raises.
+      least: that each client then has.
+      freely: ``assign`` without this minimum, for who repairs afterwards; ``None`` where there is none to leave out.
+      by: columns whose values become clients or edges, so that one whose examples are taken away is lost.
     """
 
     assign: Callable[[np.random.Generator, Columns], Partition]
     says: str
+    needs: int = 1
+    least: int = 0
+    freely: Callable[[np.random.Generator, Columns], Partition] | None = None
+    by: tuple[str, ...] = ()
 
     def __call__(self, columns: Columns, seed: int) -> Partition:
         """The partition of these examples.
@@ -117,6 +126,12 @@ def numbered(owner: np.ndarray, clients: int, repaired: np.ndarray | None = None
 def described(name: str, **settings: Any) -> str:
     """``"dirichlet, clients 50, alpha 0.3"``."""
     return ", ".join([name, *(f"{key} {value}" for key, value in settings.items())])
+
+
+def with_minimum(assign: Callable[..., Partition], says: str, clients: int, min_examples: int) -> Partitioner:
+    """A partitioner of an ``assign`` whose argument ``least`` is by default ``min_examples``, for each client."""
+    needs = max(1, clients * min_examples)
+    return Partitioner(assign, says, needs, min_examples, functools.partial(assign, least=0))
 
 
 def labels_of(columns: Columns, name: str) -> np.ndarray:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
 import numpy as np
 
 from fedjax_sim._src import checks
+from fedjax_sim.data._columns import column_of
 from fedjax_sim.data.partitions._laws import SizeLaw, size_weights, systematic_counts
 from fedjax_sim.data.partitions._partition import (
     Columns,
@@ -15,6 +19,8 @@ from fedjax_sim.data.partitions._partition import (
     dealt_evenly,
     described,
     numbered,
+    repair,
+    with_minimum,
 )
 
 
@@ -71,30 +77,32 @@ def quantity(
     checks.positive("shape", shape)
     checks.not_negative_int("min_examples", min_examples)
 
-    def assign(generator: np.random.Generator, columns: Columns) -> Partition:
+    def assign(generator: np.random.Generator, columns: Columns, least: int = min_examples) -> Partition:
         examples = count_examples(columns)
-        check_enough(examples, clients, min_examples)
+        check_enough(examples, clients, least)
         weights = size_weights(generator, clients, law, shape)
-        sizes = min_examples + systematic_counts(weights, examples - clients * min_examples, generator)
+        sizes = least + systematic_counts(weights, examples - clients * least, generator)
         return numbered(generator.permutation(np.repeat(np.arange(clients), sizes)), clients)
 
-    return Partitioner(
-        assign, described("quantity", clients=clients, law=law, shape=shape, min_examples=min_examples)
-    )
+    says = described("quantity", clients=clients, law=law, shape=shape, min_examples=min_examples)
+    return with_minimum(assign, says, clients, min_examples)
 
 
 def mixture(skewed: Partitioner, iid_fraction: float) -> Partitioner:
     """A share of the examples dealt evenly at random, the rest by another partition, to the same clients.
 
     With ``skewed = shards(clients, 1)``, ``iid_fraction = 0.1`` is the "10 % similarity" of SCAFFOLD. The other partition is
-    given the rest alone: what it wants for each client, such as ``min_examples`` or shards, must be there.
+    given the rest alone, which must suffice for its shards or sizes. Its ``min_examples`` is one of both shares together: a client
+    below it is given random examples of the then largest client. Where values of a column are clients, as in ``natural``, each
+    keeps an example of its own at least, so that the even share may be smaller.
 
     Args:
       skewed: deals the rest.
       iid_fraction: in (0, 1), of all examples, rounded.
 
     Raises:
-      ValueError: ``iid_fraction`` is not in (0, 1); as the other partition.
+      ValueError: ``iid_fraction`` is not in (0, 1), or there are too few examples for ``min_examples``; as the other
+        partition.
 
     Source: Karimireddy et al. 2020 (arXiv 1910.06378), section 7.1.
 
@@ -108,15 +116,37 @@ def mixture(skewed: Partitioner, iid_fraction: float) -> Partitioner:
     if not 0 < iid_fraction < 1:
         raise ValueError(f"iid_fraction is {iid_fraction}, expected a number in (0, 1), ends excluded.")
 
-    def assign(generator: np.random.Generator, columns: Columns) -> Partition:
+    deal = skewed.assign if skewed.freely is None else skewed.freely
+
+    def assign(generator: np.random.Generator, columns: Columns, least: int = skewed.least) -> Partition:
         examples = count_examples(columns)
-        rows = generator.permutation(examples)
-        count = round(iid_fraction * examples)
+        rows, own = _one_of_each_last(generator.permutation(examples), columns, skewed.by)
+        count = min(round(iid_fraction * examples), examples - own)
         alike, rest = np.sort(rows[:count]), np.sort(rows[count:])
-        other = skewed.assign(generator, {name: np.asarray(x)[rest] for name, x in columns.items()})
+        other = deal(generator, {name: np.asarray(x)[rest] for name, x in columns.items()})
         owner = np.empty(examples, np.int64)
         owner[rest] = other.owner
         owner[alike] = dealt_evenly(generator, count, other.num_clients)
-        return other._replace(owner=owner)
+        check_enough(int(np.count_nonzero(owner >= 0)), other.num_clients, least)
+        moved = repair(owner, other.num_clients, least, generator)
+        return other._replace(owner=owner, repaired=other.repaired + moved)
 
-    return Partitioner(assign, f"{described('mixture', iid_fraction=iid_fraction)}, rest: {skewed.says}")
+    # What a partition without a minimum of its own needs, such as shards, must be in the rest.
+    needs = skewed.needs if skewed.freely is not None else math.ceil(skewed.needs / (1 - iid_fraction)) + 1
+    return Partitioner(
+        assign,
+        f"{described('mixture', iid_fraction=iid_fraction)}, rest: {skewed.says}",
+        needs,
+        skewed.least,
+        None if skewed.freely is None else functools.partial(assign, least=0),
+        skewed.by,
+    )
+
+
+def _one_of_each_last(rows: np.ndarray, columns: Columns, by: tuple[str, ...]) -> tuple[np.ndarray, int]:
+    """The rows with one of each combination of values of the columns ``by`` at the end, and how many these are."""
+    if not by:
+        return rows, 1
+    codes = [np.unique(column_of(columns, name, "by")[rows], return_inverse=True)[1] for name in by]
+    _, first = np.unique(np.stack(codes), axis=1, return_index=True)
+    return np.concatenate([np.delete(rows, first), rows[first]]), len(first)
