@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fedjax_sim.cli import _screen
-from fedjax_sim.cli._setup import BAD_USAGE, ERRORS, Json
+from fedjax_sim.cli._setup import BAD_USAGE, ERRORS, Json, load, prepare_jax
 from fedjax_sim.data import cohorts
+from fedjax_sim.experiment import Experiment
 from fedjax_sim.privacy import Guarantee, calibrate, ledger_of, price
 from fedjax_sim.privacy._laws import Accountant, Neighbour
 
@@ -27,8 +29,14 @@ class Answer:
 
 
 def privacy(
-    rounds: Annotated[int, typer.Option(help="Rounds of training, or steps of DP-SGD.", min=1)],
-    delta: Annotated[float, typer.Option(help="In (0, 1), well below one over the population.")],
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="TOML file, or a run folder, that says everything.", show_default=False),
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of training, or steps of DP-SGD.", min=1)] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="In (0, 1), well below one over the population.")
+    ] = None,
     noise: Annotated[
         float | None,
         typer.Option(help="Noise multiplier: standard deviation on the sum over the clip norm."),
@@ -60,10 +68,26 @@ def privacy(
 ) -> None:
     """What a run will cost in privacy, by both accountants, before it is trained.
 
-    Clients in rounds, or examples in the steps of DP-SGD: the arithmetic is the same. Give --noise for its epsilon, or
-    --epsilon for the noise that it needs.
+    Of an experiment, from its file or folder: --rounds and --delta may differ from what it says. Without one, clients in rounds,
+    or examples in the steps of DP-SGD (the arithmetic is the same): give --noise for its epsilon, or --epsilon for the
+    noise that it needs.
     """
+    if config is not None:
+        others = {
+            "--noise": noise, "--epsilon": epsilon, "--rate": rate, "--cohort": cohort, "--population": population,
+            "--cap": cap, "--neighbour": neighbour,
+        }  # fmt: skip
+        _of_experiment(
+            config, rounds, delta, [name for name, value in others.items() if value is not None], json
+        )
+        return
     try:
+        if rounds is None or delta is None:
+            raise ValueError("give --rounds and --delta, or a TOML file or run folder that says everything.")
+        if noise is not None and not noise > 0:
+            raise ValueError(
+                f"--noise is {noise:g}, expected a number above 0: without noise there is no epsilon."
+            )
         sampler = _sampler(rate, cohort, population, cap)
         if (noise is None) == (epsilon is None):
             raise ValueError(
@@ -83,9 +107,57 @@ def privacy(
         return
     for answer in known:
         typer.echo(_line(answer))
-    typer.echo(
-        f"{rounds:,} rounds at delta {delta:g}; the smaller epsilon holds. It covers the models alone."
-    )
+    holds = "the smaller epsilon holds" if epsilon is None else "the smaller noise is enough"
+    typer.echo(f"{rounds:,} rounds at delta {delta:g}; {holds}. It covers the models alone.")
+    remarks = [answer.guarantee.ledger.remark(delta) for answer in known if answer.guarantee]
+    if remarks[0]:
+        typer.echo(remarks[0])
+
+
+def _of_experiment(
+    config: Path, rounds: int | None, delta: float | None, others: list[str], json: bool
+) -> None:
+    """The price of an experiment as its run would have it in its summary; nothing is trained."""
+    options = {"rounds": rounds, "privacy.delta": delta}
+    found = load(config, [f"{key}={value}" for key, value in options.items() if value is not None])
+    prepare_jax(found.devices)
+    prices = []
+    try:
+        if others:
+            raise ValueError(f"{config} says who takes part and what noise there is: leave {others[0]} out.")
+        for program in found.programs():
+            for cell in _cells(program):
+                prices += _prices(program, cell)
+    except ERRORS as error:
+        _screen.fail(f"error: {error}", BAD_USAGE)
+    if json:
+        _screen.print_json(prices)
+        return
+    _screen.show(_screen.prices(prices), False)
+    typer.echo(f"{found.rounds:,} rounds. It covers the models alone.")
+
+
+def _cells(program: Experiment) -> list[dict[str, Any]]:
+    """The swept settings of a program, each once."""
+    found: list[dict[str, Any]] = []
+    for replica in program.replicas():
+        if replica.get("sweep", {}) not in found:
+            found.append(replica.get("sweep", {}))
+    return found
+
+
+def _prices(program: Experiment, cell: dict[str, Any]) -> list[dict[str, Any]]:
+    simulation = program.simulation(cell)
+    statements = program.privacy.statements(simulation, program.rounds)
+    if not statements:
+        raise ValueError(
+            "nothing in it adds noise, so there is no epsilon: set algorithm.aggregate to a clip, a mean over "
+            '"expected_cohort" and a noise.'
+        )
+    paid = program.privacy.rounds([simulation], program.rounds)
+    label = {"sweep": cell} if cell else {}
+    stops = {} if program.privacy.epsilon is None else {"rounds_paid": paid}
+    return [{**label, **statement, **stops} for statement in statements]
 
 
 def _sampler(rate: float | None, size: int | None, population: int | None, cap: int | None) -> cohorts.Cohort:

@@ -62,12 +62,13 @@ class Guarantee:
         simulated = "simulated, not that of this run: " if self.simulated else ""
         trust = "" if self.trust == "central" else f", {self.trust} noise"
         what = "messages" if self.trust == "local" else "models"
+        remark = self.ledger.remark(self.delta)
         return (
             f"{simulated}epsilon {self.epsilon:.4g} at delta {self.delta:.3g} for one {self.unit} ({self.neighbour}), "
             f"{self.rounds} rounds\n"
             f"{drawn}, {amplified}, {self.accountant.upper()} accountant{trust}\n"
             f"It covers the {what} alone: no metric on private data, no choice of settings by them. The seed must stay secret."
-            f"{public}"
+            f"{public}" + (f"\n{remark}" if remark else "")
         )
 
 

@@ -35,8 +35,14 @@ def _is_sampled_gaussian(event: Any) -> bool:
     if isinstance(event, dp.TruncatedSubsampledGaussianDpEvent):
         sampled = min(event.dataset_size, event.truncated_batch_size, event.sampling_probability) > 0
         return sampled and event.noise_multiplier > 0
-    poisson = isinstance(event, dp.PoissonSampledDpEvent) and isinstance(event.event, dp.GaussianDpEvent)
-    return poisson and event.sampling_probability > 0 and event.event.noise_multiplier > 0
+    if not isinstance(event, dp.PoissonSampledDpEvent):
+        return False
+    inner = event.event
+    return (
+        isinstance(inner, dp.GaussianDpEvent)
+        and inner.noise_multiplier > 0
+        and event.sampling_probability > 0
+    )
 
 
 @functools.lru_cache(maxsize=32)

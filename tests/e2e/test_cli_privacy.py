@@ -75,7 +75,9 @@ def test_without_replacement_and_cut_cohorts_are_known_to_one():
         (["privacy", "--rounds", "1", "--delta", "0.1", "--noise", "1"], "give one of --rate"),
         (["privacy", "--cohort", "5", "--rounds", "1", "--delta", "0.1", "--noise", "1"], "--cohort needs --population"),
         ([*POISSON, "--noise", "1", "--cap", "5"], "--cap needs --population"),
-        ([*POISSON, "--noise", "0"], "noise_multiplier is 0.0"),
+        ([*POISSON, "--noise", "0"], "--noise is 0, expected a number above 0"),
+        (["privacy", "--noise", "1", "--rate", "0.1"], "give --rounds and --delta, or a TOML file"),
+        (["privacy", "nowhere.toml"], "there is no file nowhere.toml"),
         ([*POISSON, "--noise", "1", "--neighbour", "sister"], "neighbour is 'sister'"),
         (["privacy", "--rate", "2", "--rounds", "1", "--delta", "0.1", "--noise", "1"], "participation rate is 2.0"),
         (["privacy", "--rate", "1", "--rounds", "1", "--delta", "1.5", "--noise", "1"], "delta is 1.5"),
@@ -90,6 +92,64 @@ def test_what_cannot_be_priced_is_refused(arguments, says):
     assert result.exit_code == 2
     assert says in result.stderr
     assert not result.stdout
+
+
+EXPERIMENT = """
+rounds = 6
+plots = false
+data.clients = 20
+cohort.size = 5
+model = "linear"
+privacy = { accountant = "rdp", delta = 0.001, epsilon = 1e9 }
+[algorithm]
+aggregate = [
+  { name = "clip_by_global_norm", clip_norm = 1.0 },
+  { name = "mean", over = "expected_cohort" },
+  { name = "gaussian_noise", noise_multiplier = 3.0 },
+]
+"""
+
+
+def test_an_experiment_costs_what_its_run_will_say(tmp_path):
+    (tmp_path / "it.toml").write_text(EXPERIMENT)
+    (before,) = json.loads(invoke("privacy", "it.toml", "--json").stdout)
+    assert invoke("run", "it.toml", "--out", "a", "-q").exit_code == 0
+    (after,) = json.loads((tmp_path / "a" / "summary.json").read_text())["replicas"][0]["privacy"]
+    assert before.pop("rounds_paid") == 6
+    assert before == after
+    shown = invoke("privacy", "a", "--rounds", "9", "--delta", "0.1").stdout
+    assert "9 rounds." in shown and "delta 0.1 is too large for 20 clients" in shown
+    assert f"{after['epsilon']:.3g}" in invoke("privacy", "a").stdout
+    assert "leave --noise out" in invoke("privacy", "a", "--noise", "1").stderr
+    plain = invoke("privacy", "it.toml", "--rounds", "2")
+    assert plain.exit_code == 0 and "6" not in plain.stdout.split("rounds are within")[0].split()
+
+
+def test_a_run_that_cannot_begin_shows_no_headline(tmp_path):
+    (tmp_path / "it.toml").write_text(EXPERIMENT.replace("1e9", "0.01"))
+    result = invoke("run", "it.toml", "--out", "a")
+    assert result.exit_code == 2 and "does not pay for the first round" in result.stderr
+    assert not result.stdout
+
+
+def test_what_adds_no_noise_has_no_price(tmp_path):
+    (tmp_path / "it.toml").write_text("data.clients = 20")
+    assert "nothing in it adds noise" in invoke("privacy", "it.toml").stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [("--noise", "the smaller epsilon holds"), ("--epsilon", "the smaller noise is enough")],
+)
+def test_what_of_two_answers_holds_is_said(given, says):
+    assert says in invoke("privacy", "--rate", "1", "--rounds", "1", "--delta", "1e-5", given, "2").stdout
+
+
+def test_a_delta_that_promises_nothing_is_remarked():
+    common = ["privacy", "--rate", "0.1", "--population", "50", "--rounds", "1", "--noise", "1"]
+    assert "delta 0.5 is too large for 50 clients" in invoke(*common, "--delta", "0.5").stdout
+    assert "delta 0.015 is large" in invoke(*common, "--delta", "0.015").stdout
+    assert "too large" not in invoke(*common, "--delta", "1e-4").stdout
 
 
 def test_a_private_run_ends_with_its_price():
