@@ -28,6 +28,17 @@ import fedjax_sim  # noqa: E402, F401
 _FEW_MAPPINGS, _MANY_MAPPINGS = 20_000, 45_000
 
 
+def pytest_make_parametrize_id(config, val, argname):
+    """Bytes and control characters stay out of the names of tests: an argument that has them goes by its own name.
+
+    Nobody can type them after ``-k``, and bytes that a library wrote may hold the time, so that two workers would
+    collect different tests, which xdist refuses.
+    """
+    if isinstance(val, bytes) or (isinstance(val, str) and not val.isprintable()):
+        return argname
+    return None
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item, nextitem):
     """Lets go of compiled programs, between two files rather than within one.

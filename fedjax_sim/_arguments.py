@@ -18,6 +18,7 @@ from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.engines import Engine, SimState
 from fedjax_sim.engines._problem import aggregate, group_names, keeps_client_state
+from fedjax_sim.tasks.lora import Adapters
 
 
 def check_rounds(rounds: int | None, checkpoints: Checkpoints | None) -> None:
@@ -161,9 +162,7 @@ def check_variables(given: Any, expected: Variables) -> None:
     if not isinstance(given, Variables):
         raise TypeError(f"variables is {type(given).__name__}, expected Variables(params, frozen, stats).")
     if jax.tree.structure(given) != jax.tree.structure(expected):
-        raise ValueError(
-            f"variables have structure {jax.tree.structure(given)}, the task's have {jax.tree.structure(expected)}."
-        )
+        raise ValueError(_other_structure(given, expected))
     for (path, x), y in zip(
         jax.tree.leaves_with_path(tree.spec(given)), jax.tree.leaves(expected), strict=True
     ):
@@ -172,3 +171,30 @@ def check_variables(given: Any, expected: Variables) -> None:
                 f"variables{jax.tree_util.keystr(path)} is {x.dtype}{list(x.shape)}, the task's is "
                 f"{y.dtype}{list(y.shape)}."
             )
+
+
+def _other_structure(given: Variables, expected: Variables) -> str:
+    """Says which arrays there are too many or too few, and what to do with the weights of a base model."""
+    base = jax.tree.leaves(expected.frozen) and not jax.tree.leaves(given.frozen)
+    if base and isinstance(expected.params, Adapters):
+        return (
+            "variables are the weights of a whole model, but the task trains adapters beside frozen weights: put the "
+            "weights into the task, fs.tasks.lora(fs.tasks.pretrained(task, variables), ...), and call init without variables."
+        )
+    if base:
+        return (
+            "variables are the weights of a whole model, but the task trains a part of it: put the weights into the task, "
+            "fs.tasks.trainable(fs.tasks.pretrained(task, variables), ...), and call init without variables."
+        )
+    have, want = (
+        [f"variables{jax.tree_util.keystr(path)}" for path, _ in jax.tree.leaves_with_path(x)]
+        for x in (given, expected)
+    )
+    missing = [name for name in want if name not in have]
+    more = [name for name in have if name not in want]
+    parts = [
+        f"{what} {', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}"
+        for what, found in (("lack", missing), ("have, beside the task's own,", more))
+        if found
+    ]
+    return f"variables {' and '.join(parts) or 'are nested otherwise than the task says'}; they are of another model than the task's."

@@ -16,6 +16,7 @@ from fedjax_sim.data.client_source import Clients
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.engines._problem import Problem, groups, update_spec
 from fedjax_sim.privacy import Budget, BudgetSpentError, Guarantee, Ledger, ledger_of, price
+from fedjax_sim.privacy._accounting import COARSE, FINE
 from fedjax_sim.privacy._budget import affordable
 from fedjax_sim.privacy._examples import ExampleLedgers, example_ledgers
 from fedjax_sim.privacy._laws import Accountant, Neighbour
@@ -110,15 +111,27 @@ class Priced:
           >>> round(price.epsilon, 1), price.neighbour
           (12.9, 'replace_one')
         """
+        return self._price(rounds, delta, unit, accountant, neighbour)
+
+    def _price(
+        self,
+        rounds: int,
+        delta: float,
+        unit: Unit,
+        accountant: Accountant | None,
+        neighbour: Neighbour | None,
+        interval: float = FINE,
+    ) -> Guarantee:
         checks.one_of("unit", unit, ("client", "example"))
+        options: dict[str, Any] = {"accountant": accountant, "neighbour": neighbour, "interval": interval}
         if unit == "client":
-            return price(self.ledger(rounds), delta, accountant=accountant, neighbour=neighbour)
+            return price(self.ledger(rounds), delta, **options)
         ledgers = [ledger for ledger in self._of_examples(rounds).ledgers if ledger.entries]
         if not ledgers:
             raise ValueError(
                 "no client takes a step, so nothing is released about an example, and nothing has a price."
             )
-        found = (price(ledger, delta, accountant=accountant, neighbour=neighbour) for ledger in ledgers)
+        found = (price(ledger, delta, **options) for ledger in ledgers)
         return max(found, key=lambda guarantee: guarantee.epsilon)
 
     def client_epsilons(
@@ -200,16 +213,13 @@ class Priced:
             )
         checks.positive_int("rounds", rounds)
 
-        def price_of(count: int) -> Guarantee:
-            return self.privacy(
-                count,
-                budget.delta,
-                unit=budget.unit,
-                accountant=budget.accountant,
-                neighbour=budget.neighbour,
+        def price_of(count: int, interval: float = FINE) -> Guarantee:
+            return self._price(
+                count, budget.delta, budget.unit, budget.accountant, budget.neighbour, interval
             )
 
-        return affordable(price_of, budget, rounds)
+        rough = functools.partial(price_of, interval=COARSE)
+        return affordable(price_of, budget, rounds, rough)
 
     def _of_examples(self, rounds: int, first: int = 0) -> ExampleLedgers:
         works = self._problem.works(self.algorithm)

@@ -129,17 +129,18 @@ class Store:
         self.every = checkpoints.every
         self._folder = Path(checkpoints.folder).absolute()
         self._read_only = read_only
-        if read_only:
-            options = ocp.CheckpointManagerOptions(read_only=True)
-        else:
+        if not read_only:
             self._folder.mkdir(parents=True, exist_ok=True)
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=checkpoints.keep,
-                keep_period=checkpoints.keep_every,
-                cleanup_tmp_directories=True,
-                enable_async_checkpointing=True,
-            )
-        with silenced("absl"):
+        with silenced("absl"):  # orbax logs which options follow from read_only
+            if read_only:
+                options = ocp.CheckpointManagerOptions(read_only=True)
+            else:
+                options = ocp.CheckpointManagerOptions(
+                    max_to_keep=checkpoints.keep,
+                    keep_period=checkpoints.keep_every,
+                    cleanup_tmp_directories=True,
+                    enable_async_checkpointing=True,
+                )
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         self._newest = max(checkpoints.rounds(), default=-1)
 

@@ -127,6 +127,10 @@ class Simulation(Priced, Inspected):
         self._turn_costs: tuple[TurnCosts, ...] | None = None
         self._personalisers: dict[tuple[LocalWork, int, int], Personaliser] = {}
 
+    def __repr__(self) -> str:
+        clients = f"{self.data.num_clients:,} clients with {self.data.num_examples:,} examples"
+        return f"Simulation({self.algorithm!r}, {clients}, {self.cohort!r}, {self.engine!r})"
+
     def _prepare(self, problem: Problem) -> None:
         """Takes over an algorithm: everything that depends on which one it is, but the engine's program.
 

@@ -121,6 +121,11 @@ class Task(NamedTuple):
     check: Callable[[Mapping[str, Any]], None] | None = None
     products: Literal["default", "high", "highest"] | None = None
 
+    def __repr__(self) -> str:
+        measured = ", ".join(["loss", *self.metrics])
+        stats = "" if self.stats_policy == "none" else f", {self.stats_policy} statistics"
+        return f"Task({measured}{stats})"
+
 
 # --- contexts ----------------------------------------------------------------------------------------------
 
@@ -262,6 +267,9 @@ class ClientRule(NamedTuple):
     sends: RuleTraffic | None = None
     noise: Noise | None = None
 
+    def __repr__(self) -> str:
+        return f"ClientRule({_maker(self.step)})"
+
 
 # --- transforms --------------------------------------------------------------------------------------------
 
@@ -384,6 +392,10 @@ class Transform(NamedTuple):
     facts: tuple[Facts, ...]
     parts: tuple[Transform, ...] = ()
 
+    def __repr__(self) -> str:
+        """Names of the layers; ``fs.aggregation.describe`` says what each does to a message."""
+        return f"Transform({', '.join(fact.name for fact in self.facts)})"
+
 
 # --- algorithms --------------------------------------------------------------------------------------------
 
@@ -417,6 +429,10 @@ class Stage(NamedTuple):
     update: ServerUpdate
     local: Callable[[Any], Any] | None = None
 
+    def __repr__(self) -> str:
+        rules = self.client.values() if isinstance(self.client, Mapping) else [self.client]
+        return f"Stage({', '.join(map(repr, rules))}, {self.aggregate!r})"
+
 
 class Algorithm(NamedTuple):
     """A client rule, a chain and a server update, once per stage.
@@ -436,3 +452,12 @@ class Algorithm(NamedTuple):
     stages: tuple[Stage, ...]
     params: Callable[[ServerState], Variables]
     personal: Callable[[ServerState, ClientState], Variables] | None = None
+
+    def __repr__(self) -> str:
+        chains = (repr(stage.aggregate) if isinstance(stage, Stage) else "..." for stage in self.stages)
+        return f"Algorithm({self.name}: {'; '.join(chains)})"
+
+
+def _maker(function: Any) -> str:
+    """The factory that a function was made in."""
+    return getattr(function, "__qualname__", type(function).__name__).partition(".")[0]

@@ -37,7 +37,7 @@ def scaffold(
       learning_rate: the clients' step size.
       server: the server's optimizer; SGD with step size 1 by default, as in the paper.
       aggregate: transforms around the sum of (update, control change); the mean over clients by default, as in the
-        paper. A clip in it bounds both parts together.
+        paper. A clip in it bounds both parts together, and noise falls on both: nothing else leaves a client.
     """
     server = optax.sgd(1.0) if server is None else server
     aggregate = aggregation.mean(over="clients") if aggregate is None else aggregate

@@ -49,7 +49,7 @@ def list_(
             name if p.required else f"{name} = {p.shown_default}" for name, p in entry.parameters.items()
         ]
         source = f"\n{entry.source}" if entry.source and entry.source not in entry.summary else ""
-        table.add_row(entry.name, "\n".join(settings), entry.summary + source)
+        table.add_row(entry.name, "\n".join(settings), (entry.summary + source).replace("``", "`"))
     _screen.show(table, False)
 
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from fedjax_sim.cli import _screen
-from fedjax_sim.cli._priced_file import file_price
 from fedjax_sim.cli._setup import BAD_USAGE, ERRORS, Json, Set, load, prepare_jax
 from fedjax_sim.data import cohorts
+from fedjax_sim.experiment import Experiment
 from fedjax_sim.privacy import Guarantee, calibrate, ledger_of, price
 from fedjax_sim.privacy._laws import Accountant, Neighbour
 
@@ -31,16 +31,12 @@ class Answer:
 def privacy(
     config: Annotated[
         Path | None,
-        typer.Argument(help="TOML file, or a run folder: price what it describes.", show_default=False),
+        typer.Argument(help="TOML file, or a run folder, that says everything.", show_default=False),
     ] = None,
     changes: Set = None,
-    rounds: Annotated[
-        int | None,
-        typer.Option(help="Rounds of training, or steps of DP-SGD; those of CONFIG if not given.", min=1),
-    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of training, or steps of DP-SGD.", min=1)] = None,
     delta: Annotated[
-        float | None,
-        typer.Option(help="In (0, 1), well below one over the population; that of CONFIG if not given."),
+        float | None, typer.Option(help="In (0, 1), well below one over the population.")
     ] = None,
     noise: Annotated[
         float | None,
@@ -73,25 +69,27 @@ def privacy(
 ) -> None:
     """What a run will cost in privacy, by both accountants, before it is trained.
 
-    Clients in rounds, or examples in the steps of DP-SGD: the arithmetic is the same. Give --noise for its epsilon, or
-    --epsilon for the noise that it needs. Or give CONFIG alone: noise and cohorts are then what `fedjax-sim run` will train with.
+    Of an experiment, from its file or folder: --rounds and --delta may differ from what it says. Without one, clients in rounds,
+    or examples in the steps of DP-SGD (the arithmetic is the same): give --noise for its epsilon, or --epsilon for the
+    noise that it needs.
     """
     if config is not None:
-        given = {
-            "noise": noise,
-            "epsilon": epsilon,
-            "rate": rate,
-            "cohort": cohort,
-            "population": population,
-            "cap": cap,
-        }
-        _of_file(config, changes, rounds, delta, [*given, "neighbour"], [*given.values(), neighbour], json)
+        others = {
+            "--noise": noise, "--epsilon": epsilon, "--rate": rate, "--cohort": cohort, "--population": population,
+            "--cap": cap, "--neighbour": neighbour,
+        }  # fmt: skip
+        given = [name for name, value in others.items() if value is not None]
+        _of_experiment(config, changes or [], rounds, delta, given, json)
         return
-    if rounds is None or delta is None or changes:
-        _screen.fail(
-            "error: give --rounds and --delta, without --set; or a file whose run is to be priced.", BAD_USAGE
-        )
     try:
+        if rounds is None or delta is None or changes:
+            raise ValueError(
+                "give --rounds and --delta, or a TOML file or run folder that says everything (and --set, to change it)."
+            )
+        if noise is not None and not noise > 0:
+            raise ValueError(
+                f"--noise is {noise:g}, expected a number above 0: without noise there is no epsilon."
+            )
         sampler = _sampler(rate, cohort, population, cap)
         if (noise is None) == (epsilon is None):
             raise ValueError(
@@ -111,41 +109,58 @@ def privacy(
         return
     for answer in known:
         typer.echo(_line(answer))
-    typer.echo(
-        f"{rounds:,} rounds at delta {delta:g}; the smaller epsilon holds. It covers the models alone."
-    )
+    holds = "the smaller epsilon holds" if epsilon is None else "the smaller noise is enough"
+    typer.echo(f"{rounds:,} rounds at delta {delta:g}; {holds}. It covers the models alone.")
+    remarks = [answer.guarantee.ledger.remark(delta) for answer in known if answer.guarantee]
+    if remarks[0]:
+        typer.echo(remarks[0])
 
 
-def _of_file(
-    config: Path,
-    changes: list[str] | None,
-    rounds: int | None,
-    delta: float | None,
-    names: list[str],
-    values: list[Any],
-    json: bool,
+def _of_experiment(
+    config: Path, changes: list[str], rounds: int | None, delta: float | None, others: list[str], json: bool
 ) -> None:
-    """The price of what a file describes; ``names`` and ``values`` are options that it says itself."""
-    for name, value in zip(names, values, strict=True):
-        if value is not None:
-            _screen.fail(
-                f"error: --{name} is said by {config} itself: change the file, or give --set key=value.",
-                BAD_USAGE,
-            )
-    made = list(changes or [])
-    made += [] if rounds is None else [f"rounds={rounds}"]
-    made += [] if delta is None else [f"privacy.delta={delta}"]
-    found = load(config, made)
+    """The price of an experiment as its run would have it in its summary; nothing is trained."""
+    options = {"rounds": rounds, "privacy.delta": delta}
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    found = load(config, [*changes, *given])
     prepare_jax(found.devices)
+    prices = []
     try:
-        priced = file_price(found)
+        if others:
+            raise ValueError(f"{config} says who takes part and what noise there is: leave {others[0]} out.")
+        for program in found.programs():
+            for cell in _cells(program):
+                prices += _prices(program, cell)
     except ERRORS as error:
         _screen.fail(f"error: {error}", BAD_USAGE)
     if json:
-        _screen.print_json(priced.plain())
+        _screen.print_json(prices)
         return
-    for line in priced.lines():
-        typer.echo(line)
+    _screen.show(_screen.prices(prices), False)
+    typer.echo(f"{found.rounds:,} rounds. It covers the models alone.")
+
+
+def _cells(program: Experiment) -> list[dict[str, Any]]:
+    """The swept settings of a program, each once."""
+    found: list[dict[str, Any]] = []
+    for replica in program.replicas():
+        if replica.get("sweep", {}) not in found:
+            found.append(replica.get("sweep", {}))
+    return found
+
+
+def _prices(program: Experiment, cell: dict[str, Any]) -> list[dict[str, Any]]:
+    simulation = program.simulation(cell)
+    statements = program.privacy.statements(simulation, program.rounds)
+    if not statements:
+        raise ValueError(
+            "nothing in it adds noise, so there is no epsilon: set algorithm.aggregate to a clip, a mean over "
+            '"expected_cohort" and a noise.'
+        )
+    paid = program.privacy.rounds([simulation], program.rounds)
+    label = {"sweep": cell} if cell else {}
+    stops = {} if program.privacy.epsilon is None else {"rounds_paid": paid}
+    return [{**label, **statement, **stops} for statement in statements]
 
 
 def _sampler(rate: float | None, size: int | None, population: int | None, cap: int | None) -> cohorts.Cohort:

@@ -103,7 +103,7 @@ def resume(
     made = _with_options(changes, rounds, None)
     before = load(folder, made)
     prepare_jax(before.devices)
-    _finish(lambda watch: experiment.resume(folder, made, callbacks=watch), folder, quiet, json)
+    _finish(before, lambda watch: experiment.resume(folder, made, callbacks=watch), folder, quiet, json)
 
 
 def _with_options(changes: Sequence[str] | None, rounds: int | None, seeds: str | None) -> list[str]:
@@ -138,13 +138,25 @@ def _train(found: experiment.Experiment, out: Path | None, quiet: bool, json: bo
         found.federated  # noqa: B018  what is wrong with the data is known before anything is written
     except ERRORS as error:
         _screen.fail(f"error: {error}", BAD_USAGE)
-    _finish(lambda watch: experiment.sweep(found, folder, callbacks=watch), folder, quiet, json)
+    _finish(found, lambda watch: experiment.sweep(found, folder, callbacks=watch), folder, quiet, json)
 
 
-def _finish(work: Callable[[Watch], list[experiment.Outcome]], folder: Path, quiet: bool, json: bool) -> None:
+def _finish(
+    found: experiment.Experiment,
+    work: Callable[[Watch], list[experiment.Outcome]],
+    folder: Path,
+    quiet: bool,
+    json: bool,
+) -> None:
     """Trains and shows; a run that ends early says how to go on with it."""
+    budget = found.privacy.epsilon
+    before = (
+        "preparing the run ..."
+        if budget is None
+        else (f"finding how many rounds the privacy budget, epsilon {budget:g}, pays for ...")
+    )
     go_on = f"go on with it: fedjax-sim resume {folder}"
-    with StopOnSignal(go_on) as stop, _screen.Watch(quiet or json) as watch:
+    with StopOnSignal(go_on) as stop, _screen.Watch(quiet or json, before) as watch:
 
         def callbacks(program: experiment.Experiment) -> list[Callback]:
             return [watch.begin(program), stop]

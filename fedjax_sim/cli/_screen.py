@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ from rich.table import Table
 from fedjax_sim.experiment import Experiment, Outcome
 from fedjax_sim.history import History
 from fedjax_sim.personalisation import Personalised
+from fedjax_sim.privacy import Ledger
 from fedjax_sim.simulate import Progress
 from fedjax_sim.tracking import as_json
 
@@ -76,17 +78,34 @@ class ProgressView:
         return f"loss {_loss(chunks)}{self._measured}  {chunks[0].costs.examples_per_second:,.0f} examples/s"
 
 
-class Watch:
-    """Shows the programs of a command one after the other: what is trained, then how far it is."""
+_PATIENCE = 3.0
+"""Seconds without a word before a run begins."""
 
-    def __init__(self, quiet: bool):
+
+class Watch:
+    """Shows the programs of a command one after the other: what is trained, then how far it is.
+
+    Args:
+      quiet: shows nothing.
+      before: what goes on before the first program begins, which is said where it takes long.
+    """
+
+    def __init__(self, quiet: bool, before: str = ""):
         self._quiet, self._view = quiet, None
+        self._timer = threading.Timer(_PATIENCE, self._say, [before])
+        self._timer.daemon = True
+        self._waits = bool(before) and not quiet
 
     def __enter__(self) -> Watch:
+        if self._waits:
+            self._timer.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._end()
+
+    def _say(self, text: str) -> None:
+        Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
 
     def begin(self, program: Experiment) -> ProgressView:
         """The callback that shows a program, which begins now."""
@@ -97,6 +116,7 @@ class Watch:
         return self._view.__enter__()
 
     def _end(self) -> None:
+        self._timer.cancel()
         if self._view is not None:
             self._view.__exit__()
         self._view = None
@@ -143,18 +163,19 @@ def table(outcome: Outcome) -> Table:
             _add_personalised(table, [outcome.personalised[index] for index in members])
         table.add_section()
     costs = outcome.histories[0].costs
-    table.add_row("time", f"{costs.compile_seconds:.1f} s", "to compile")
-    table.add_row("", f"{costs.run_seconds:.1f} s", "to train")
+    table.add_row("time", _seconds(costs.compile_seconds), "to compile")
+    table.add_row("", _seconds(costs.run_seconds), "to train")
     table.add_row("throughput", f"{costs.examples_per_second:,.0f}", "examples/s")
-    table.add_row("", f"{costs.flops_per_second / 1e9:.1f}", "GFLOP/s")
+    amount, _, prefix = _scaled(costs.flops_per_second).partition(" ")
+    table.add_row("", amount, f"{prefix}FLOP/s")
     for index, part in enumerate(costs.precision.split(", ")):
         dtype, _, what = part.partition(" ")
         table.add_row("" if index else "precision", dtype, what)
     lanes = f"of steps, at {costs.lanes} lane{'s' * (costs.lanes > 1)}"
     table.add_row("occupancy", f"{costs.step_occupancy:.1%}", lanes)
     table.add_row("", f"{costs.example_occupancy:.1%}", "of their rows")
-    table.add_row("traffic", f"{costs.bytes_up / 1e6:,.1f} MB", "up, from clients")
-    table.add_row("", f"{costs.bytes_down / 1e6:,.1f} MB", "down, to clients")
+    table.add_row("traffic", f"{_scaled(costs.bytes_up)}B", "up, from clients")
+    table.add_row("", f"{_scaled(costs.bytes_down)}B", "down, to clients")
     return table
 
 
@@ -168,6 +189,23 @@ def _add_privacy(table: Table, statements: Sequence[Mapping[str, Any]]) -> None:
         simulated = ", simulated" if found["simulated"] else ""
         whose = f"at delta {found['delta']:.2g}, for one {found['unit']} ({found['neighbour']}){simulated}"
         table.add_row(label, f"ε {found['epsilon']:.3g}", whose)
+        if remark := Ledger.from_json(found["ledger"]).remark(found["delta"]):
+            table.add_row("", "", remark)
+
+
+def prices(found: Sequence[Mapping[str, Any]]) -> Table:
+    """What experiments would cost, as the end of a run has it, and how many rounds their budgets pay for."""
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False)
+    table.add_column(style="cyan")
+    table.add_column(justify="right", style="bold")
+    table.add_column()
+    for price in found:
+        if cell := price.get("sweep"):
+            table.add_row(", ".join(f"{key} = {value}" for key, value in cell.items()), "", "")
+        _add_privacy(table, [price])
+        if "rounds_paid" in price:
+            table.add_row("", f"{price['rounds_paid']:,}", "rounds are within the budget")
+    return table
 
 
 def _add_personalised(table: Table, results: Sequence[Personalised]) -> None:
@@ -176,6 +214,19 @@ def _add_personalised(table: Table, results: Sequence[Personalised]) -> None:
     for label, when in (("personalised", "before"), ("", "after")):
         means = [getattr(result, when).clients[metric]["mean"] for result in results]
         table.add_row(label, _value(metric, means), f"{metric}, mean over clients, {when} local work")
+
+
+def _seconds(value: float) -> str:
+    """Milliseconds where tenths of seconds would say nothing."""
+    return f"{value:.1f} s" if value >= 0.1 else f"{1e3 * value:.3g} ms"
+
+
+def _scaled(value: float) -> str:
+    """A number and the prefix of its unit, up to giga: ``"220.8 M"``, ``"1,234.5 G"``."""
+    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:,.1f} {prefix}"
+    return f"{value:,.0f} "
 
 
 _OVER = {

@@ -47,6 +47,9 @@ class Cohort(NamedTuple):
     key_round: Callable[[int, int], int] | None = None
     separation: Callable[[int | None], int] | None = None
 
+    def __repr__(self) -> str:
+        return f"Cohort({self.sampling}{'' if self.rate is None else f', rate {self.rate}'})"
+
 
 def uniform(size: int, *, replace: bool = False) -> Cohort:
     """``size`` clients uniformly at random in every round.

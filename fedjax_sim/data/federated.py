@@ -19,7 +19,7 @@ _HOLDOUT = 110
 _PUBLIC = 111
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Federated:
     """A federated data set.
 
@@ -48,6 +48,11 @@ class Federated:
             raise ValueError(
                 f"{self.name}: train has columns {train}, test has {test}; expected the same names, dtypes and shapes."
             )
+
+    def __repr__(self) -> str:
+        kinds = "" if self.classes is None else f", {self.classes} classes"
+        lines = [f"Federated({self.name}{kinds}", f"train: {self.train!r}", f"test: {self.test!r}"]
+        return "\n  ".join([*lines, *(f"note: {note}" for note in self.notes)]) + ")"
 
 
 DIVIDE = (

@@ -77,3 +77,6 @@ class Engine(NamedTuple):
     devices: int
     compile: Callable[[Problem], RoundFn]
     at: Callable[[Layout], Engine] | None = None
+
+    def __repr__(self) -> str:
+        return f"Engine({self.name}, {self.devices} device{'s' * (self.devices > 1)})"

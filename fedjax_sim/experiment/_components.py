@@ -106,3 +106,10 @@ GIVEN = {
     "partition": ("data", "partitioner"), **dict.fromkeys(("pretrained", "trainable", "lora", "precision"), ("task",)),
 }  # fmt: skip
 """Parameters that the program gives: an algorithm's task is made of the tables ``task`` and ``model``."""
+
+INSTEAD = {
+    ("scaffold", "client"): "Its clients take plain SGD steps: set learning_rate.",
+    ("fedsgd", "client"): "Its clients take no step: learning_rate is the server's.",
+    ("mime", "client"): "Its clients step with the server's optimizer: set optimizer.",
+}
+"""What to set in the place of a setting that others of its kind have."""

@@ -9,7 +9,13 @@ import textwrap
 def summary(text: str) -> str:
     """The first paragraph; of a long one, its first sentence or clause."""
     paragraph = " ".join(text.split("\n\n")[0].split())
-    return re.split(r"(?<=[.;:])\s", paragraph)[0] if len(paragraph) > 120 else paragraph
+    if len(paragraph) <= 120:
+        return paragraph
+    for end in re.finditer(r"(?<!\bal)[.;:](?= )", paragraph):
+        before = paragraph[: end.end()]
+        if before.count("(") == before.count(")"):  # a citation in brackets has stops of its own
+            return before
+    return paragraph
 
 
 def arguments(text: str) -> dict[str, str]:

@@ -22,6 +22,7 @@ from fedjax_sim.experiment import _extends, _settings
 from fedjax_sim.experiment._forms import ConfigError
 from fedjax_sim.experiment._privacy import Privacy
 from fedjax_sim.experiment._registry import build_part, find, importable
+from fedjax_sim.experiment._said_in_toml import said_in_toml
 from fedjax_sim.experiment._settings import DEAL, PLAIN, Clock, Evaluate, Keep, Settings
 from fedjax_sim.experiment._tasks import wrapped
 from fedjax_sim.simulate import Simulation
@@ -259,7 +260,8 @@ def blame(path: str) -> Iterator[None]:
     except ConfigError:
         raise
     except (ValueError, TypeError, OSError) as error:
-        raise ConfigError(f"{path}: {error}" if path else str(error)) from error
+        said = said_in_toml(str(error))
+        raise ConfigError(f"{path}: {said}" if path else said) from error
 
 
 def load(path: str | Path | None = None, changes: Iterable[str] = ()) -> Experiment:

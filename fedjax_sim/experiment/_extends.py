@@ -8,6 +8,7 @@ from typing import Any
 
 from fedjax_sim.experiment import _settings
 from fedjax_sim.experiment._forms import PATH, ConfigError, shown
+from fedjax_sim.experiment._merge import as_table, merged
 from fedjax_sim.experiment._registry import Part, find, importable
 
 KEY = "extends"
@@ -50,33 +51,6 @@ def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     return merged(below, tables)
 
 
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables over tables.
-
-    Example:
-      >>> from fedjax_sim.experiment._extends import merged
-      >>> base = {"client": {"name": "sgd", "learning_rate": 0.1}}
-      >>> merged(base, {"client": {"learning_rate": 0.2}})
-      {'client': {'name': 'sgd', 'learning_rate': 0.2}}
-      >>> merged(base, {"client": {"name": "adam"}})
-      {'client': {'name': 'adam'}}
-    """
-    found = dict(below)
-    for key, value in above.items():
-        old, new = _as_table(below.get(key)), _as_table(value)
-        both = isinstance(old, Mapping) and isinstance(new, Mapping)
-        component = both and "name" in new and new["name"] != old.get("name")
-        # Two names alone are text: only a table says that they stand for components.
-        texts = isinstance(value, str) and not isinstance(below.get(key), Mapping)
-        found[key] = merged(old, new) if both and not component and not texts else value
-    return found
-
-
-def _as_table(value: Any) -> Any:
-    """A name alone, as in ``client = "adam"``, is a table with nothing but a name."""
-    return {"name": value} if isinstance(value, str) else value
-
-
 def located(
     tables: Mapping[str, Any], folder: Path, changed: Collection[str] = frozenset()
 ) -> dict[str, Any]:
@@ -100,7 +74,7 @@ def located(
     if listed:
         listed = found["paths"] = _absolute(listed, start("paths"))
     with importable(Path(item) for item in listed if isinstance(item, str)):
-        data = _as_table(found.get("data"))
+        data = as_table(found.get("data"))
         names = _path_names(data)
         if data is not None:
             found["data"] = _located_part("datasets", "data", data, start)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+from fedjax_sim.experiment._said_in_toml import said_in_toml
 from fedjax_sim.privacy import Budget
 from fedjax_sim.privacy._laws import Accountant, Neighbour
 from fedjax_sim.privacy._ledger import Unit
@@ -72,7 +73,7 @@ class Privacy:
                 neighbour=self.neighbour if unit == self.unit else None,
             )
         except (ValueError, ModuleNotFoundError) as error:
-            return {"unit": unit, "no_price": str(error)}
+            return {"unit": unit, "no_price": said_in_toml(str(error))}
         return {
             **dataclasses.asdict(found),
             "sampling": list(found.sampling),

@@ -25,7 +25,7 @@ from fedjax_sim import aggregation, data
 from fedjax_sim._src.types import Transform
 from fedjax_sim.data import partitions
 from fedjax_sim.experiment import _docstrings
-from fedjax_sim.experiment._components import BUILT_IN, GIVEN
+from fedjax_sim.experiment._components import BUILT_IN, GIVEN, INSTEAD
 from fedjax_sim.experiment._forms import (
     ConfigError,
     Form,
@@ -75,6 +75,8 @@ class Entry:
             if key not in self.parameters:
                 has = f"it has {', '.join(self.parameters)}" if self.parameters else "it has none"
                 near = nearest(str(key), self.parameters)
+                if (self.name, key) in INSTEAD:
+                    near = f" {INSTEAD[self.name, key]}"
                 raise ConfigError(f"{below(path, key)} is no setting of {self.name}; {has}.{near}")
         found = {}
         for name, parameter in self.parameters.items():

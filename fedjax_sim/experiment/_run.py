@@ -22,6 +22,7 @@ from fedjax_sim.simulate import Callback, NonFiniteModelError, Simulation
 from fedjax_sim.tracking import JsonLines, Lenient, Recorder, write_json
 
 Status = Literal["completed", "interrupted", "failed"]
+Made = Callable[[Experiment], Sequence[Callback]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,11 @@ def run(
       >>> outcome.histories[0].rounds
       2
     """
+    return _run(experiment, out, lambda program: callbacks)
+
+
+def _run(experiment: Experiment, out: Path | str | None, callbacks: Made) -> Outcome:
+    """As ``run``; the callbacks are made once nothing but training is left to go wrong."""
     if len(experiment.programs()) > 1:
         raise ConfigError(
             f"the swept settings {', '.join(experiment.settings['sweep'])} need several programs: use sweep, which makes a "
@@ -89,7 +95,7 @@ def run(
             folder.remove()  # made a moment ago, and nothing has run in it
             raise
         folder.name_latest()
-        return job.go(callbacks)
+        return job.go(callbacks(experiment))
 
 
 def sweep(
@@ -111,7 +117,7 @@ def sweep(
     place = _folder.new_folder(experiment.name, None if out is None else Path(out))
     programs = experiment.programs()
     if len(programs) == 1:
-        return [run(experiment, place, callbacks=() if callbacks is None else callbacks(experiment))]
+        return [_run(experiment, place, callbacks or _none)]
     RunFolder(place).create(experiment.settings)
     RunFolder(place).name_latest()
     return _all(programs, place, callbacks)
@@ -127,10 +133,14 @@ def _all(programs: Sequence[Experiment], place: Path, callbacks) -> list[Outcome
         if folder.exists():
             outcomes += resume(folder, callbacks=callbacks)
         else:
-            outcomes.append(run(program, folder, callbacks=() if callbacks is None else callbacks(program)))
+            outcomes.append(_run(program, folder, callbacks or _none))
         if outcomes[-1].status != "completed":
             break
     return outcomes
+
+
+def _none(program: Experiment) -> Sequence[Callback]:
+    return ()
 
 
 def _unmake(folder: Path) -> None:
@@ -186,7 +196,7 @@ def resume(
         job.open(files)
         if changes:
             place.rewrite(experiment.settings)
-        return [job.go(() if callbacks is None else callbacks(experiment))]
+        return [job.go((callbacks or _none)(experiment))]
 
 
 def load_states(folder: Path | str) -> tuple[Experiment, Simulation, Outcome]:

@@ -13,6 +13,7 @@ from typing import Any
 from fedjax_sim.data import holdout_clients, repartition
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.experiment._forms import ConfigError, nearest, shown
+from fedjax_sim.experiment._merge import merged
 from fedjax_sim.experiment._privacy import Privacy
 from fedjax_sim.experiment._registry import Entry, Part, entry_of, resolve_part
 from fedjax_sim.experiment._tasks import WRAPPERS
@@ -233,7 +234,7 @@ def _table(path: str, value: Any) -> Mapping[str, Any]:
 
 def _changed(tables: Mapping[str, Any], changes: list[tuple[str, Any]]) -> dict[str, Any]:
     """The tables over the defaults, with the changes in them."""
-    given = copy.deepcopy({**DEFAULTS, **tables})
+    given = _over_defaults(copy.deepcopy({**DEFAULTS, **tables}))
     # The default's settings mean nothing to another component.
     for key, value in changes:
         part, _, last = key.rpartition(".")
@@ -241,7 +242,17 @@ def _changed(tables: Mapping[str, Any], changes: list[tuple[str, Any]]) -> dict[
             given[part] = {"name": value}
     for key, value in changes:
         set_at(given, key, value)
-    return given
+    return _over_defaults(given)
+
+
+def _over_defaults(given: dict[str, Any]) -> dict[str, Any]:
+    """A component's table without a name changes settings of the default."""
+    nameless = {
+        part: merged(default, given[part])
+        for part, default in DEFAULTS.items()
+        if isinstance(given[part], Mapping) and "name" not in given[part]
+    }
+    return {**given, **nameless}
 
 
 def set_at(settings: dict[str, Any], key: str, value: Any) -> None:

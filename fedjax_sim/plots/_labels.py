@@ -7,8 +7,8 @@ from typing import Any
 
 from fedjax_sim.plots._read import RunData
 
-UNTOLD = ("name", "seeds", "seed", "output", "sweep")
-"""Keys at the top of a configuration that name a run but do not say what it does."""
+UNTOLD = ("name", "seeds", "seed", "output", "sweep", "rounds", "paths", "plots", "checkpoints", "trackers")
+"""Keys at the top of a configuration that do not say what a run does: names, files, and how long it went on."""
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,9 +13,11 @@ from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.privacy._gaussian import check_delta
 from fedjax_sim.privacy._laws import Accountant, Neighbour, accountant_for, amplified, events_of, relation_of
 from fedjax_sim.privacy._ledger import Ledger, Unit, ledger_of
+from fedjax_sim.privacy._losses import pld_accountant
 from fedjax_sim.privacy._renyi import rdp_accountant
 
-_FINE, _COARSE = 1e-4, 1e-3
+FINE, COARSE = 1e-4, 1e-3
+"""Discretisations of the privacy loss: for prices, and to come close to one in a tenth of the time."""
 _MANY = 20
 
 
@@ -60,12 +62,13 @@ class Guarantee:
         simulated = "simulated, not that of this run: " if self.simulated else ""
         trust = "" if self.trust == "central" else f", {self.trust} noise"
         what = "messages" if self.trust == "local" else "models"
+        remark = self.ledger.remark(self.delta)
         return (
             f"{simulated}epsilon {self.epsilon:.4g} at delta {self.delta:.3g} for one {self.unit} ({self.neighbour}), "
             f"{self.rounds} rounds\n"
             f"{drawn}, {amplified}, {self.accountant.upper()} accountant{trust}\n"
             f"It covers the {what} alone: no metric on private data, no choice of settings by them. The seed must stay secret."
-            f"{public}"
+            f"{public}" + (f"\n{remark}" if remark else "")
         )
 
 
@@ -75,7 +78,7 @@ def price(
     *,
     accountant: Accountant | None = None,
     neighbour: Neighbour | None = None,
-    interval: float = _FINE,
+    interval: float = FINE,
 ) -> Guarantee:
     """The price of everything in a ledger.
 
@@ -128,7 +131,7 @@ def price(
         "replace_special": dp.NeighboringRelation.REPLACE_SPECIAL,
     }[relation]
     if chosen == "pld":
-        book = dp.pld.PLDAccountant(kind, value_discretization_interval=interval)
+        book = pld_accountant()(kind, value_discretization_interval=interval)
     else:
         book = rdp_accountant()(neighboring_relation=kind)
     try:
@@ -304,8 +307,8 @@ def calibrate(
 
         return optimize.root_scalar(value, bracket=(low, high), xtol=tolerance).root
 
-    coarse = root(-1.0, 1.0, _COARSE, 1e-3)
-    fine = root(coarse - 2e-3, coarse + 2e-3, _FINE, 2e-6)
-    while excess(fine, accountant, _FINE) > 0:
+    coarse = root(-1.0, 1.0, COARSE, 1e-3)
+    fine = root(coarse - 2e-3, coarse + 2e-3, FINE, 2e-6)
+    while excess(fine, accountant, FINE) > 0:
         fine += 2e-6
     return math.exp(fine)

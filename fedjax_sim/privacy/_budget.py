@@ -60,22 +60,40 @@ class Budget:
         checks.one_of("unit", self.unit, ("client", "example"))
 
 
-def affordable(price_of: Callable[[int], Guarantee], budget: Budget, rounds: int) -> int:
+def affordable(
+    price_of: Callable[[int], Guarantee],
+    budget: Budget,
+    rounds: int,
+    rough: Callable[[int], Guarantee] | None = None,
+) -> int:
     """The most of ``rounds`` rounds that a budget pays for, 0 where it pays for none.
 
-    Where all are affordable one price is found, else about twice as many as ``rounds`` has bits.
+    Without ``rough``, where all are affordable one price is found, else about twice as many as ``rounds`` has bits. With
+    ``rough``, prices that are close and quick to find, two or three of ``price_of`` are enough.
     """
 
-    def pays(count: int) -> bool:
-        return price_of(count).epsilon <= budget.epsilon
+    def most(price: Callable[[int], Guarantee], guess: int | None = None) -> int:
+        return _most(lambda count: price(count).epsilon <= budget.epsilon, rounds, guess)
 
-    if pays(rounds):
-        return rounds
-    # From below: the price of many rounds at little noise is the slow one to find.
-    low, high = 0, 1
-    while high < rounds and pays(high):
-        low, high = high, 2 * high
-    high = min(high, rounds)
+    return most(price_of) if rough is None else most(price_of, most(rough))
+
+
+def _most(pays: Callable[[int], bool], rounds: int, guess: int | None) -> int:
+    """The largest count up to ``rounds`` that ``pays``, as all smaller ones do; the search begins at ``guess``."""
+    low, high = 0, rounds + 1  # low pays, high does not
+    if guess is None:
+        if pays(rounds):
+            return rounds
+        # From below: the price of many rounds at little noise is the slow one to find.
+        guess, high = 1, rounds
+    # Away from the guess in steps that double, until the count lies between two of them.
+    step, here = 1, max(guess, 1)
+    while low < here < high:
+        if pays(here):
+            low, here = here, here + step
+        else:
+            high, here = here, here - step
+        step *= 2
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if pays(middle) else (low, middle)

@@ -12,6 +12,7 @@ from fedjax_sim.aggregation._chain import layers_of, specs_of
 from fedjax_sim.data.cohorts import Cohort
 
 Unit = Literal["client", "example"]
+_LARGE = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +123,21 @@ class Ledger:
     def __add__(self, other: Ledger) -> Ledger:
         runs = 1 + max((entry.run for entry in self.entries), default=-1)
         return Ledger(self.entries + tuple(dataclasses.replace(e, run=e.run + runs) for e in other.entries))
+
+    def remark(self, delta: float) -> str:
+        """What is to be said of a delta that is too large to promise much; empty of a smaller one."""
+        entries = [entry for entry in self.entries if entry.sampling.population is not None]
+        population = max((entry.sampling.population or 0 for entry in entries), default=0)
+        unit = next((entry.unit for entry in self.entries), "client")
+        if population and delta * population >= 1:
+            return (
+                f"delta {delta:.2g} is too large for {population:,} {unit}s: publishing all data of one of them, drawn at "
+                f"random, would pass; take well below {1 / population:.2g}"
+            )
+        if delta > _LARGE:
+            few = f"; so few {unit}s can hardly be hidden" if population else ""
+            return f"delta {delta:.2g} is large: with that probability the guarantee may fail altogether{few}"
+        return ""
 
     def as_json(self) -> list[dict[str, Any]]:
         """In JSON's types."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pty
 import re
@@ -66,6 +67,27 @@ def test_a_run_shows_what_it_does_and_leaves_a_folder(tmp_path):
         assert text in result.stdout
     assert f"{whole['replicas'][0]['last']['eval/accuracy']:.1%}" in result.stdout
     assert re.search(r"^5/5  loss .* test accuracy .* examples/s$", result.stderr, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"), [(0, "0 "), (950, "950 "), (104_000, "104.0 k"), (220.8e6, "220.8 M"), (34.7e9, "34.7 G")]
+)  # fmt: skip
+def test_amounts_have_the_unit_in_which_they_can_be_read(value, says):
+    assert _screen._scaled(value) == says
+
+
+@pytest.mark.parametrize(("value", "says"), [(3.04, "3.0 s"), (0.26, "0.3 s"), (0.0123, "12.3 ms")])
+def test_short_times_are_in_milliseconds(value, says):
+    assert _screen._seconds(value) == says
+
+
+def test_what_takes_long_before_a_run_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(_screen, "_PATIENCE", 0.01)
+    with _screen.Watch(False, "pricing ..."):
+        time.sleep(0.5)
+    with _screen.Watch(True, "never"):
+        time.sleep(0.5)
+    assert capsys.readouterr().err == "pricing ...\n"
 
 
 def test_quiet_prints_the_folder_alone(tmp_path):
@@ -254,6 +276,17 @@ def test_evaluate(run_folder):
         == summary(run_folder)["replicas"][1]["last"]["eval/accuracy"]
     )
     assert invoke("evaluate", "nowhere").exit_code == 2
+
+
+def test_evaluate_says_nothing_but_its_results(run_folder, caplog):
+    """What orbax logs about a folder that is only read concerns nobody."""
+    logging.getLogger("absl").addHandler(caplog.handler)
+    try:
+        result = invoke("evaluate", str(run_folder))
+    finally:
+        logging.getLogger("absl").removeHandler(caplog.handler)
+    assert result.exit_code == 0 and not result.stderr
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_plot(run_folder, tmp_path):

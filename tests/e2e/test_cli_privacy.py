@@ -62,7 +62,9 @@ def test_without_replacement_and_cut_cohorts_are_known_to_one():
         (["privacy", "--rounds", "1", "--delta", "0.1", "--noise", "1"], "give one of --rate"),
         (["privacy", "--cohort", "5", "--rounds", "1", "--delta", "0.1", "--noise", "1"], "--cohort needs --population"),
         ([*POISSON, "--noise", "1", "--cap", "5"], "--cap needs --population"),
-        ([*POISSON, "--noise", "0"], "noise_multiplier is 0.0"),
+        ([*POISSON, "--noise", "0"], "--noise is 0, expected a number above 0"),
+        (["privacy", "--noise", "1", "--rate", "0.1"], "give --rounds and --delta, or a TOML file"),
+        (["privacy", "nowhere.toml"], "there is no file nowhere.toml"),
         ([*POISSON, "--noise", "1", "--neighbour", "sister"], "neighbour is 'sister'"),
         (["privacy", "--rate", "2", "--rounds", "1", "--delta", "0.1", "--noise", "1"], "participation rate is 2.0"),
         (["privacy", "--rate", "1", "--rounds", "1", "--delta", "1.5", "--noise", "1"], "delta is 1.5"),
@@ -79,71 +81,62 @@ def test_what_cannot_be_priced_is_refused(arguments, says):
     assert not result.stdout
 
 
-# --- a file ---
-
-FILE = """
-rounds = 20
-data = { name = "digits", clients = 50 }
+EXPERIMENT = """
+rounds = 6
+plots = false
+data.clients = 20
+cohort.size = 5
 model = "linear"
-cohort = { name = "poisson", rate = 0.1 }
-privacy = { delta = 1e-3 }
-algorithm.name = "fedavg"
-algorithm.client = { name = "sgd", learning_rate = 0.1 }
-algorithm.aggregate = [
-  { name = "clip_by_global_norm", clip_norm = 1.0 }, { name = "mean", over = "expected_cohort" },
-  { name = "gaussian_noise", noise_multiplier = 2.0 },
+privacy = { accountant = "rdp", delta = 0.001, epsilon = 1e9 }
+[algorithm]
+aggregate = [
+  { name = "clip_by_global_norm", clip_norm = 1.0 },
+  { name = "mean", over = "expected_cohort" },
+  { name = "gaussian_noise", noise_multiplier = 3.0 },
 ]
 """
 
 
-@pytest.fixture
-def file(own_folder):
-    path = own_folder / "private.toml"
-    path.write_text(FILE)
-    return path.name
+def test_an_experiment_costs_what_its_run_will_say(tmp_path):
+    (tmp_path / "it.toml").write_text(EXPERIMENT)
+    (before,) = json.loads(invoke("privacy", "it.toml", "--json").stdout)
+    assert invoke("run", "it.toml", "--out", "a", "-q").exit_code == 0
+    (after,) = json.loads((tmp_path / "a" / "summary.json").read_text())["replicas"][0]["privacy"]
+    assert before.pop("rounds_paid") == 6
+    assert before == after
+    shown = invoke("privacy", "a", "--rounds", "9", "--delta", "0.1").stdout
+    assert "9 rounds." in shown and "delta 0.1 is too large for 20 clients" in shown
+    assert f"{after['epsilon']:.3g}" in invoke("privacy", "a").stdout
+    assert "leave --noise out" in invoke("privacy", "a", "--noise", "1").stderr
+    plain = invoke("privacy", "it.toml", "--rounds", "2")
+    assert plain.exit_code == 0 and "6" not in plain.stdout.split("rounds are within")[0].split()
 
 
-def test_a_file_is_priced_as_it_will_run(file):
-    (said,) = json.loads(invoke("privacy", file, "--json").stdout)
-    result = invoke("run", file, "--set", "plots=false", "--out", "mine")
-    assert result.exit_code == 0, result.stderr
-    with open("mine/summary.json") as summary:
-        (ran,) = json.load(summary)["replicas"][0]["privacy"]
-    assert said == ran
-    assert invoke("privacy", "mine", "--json").stdout == invoke("privacy", file, "--json").stdout
+def test_a_run_that_cannot_begin_shows_no_headline(tmp_path):
+    (tmp_path / "it.toml").write_text(EXPERIMENT.replace("1e9", "0.01"))
+    result = invoke("run", "it.toml", "--out", "a")
+    assert result.exit_code == 2 and "does not pay for the first round" in result.stderr
+    assert not result.stdout
 
 
-def test_a_price_of_a_file_says_what_it_is_for(file):
-    price, end = invoke("privacy", file, "--rounds", "30", "--delta", "1e-4").stdout.splitlines()
-    assert price.startswith("PLD  epsilon ") and "at delta 0.0001 for one client, replace_special" in price
-    assert end.startswith("30 rounds. It covers the models alone")
-    *_, end = invoke("privacy", file, "--set", "privacy.epsilon=0.5").stdout.splitlines()
-    assert "of 20 rounds, which is what privacy.epsilon pays for" in end
-
-
-def test_every_swept_setting_has_its_price(file):
-    swept = "sweep.algorithm.aggregate=[[{name='identity'}]]"
-    refused = invoke("privacy", file, "--set", swept)
-    assert refused.exit_code == 2 and "nothing to price" in refused.stderr
-    found = json.loads(invoke("privacy", file, "--set", "sweep.cohort.rate=[0.1, 0.2]", "--json").stdout)
-    assert [one["run"] for one in found] == ["000-rate=0.1", "001-rate=0.2"]
-    assert found[0]["epsilon"] < found[1]["epsilon"]
+def test_what_adds_no_noise_has_no_price(tmp_path):
+    (tmp_path / "it.toml").write_text("data.clients = 20")
+    assert "nothing in it adds noise" in invoke("privacy", "it.toml").stderr
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["private.toml", "--noise", "1.0"], "--noise is said by private.toml itself"),
-        (["none.toml"], "there is no file none.toml"),
-        (["private.toml", "--set", "algorithm.aggregate=[]"], "there is nothing to price. Add a noise"),
-        (["private.toml", "--set", "privacy.epsilon=0.0001"], "does not pay for the first round"),
-        (["--rate", "0.1", "--noise", "1.0"], "give --rounds and --delta"),
-    ],
+    ("given", "says"),
+    [("--noise", "the smaller epsilon holds"), ("--epsilon", "the smaller noise is enough")],
 )
-def test_what_a_file_does_not_say(file, arguments, says):
-    result = invoke("privacy", *arguments)
-    assert result.exit_code == 2
-    assert says in " ".join(result.stderr.split())
+def test_what_of_two_answers_holds_is_said(given, says):
+    assert says in invoke("privacy", "--rate", "1", "--rounds", "1", "--delta", "1e-5", given, "2").stdout
+
+
+def test_a_delta_that_promises_nothing_is_remarked():
+    common = ["privacy", "--rate", "0.1", "--population", "50", "--rounds", "1", "--noise", "1"]
+    assert "delta 0.5 is too large for 50 clients" in invoke(*common, "--delta", "0.5").stdout
+    assert "delta 0.015 is large" in invoke(*common, "--delta", "0.015").stdout
+    assert "too large" not in invoke(*common, "--delta", "1e-4").stdout
 
 
 # --- a run ---

@@ -48,6 +48,42 @@ def test_the_most_rounds_are_found_with_few_prices(limit, rounds):
     assert all(1 <= count <= rounds for count in asked)
 
 
+@given(limit=st.integers(0, 60), off=st.integers(-3, 3), rounds=st.integers(1, 60))
+def test_prices_that_are_nearly_right_save_exact_ones_and_change_nothing(limit, off, rounds):
+    asked = []
+
+    def price_of(count, limit=limit):
+        return Guarantee(float(count - limit), DELTA, "add_or_remove_one", "pld", count, (), True)
+
+    def exact(count):
+        asked.append(count)
+        return price_of(count)
+
+    found = affordable(exact, Budget(0.5, DELTA), rounds, lambda count: price_of(count, limit + off))
+    assert found == min(limit, rounds)
+    assert len(asked) <= 2 + 2 * abs(off)
+
+
+def test_a_budget_builds_the_loss_of_a_release_once_for_each_discretisation(monkeypatch):
+    """Building takes seconds; a count of rounds is looked for among thousands."""
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
+    from fedjax_sim.privacy import _losses
+
+    built, real = [], pld.from_truncated_subsampled_gaussian_mechanism
+
+    def build(**options):
+        built.append(options["value_discretization_interval"])
+        return real(**options)
+
+    monkeypatch.setattr(pld, "from_truncated_subsampled_gaussian_mechanism", build)
+    _losses._single.cache_clear()
+    sim = simulation(cohort=fs.cohorts.poisson(0.25, cap=3))
+    assert 1 < sim.affordable_rounds(Budget(4.0, DELTA), 5000) < 5000
+    assert sorted(built) == [1e-4, 1e-3]
+    _losses._single.cache_clear()
+
+
 @pytest.mark.parametrize("accountant", ["rdp", "pld"])
 @pytest.mark.parametrize("limit", [1, 2, 5])
 def test_the_price_of_one_more_is_above_the_budget(limit, accountant):

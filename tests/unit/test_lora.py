@@ -257,3 +257,16 @@ def test_damaged_files_are_refused(tmp_path_factory, cut, junk):
     path.write_bytes(whole[:cut] + junk)
     with pytest.raises(ValueError, match="no complete safetensors file"):
         tasks.load_weights(path)
+
+
+@pytest.mark.parametrize("how", ["lora", "trainable"])
+def test_weights_of_the_base_model_are_sent_where_they_belong(how):
+    plain = tasks.classification(fs.models.mlp(10), sample_input=(1, 64))
+    part = tasks.lora(plain, rank=2) if how == "lora" else tasks.trainable(plain, "Dense_2")
+    data = fs.data.load("digits", clients=5, alpha=1.0, seed=0)
+    sim = fs.Simulation(fs.algorithms.fedavg(part, optax.sgd(0.1)), data.train, cohort=fs.cohorts.uniform(2))
+    with pytest.raises(
+        ValueError, match=rf"whole model.*fs\.tasks\.{how}\(fs\.tasks\.pretrained\(task, variables\)"
+    ) as caught:
+        sim.init(seed=0, variables=plain.init(KEY))
+    assert "PyTreeDef" not in str(caught.value)

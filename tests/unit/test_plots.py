@@ -444,3 +444,13 @@ def test_a_picture_is_whole_or_not_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         plots.save_all(run)
     assert {path.name: path.read_bytes() for path in (tmp_path / "a" / "plots").iterdir()} == before
+
+
+def test_how_long_a_run_went_on_is_no_name_for_it(tmp_path):
+    """A run that had more rounds than a sweep beside it goes by its folder."""
+    configs = [{**CONFIG, "rounds": 20}, {**CONFIG, "rounds": 5}]
+    runs = [
+        plots.read_run(write_run(tmp_path / name, config=c))
+        for name, c in zip(("a", "rates"), configs, strict=True)
+    ]
+    assert _labels.run_labels(runs) == ["a", "rates"]

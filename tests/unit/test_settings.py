@@ -57,6 +57,16 @@ def test_every_component_can_be_listed(kind):
             assert parameter.says and parameter.shown_default
 
 
+@pytest.mark.parametrize("kind", experiment.kinds())
+def test_every_component_is_said_in_whole_sentences(kind):
+    """Also of those whose citation, in brackets, has a stop in it."""
+    for name in experiment.names(kind):
+        summary = experiment.find(kind, name, kind).summary
+        assert summary and summary.count("(") == summary.count(")"), name
+        assert not summary.endswith("al."), name
+        assert summary[-1] in ".;:", name
+
+
 WRONG = {
     "unknown key": (["rouns=3"], "rouns is no setting of an experiment; it has name, rounds.* Did you mean 'rounds'?"),
     "unknown precision": (
@@ -72,8 +82,14 @@ WRONG = {
         ["algorithm.name=fedavgg"],
         'algorithm.name is "fedavgg", expected one of fedavg, .* or one of your own .* Did you mean \'fedavg\'?',
     ),
-    "no name": (["algorithm={client='sgd'}"], "algorithm.name is missing, expected one of fedavg"),
+    "no name": (["algorithm.aggregate=[{over='clients'}]"], r"algorithm.aggregate\[0\].name is missing, expected one of"),
+    "a typo without a name": (["algorithm={lr=0.1}"], "algorithm.lr is no setting of fedavg; it has client, server, aggregate"),
+    "an unknown name without a name": (["algorithm={client='sgdd'}"], "algorithm.client.name is \"sgdd\", .*Did you mean 'sgd'?"),
     "missing": (["algorithm.name=scaffold"], "algorithm.learning_rate is missing; scaffold needs it \\(a number: .*step size"),
+    "another algorithm's setting": (
+        ["algorithm.name=scaffold", "algorithm.client.name=sgd"],
+        "algorithm.client is no setting of scaffold; .* Its clients take plain SGD steps: set learning_rate.",
+    ),
     "text for a number": (["algorithm.client.learning_rate=fast"], 'learning_rate is "fast", expected a number.'),
     "number for text": (["name=3"], "name is 3, expected text."),
     "float for an integer": (["cohort.size=2.5"], "cohort.size is 2.5, expected an integer."),
@@ -146,6 +162,24 @@ def test_changes_reach_into_lists_and_make_tables_of_names():
     assert settings["algorithm"]["aggregate"] == [{"name": "mean", "over": "clients"}]
     settings = resolve(tables={"cohort": "all_clients"})
     assert settings["cohort"] == {"name": "all_clients"}
+
+
+@pytest.mark.parametrize("part", _settings.DEFAULTS)
+def test_a_table_without_a_name_is_the_defaults(part):
+    assert resolve(tables={part: {}}) == resolve()
+
+
+def test_a_table_without_a_name_changes_what_it_says_alone():
+    settings = resolve(tables={"algorithm": {"client": {"momentum": 0.9}}, "cohort": {"size": 3}})
+    client = settings["algorithm"]["client"]
+    assert (settings["algorithm"]["name"], client["learning_rate"], client["momentum"]) == (
+        "fedavg",
+        0.1,
+        0.9,
+    )
+    assert settings["cohort"] == {"name": "uniform", "size": 3, "replace": False}
+    settings = resolve(tables={"algorithm": {"client": {"name": "adam", "learning_rate": 0.01}}})
+    assert settings["algorithm"]["client"]["name"] == "adam"
 
 
 def test_a_new_name_drops_the_settings_of_the_default_but_not_of_the_file():
@@ -304,6 +338,17 @@ def test_paths_of_data_begin_at_the_file(tmp_path, monkeypatch):
 def test_parts_that_do_not_fit_are_refused_before_training(changes, message):
     with pytest.raises(ConfigError, match=message):
         experiment.load(changes=changes).simulation()
+
+
+def test_advice_is_in_toml_where_the_settings_are():
+    aggregate = "algorithm.aggregate=[{name='gaussian_noise', noise_multiplier=1.0}]"
+    with pytest.raises(ConfigError, match="algorithm: gaussian_noise needs a bound") as caught:
+        experiment.load(changes=["data.clients=20", aggregate]).algorithm()
+    assert "chain(" not in str(caught.value)
+    assert (
+        '{ name = "mean", over = "expected_cohort" }, { name = "gaussian_noise", noise_multiplier = z }]'
+        in str(caught.value)
+    )
 
 
 def test_components_are_swept_as_whole_tables():

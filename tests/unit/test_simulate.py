@@ -128,7 +128,7 @@ def test_variables_of_another_model_are_refused(sim):
         ValueError, match=r"variables.params\['Dense_0'\]\['bias'\] is float32\[3, 2\], the task's is"
     ):
         sim.init(seed=0, variables=fs.Variables(wrong))
-    with pytest.raises(ValueError, match="variables have structure"):
+    with pytest.raises(ValueError, match=r"variables (lack|have, beside)"):
         sim.init(seed=0, variables=fs.Variables({"kernel": jnp.zeros(3)}))
     with pytest.raises(TypeError, match="variables is dict, expected Variables"):
         sim.init(seed=0, variables=params)
