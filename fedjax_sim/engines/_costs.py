@@ -66,7 +66,8 @@ def _group_costs(problem: Problem, state: SimState, group: int) -> TurnCosts:
         message = message_spec(problem, algorithm, index, broadcast, state, group)
         down += tree.num_bytes(_crossing(rule.receives, broadcast))
         sent = _crossing(rule.sends, message)
-        last = aggregate(stage).facts[-1]
+        layers = aggregate(stage).facts
+        last = layers[-1] if layers else None
         # A packed message fills its last byte.
         up += -(-message_bits(sent, last) // 8) if isinstance(sent, Message) else tree.num_bytes(sent)
         per_step.append(_step(problem, index, group, broadcast, state))
