@@ -14,7 +14,8 @@ from fedjax_sim._src import checks
 from fedjax_sim._src.types import Algorithm
 from fedjax_sim.data.client_source import Clients
 from fedjax_sim.data.cohorts import Cohort
-from fedjax_sim.engines._problem import Problem, groups, update_spec
+from fedjax_sim.engines._problem import Problem, groups, keeps_client_state, update_spec
+from fedjax_sim.engines._state import SimState
 from fedjax_sim.privacy import Budget, BudgetSpentError, Guarantee, Ledger, ledger_of, price
 from fedjax_sim.privacy._accounting import COARSE, FINE
 from fedjax_sim.privacy._budget import affordable
@@ -30,6 +31,7 @@ class Priced:
     cohort: Cohort
     data: Clients
     _problem: Problem
+    _template: SimState
     _group: np.ndarray
 
     @property
@@ -41,6 +43,12 @@ class Priced:
         found: dict[Unit, bool] = {"client": all(chains), "example": all(rules)}
         return tuple(unit for unit, hidden in found.items() if hidden)
 
+    @property
+    def _clients_remember(self) -> bool:
+        """Whether what a client sends depends on which rounds it took part in before."""
+        works = self._problem.works(self.algorithm)
+        return keeps_client_state(self._template) or any(work.continue_epochs for work in works)
+
     def ledger(self, rounds: int, first: int = 0, *, unit: Unit = "client", client: Any = None) -> Ledger:
         """What ``rounds`` rounds release, from the ``first`` on: read off the algorithm and the cohort sampler.
 
@@ -49,6 +57,9 @@ class Priced:
           first: index of the first one.
           unit: about a whole ``"client"``, by the chains; or about one ``"example"``, by the clients' rules and batches.
           client: position or text id of the client whose example it is; of ``unit="example"`` alone, and required there.
+
+        Where clients keep state, or go on with a pass over their examples from round to round, cohorts of a fixed size and
+        Poisson cohorts that may be cut are priced without amplification.
 
         Raises:
           ValueError: a stage releases its sum, or a rule its steps, without noise; an example of no client.
@@ -59,7 +70,7 @@ class Priced:
                 raise ValueError(
                     "the ledger about whole clients is the same for all: leave client out, or use unit='example'."
                 )
-            return ledger_of(
+            found = ledger_of(
                 self.algorithm,
                 self.cohort,
                 self.data.num_clients,
@@ -67,6 +78,7 @@ class Priced:
                 first,
                 message=functools.partial(update_spec, self._problem),
             )
+            return found.without_amplification() if self._clients_remember else found
         if client is None:
             raise ValueError(
                 "every client has a ledger of its own about its examples: name one with client=..."

@@ -37,6 +37,8 @@ NEIGHBOURS: dict[str, tuple[Neighbour, ...]] = {
     "shuffled": ("replace_special", "replace_one"),
     "weighted": ("replace_special", "replace_one"),
     "availability": ("replace_special", "replace_one"),
+    # Cohorts of a fixed size, or cut, of clients that remember: see Sampling.without_amplification.
+    "unamplified": ("replace_special", "replace_one"),
     "cyclic": ("replace_special", "replace_one"),
     # A client's group is decided by its own index: who else is there does not move it.
     "cyclic_poisson": ("add_or_remove_one", "replace_one", "replace_special"),

@@ -61,6 +61,16 @@ class Sampling:
             law = "poisson"
         return cls(law, population, cohort.rate, size, separation=_separation(cohort, population))
 
+    def without_amplification(self) -> Sampling:
+        """As it is where clients remember: a price then has no use for the chance that one does not take part.
+
+        Where a cohort's size is fixed, or cut, who else took part before depends on whether one client did, and what
+        clients with a memory send depends on that. Rounds are then not the independent draws that amplification composes.
+        Poisson cohorts that are never cut are: what the others drew may be known.
+        """
+        fixed = self.law in ("without_replacement", "truncated_poisson")
+        return dataclasses.replace(self, law="unamplified") if fixed else self
+
     def participations(self, first: int, rounds: int) -> int:
         """The most rounds, of so many from the ``first`` on, that one client can take part in."""
         if self.law == "shuffled":
@@ -119,6 +129,11 @@ class Ledger:
     """
 
     entries: tuple[Entry, ...]
+
+    def without_amplification(self) -> Ledger:
+        """The ledger of clients that remember earlier rounds; see ``Sampling.without_amplification``."""
+        entries = (dataclasses.replace(e, sampling=e.sampling.without_amplification()) for e in self.entries)
+        return Ledger(tuple(entries))
 
     def __add__(self, other: Ledger) -> Ledger:
         runs = 1 + max((entry.run for entry in self.entries), default=-1)

@@ -79,3 +79,26 @@ def test_counts_beside_an_update_are_refused_with_noise():
         fs.algorithms.ifca(small.task(), optax.sgd(0.1), 2, noisy)
     with pytest.raises(ValueError, match="mean"):
         fs.algorithms.heterofl({"whole": small.task()}, optax.sgd(0.1), aggregate=noisy)
+
+
+@pytest.mark.parametrize(
+    "cohort", [fs.cohorts.uniform(5), fs.cohorts.poisson(0.1, cap=8)], ids=["fixed size", "cut"]
+)
+def test_clients_that_remember_are_not_amplified_where_cohorts_depend_on_each_other(cohort):
+    def price(algorithm, cohort, **local):
+        sim = fs.Simulation(
+            algorithm, small.make_data((4,) * 50), cohort=cohort, local=fs.LocalWork(batch_size=4, **local)
+        )
+        return sim.privacy(rounds=4, delta=1e-3)
+
+    private = _chain(0.5, 2.0)
+    fedavg = fs.algorithms.fedavg(small.task(), optax.sgd(0.1), aggregate=private)
+    scaffold = fs.algorithms.scaffold(small.task(), 0.1, aggregate=private)
+    everybody = price(scaffold, fs.cohorts.all_clients()).epsilon
+    assert price(fedavg, cohort).epsilon < everybody
+    assert price(scaffold, cohort).sampling == ("unamplified",)
+    assert price(scaffold, cohort).epsilon == pytest.approx(everybody)
+    assert price(fedavg, cohort, continue_epochs=True).epsilon == pytest.approx(everybody)
+    uncut = fs.cohorts.poisson(0.1, cap=50)
+    assert price(scaffold, uncut).epsilon == pytest.approx(price(fedavg, uncut).epsilon)
+    assert price(scaffold, uncut).epsilon < everybody
