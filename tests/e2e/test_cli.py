@@ -61,7 +61,7 @@ def test_a_run_shows_what_it_does_and_leaves_a_folder(tmp_path):
     assert (whole["status"], whole["rounds"]) == ("completed", 5)
     for text in (
         "fedavg trains linear (650 parameters) on digits", "8 clients, cohort: uniform, size 3", "test accuracy",
-        "worst tenth of the clients", "GFLOP/s", "run folder  mine",
+        "worst tenth of the clients", "FLOP/s", "run folder  mine",
         "float32   parameters", "float32   products at default precision",
     ):  # fmt: skip
         assert text in result.stdout
