@@ -77,7 +77,7 @@ def test_edges_have_a_table_and_a_column():
     for edge, row in enumerate(edges):
         assert int(row[2]) == sum(int(client[2]) for client in clients[4 * edge : 4 * edge + 4])
     about = json.loads(show("digits", "--set", TREE, "--json"))
-    assert about["edges"] == 3 and about["clients per edge"] == "4 to 4, median 4"
+    assert about["edges"] == 3 and about["clients per edge"] == {"smallest": 4, "median": 4.0, "largest": 4}
 
 
 @pytest.mark.parametrize("clients", [4, 40])
