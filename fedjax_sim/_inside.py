@@ -15,8 +15,8 @@ from fedjax_sim.data.client_source import Clients
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.data.plans import Plan, Planner
-from fedjax_sim.engines import RoundFn, SimState
-from fedjax_sim.engines._problem import Problem
+from fedjax_sim.engines import Engine, RoundFn, SimState
+from fedjax_sim.engines._problem import Problem, group_names, keeps_client_state
 
 
 class Inspected:
@@ -25,6 +25,7 @@ class Inspected:
     algorithm: Algorithm
     cohort: Cohort
     data: Clients
+    engine: Engine
     local: LocalWork
     rounds_per_chunk: int
     _clients: ClientStates
@@ -36,7 +37,18 @@ class Inspected:
 
     def planner(self, replicas: int = 1) -> Planner:
         """The host's side of a round: who trains where, for how long."""
-        raise NotImplementedError
+        works = self._problem.works(self.algorithm)
+        return Planner(
+            self.data.sizes,
+            self.data.offsets[:-1],
+            self.cohort,
+            works,
+            self._group,
+            len(group_names(self.algorithm)),
+            replicas,
+            self.engine.devices,
+            homes=keeps_client_state(self._template) and self.engine.devices > 1,
+        )
 
     def describe(self, state: SimState) -> dict[str, Any]:
         """What a run is, as far as it can be seen, in JSON's types; a checkpoint belongs to one such description.

@@ -35,7 +35,6 @@ from fedjax_sim.data._blocks import some_at_a_time
 from fedjax_sim.data.client_source import Clients
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
-from fedjax_sim.data.plans import Planner
 from fedjax_sim.engines import Engine, Layout, SimState
 from fedjax_sim.engines._costs import TurnCosts, turn_costs
 from fedjax_sim.engines._problem import (
@@ -44,7 +43,6 @@ from fedjax_sim.engines._problem import (
     example_row,
     group_names,
     initialiser,
-    keeps_client_state,
 )  # fmt: skip
 from fedjax_sim.engines._state import check_is_state, check_state
 from fedjax_sim.evaluation import Evaluation, evaluate, named_sets
@@ -197,21 +195,6 @@ class Simulation(Priced, Inspected):
             hyper,
             replicas,
             self._public,
-        )
-
-    def planner(self, replicas: int = 1) -> Planner:
-        """The host's side of a round: who trains where, for how long."""
-        works = self._problem.works(self.algorithm)
-        return Planner(
-            self.data.sizes,
-            self.data.offsets[:-1],
-            self.cohort,
-            works,
-            self._group,
-            len(group_names(self.algorithm)),
-            replicas,
-            self.engine.devices,
-            homes=keeps_client_state(self._template) and self.engine.devices > 1,
         )
 
     # --- running ---

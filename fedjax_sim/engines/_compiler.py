@@ -18,9 +18,9 @@ def cpu_options(step_flops: float, devices: int) -> Options:
     """Options of the compiler for local steps of so many operations, on so many virtual devices.
 
     Parameters are updated in place, where the compiler's default copies them before every step. Several devices have
-    one thread each: a pool of threads inside each would take the cores from the others. Nor have tiny steps a pool: their
-    products are not handed to a library that does, which takes twice as long where there is a second core to hand to, and
-    is the faster way where there is none.
+    one thread each: a pool of threads inside each would take the cores from the others. Nor have tiny steps a pool, and their
+    products are not handed to a library that has one: where there is a second core to hand to it takes up to twice as
+    long, and where there is none it is the faster way. Figures are in ``docs/decisions/0023-tiny-steps.md``.
     """
     options: Options = {"xla_cpu_copy_insertion_use_region_analysis": True}
     tiny = step_flops <= _TINY_STEP and machine.cores() > 1

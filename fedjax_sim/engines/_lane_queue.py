@@ -133,7 +133,7 @@ class LaneQueue:
         """Words of the tickets of all turns of a chunk, ``uint32[rounds, cap, words]``.
 
         Made at once, before the first round: one threefry after the other took longer at an event than a small model's
-        steps, and in every round as long as a tenth of them.
+        steps, and all of a round's together in every round two or three per cent of such a model's round.
 
         Args:
           roots: keys ``[replicas]``.

@@ -220,6 +220,9 @@ def epsilon(
 ) -> float:
     """Epsilon of ``rounds`` rounds, for one client; ``Simulation.privacy`` reads all but ``rounds`` and ``delta`` off a run.
 
+    Here clients are taken to have no memory of earlier rounds, which cannot be seen from a chain. Those of SCAFFOLD, of error
+    feedback, or with passes that go on have one: ``Simulation.privacy`` knows, and leaves amplification out where it must.
+
     Args:
       source: an algorithm, a chain of ``fs.aggregation``, or the noise multiplier: standard deviation of the noise on the
         sum over the clip norm.

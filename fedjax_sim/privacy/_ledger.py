@@ -182,6 +182,8 @@ def ledger_of(
 ) -> Ledger:
     """What ``rounds`` rounds release, read off the chain that adds the noise and the sampler that draws the cohorts.
 
+    Clients are taken to have no memory of earlier rounds; for others see ``Ledger.without_amplification``.
+
     Args:
       source: an algorithm, a chain of ``fs.aggregation``, or a noise multiplier of Gaussian noise on the sum.
       cohort: the sampler.

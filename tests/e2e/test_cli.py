@@ -69,27 +69,6 @@ def test_a_run_shows_what_it_does_and_leaves_a_folder(tmp_path):
     assert re.search(r"^5/5  loss .* test accuracy .* examples/s$", result.stderr, re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    ("value", "says"), [(0, "0 "), (950, "950 "), (104_000, "104.0 k"), (220.8e6, "220.8 M"), (34.7e9, "34.7 G")]
-)  # fmt: skip
-def test_amounts_have_the_unit_in_which_they_can_be_read(value, says):
-    assert _screen._scaled(value) == says
-
-
-@pytest.mark.parametrize(("value", "says"), [(3.04, "3.0 s"), (0.26, "0.3 s"), (0.0123, "12.3 ms")])
-def test_short_times_are_in_milliseconds(value, says):
-    assert _screen._seconds(value) == says
-
-
-def test_what_takes_long_before_a_run_is_said(monkeypatch, capsys):
-    monkeypatch.setattr(_screen, "_PATIENCE", 0.01)
-    with _screen.Watch(False, "pricing ..."):
-        time.sleep(0.5)
-    with _screen.Watch(True, "never"):
-        time.sleep(0.5)
-    assert capsys.readouterr().err == "pricing ...\n"
-
-
 def test_quiet_prints_the_folder_alone(tmp_path):
     result = invoke(*SMALL, "--rounds", "1", "--quiet")
     (folder,) = (path for path in (tmp_path / "runs").iterdir() if path.name != "latest")
@@ -319,43 +298,6 @@ def test_list(tmp_path):
     content = json.loads(invoke("list", "transforms", "--json").stdout)
     assert content["gaussian_noise"]["settings"]["noise_multiplier"]["type"] == "a number"
     assert invoke("list", "algorithm").exit_code == 2
-
-
-def test_data_show(tmp_path):
-    result = invoke("data", "show", "digits", "--clients", "12", "--alpha", "0.1", "--out", "mine.png")
-    assert result.exit_code == 0, result.stderr
-    assert "divergence" in result.stdout and (tmp_path / "mine.png").stat().st_size > 1000
-    result = invoke("data", "show", "glyphs", "--clients", "100000", "--classes", "10", "--out", "glyphs.png")
-    assert "200 of 100,000 clients, drawn at random" in result.stdout, result.stderr
-    assert "divergence in the sample" in result.stdout and (tmp_path / "glyphs.png").stat().st_size > 1000
-    content = json.loads(
-        invoke("data", "show", "digits", "--set", "partition={name='shards',clients=7}", "--json").stdout
-    )
-    assert content["clients"] == 7
-    assert (
-        content["per client"].keys() == {"smallest", "median", "largest"} and content["test examples"] == 363
-    )
-    assert content["columns"]["x"] == {"dtype": "uint8", "shape": [8, 8, 1]}
-    (tmp_path / "mine.toml").write_text('[data]\nname = "digits"\nclients = 9\n')
-    assert json.loads(invoke("data", "show", "mine.toml", "--clients", "6", "--json").stdout)["clients"] == 6
-    assert "data.nonsense is no setting" in invoke("data", "show", "mine.toml", "--nonsense", "3").stderr
-    assert invoke("data", "show", "digits", "--clients").exit_code == 2
-    assert "Did you mean 'alpha'" in invoke("data", "show", "digits", "--alpa", "1").stderr
-    assert "Did you mean 'mnist_by_writer'" in invoke("data", "show", "mnist_by_writter:folder").stderr
-    assert "npz needs its path: the file. Write npz:PATH." in invoke("data", "show", "npz").stderr
-
-
-def test_data_show_says_what_is_odd_and_never_none(tmp_path):
-    np.savez(
-        "odd.npz", x=[[0.0], [np.nan]] * 600, y=[-1, 1] * 600, client=[0] * 1200, client_name=["ann", "bo"]
-    )
-    shown = " ".join(invoke("data", "show", "npz:odd.npz").stdout.split())
-    assert "None" not in shown and "classes not known" in shown and "training examples 1,200" in shown
-    assert "1 of 2 clients has no training examples" in shown and "labels=[-1, 1]" in shown
-    assert "holds NaN or infinity in 600 of 1,200 training examples" in shown
-    shown = invoke("data", "show", "npz:odd.npz", "--labels", "[-1, 1]").stdout
-    assert "divergence" in shown and "total variation distance" in shown and "labels=" not in shown
-    assert "note" not in invoke("data", "show", "digits", "--clients", "5", "--alpha", "9").stdout
 
 
 def test_new_writes_a_file_that_runs(tmp_path):

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from unittest import mock
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from e2e.command_line import invoke
 
 import fedjax_sim as fs
 from fedjax_sim import experiment, plots
-from fedjax_sim.cli import app
 
 TREE = "partition={name='hierarchical',edges={name='shards',clients=3},clients={name='iid',clients=4},seed=1}"
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")  # what a terminal has at least
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def show(*arguments: str) -> str:
-    result = CliRunner().invoke(app, ["data", "show", *arguments])
+    with mock.patch.dict(os.environ, COLUMNS="80"):  # what a terminal has at least
+        result = invoke("data", "show", *arguments)
     assert result.exit_code == 0, result.stderr
     return result.stdout
 
@@ -106,3 +105,40 @@ def test_edges_that_do_not_fit_are_refused(tmp_path):
     )
     with pytest.raises(ValueError, match=r"edges of .* has the shape \[2\], expected \[3\]"):
         plots.partition(run)
+
+
+def test_data_show(tmp_path):
+    result = invoke("data", "show", "digits", "--clients", "12", "--alpha", "0.1", "--out", "mine.png")
+    assert result.exit_code == 0, result.stderr
+    assert "divergence" in result.stdout and (tmp_path / "mine.png").stat().st_size > 1000
+    result = invoke("data", "show", "glyphs", "--clients", "100000", "--classes", "10", "--out", "glyphs.png")
+    assert "200 of 100,000 clients, drawn at random" in result.stdout, result.stderr
+    assert "divergence in the sample" in result.stdout and (tmp_path / "glyphs.png").stat().st_size > 1000
+    content = json.loads(
+        invoke("data", "show", "digits", "--set", "partition={name='shards',clients=7}", "--json").stdout
+    )
+    assert content["clients"] == 7
+    assert (
+        content["per client"].keys() == {"smallest", "median", "largest"} and content["test examples"] == 363
+    )
+    assert content["columns"]["x"] == {"dtype": "uint8", "shape": [8, 8, 1]}
+    (tmp_path / "mine.toml").write_text('[data]\nname = "digits"\nclients = 9\n')
+    assert json.loads(invoke("data", "show", "mine.toml", "--clients", "6", "--json").stdout)["clients"] == 6
+    assert "data.nonsense is no setting" in invoke("data", "show", "mine.toml", "--nonsense", "3").stderr
+    assert invoke("data", "show", "digits", "--clients").exit_code == 2
+    assert "Did you mean 'alpha'" in invoke("data", "show", "digits", "--alpa", "1").stderr
+    assert "Did you mean 'mnist_by_writer'" in invoke("data", "show", "mnist_by_writter:folder").stderr
+    assert "npz needs its path: the file. Write npz:PATH." in invoke("data", "show", "npz").stderr
+
+
+def test_data_show_says_what_is_odd_and_never_none(tmp_path):
+    np.savez(
+        "odd.npz", x=[[0.0], [np.nan]] * 600, y=[-1, 1] * 600, client=[0] * 1200, client_name=["ann", "bo"]
+    )
+    shown = " ".join(invoke("data", "show", "npz:odd.npz").stdout.split())
+    assert "None" not in shown and "classes not known" in shown and "training examples 1,200" in shown
+    assert "1 of 2 clients has no training examples" in shown and "labels=[-1, 1]" in shown
+    assert "holds NaN or infinity in 600 of 1,200 training examples" in shown
+    shown = invoke("data", "show", "npz:odd.npz", "--labels", "[-1, 1]").stdout
+    assert "divergence" in shown and "total variation distance" in shown and "labels=" not in shown
+    assert "note" not in invoke("data", "show", "digits", "--clients", "5", "--alpha", "9").stdout

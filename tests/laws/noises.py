@@ -110,3 +110,15 @@ def check(name: str, noise: np.ndarray, like: np.ndarray) -> None:
         np.testing.assert_array_equal(noise, like)
     else:
         np.testing.assert_allclose(noise, like, atol=1e-5)
+
+
+def tree_nodes(done: int, restart: int) -> set[tuple[int, int, int]]:
+    """The nodes that a prefix of ``done`` rounds is a sum of, in trees that begin anew every ``restart`` rounds."""
+    found = set()
+    for start in range(0, done, restart):
+        length, end = min(restart, done - start), 0
+        for level in reversed(range(10)):
+            if length >> level & 1:
+                end += 2**level
+                found.add((start, level, end))
+    return found

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 import pytest
 from laws.members import ENGINES, FEATURES, LANES, POPULATION, linear, make_data
+from laws.noises import tree_nodes
 
 import fedjax_sim as fs
 from fedjax_sim import aggregation as agg
@@ -249,18 +250,8 @@ def test_the_covariance_of_banded_prefix_sums(name):
 def test_the_covariance_of_a_tree_counts_shared_nodes(name):
     """Two prefix sums share the nodes that both are made of; trees that have ended are in all later sums."""
     restart = RESTARTS[name]
-
-    def nodes(done):
-        found = set()
-        for start in range(0, done, restart):
-            length, end = min(restart, done - start), 0
-            for level in reversed(range(10)):
-                if length >> level & 1:
-                    end += 2**level
-                    found.add((start, level, end))
-        return found
-
-    expected = [[len(nodes(s + 1) & nodes(t + 1)) for t in range(ROUNDS)] for s in range(ROUNDS)]
+    prefix = [tree_nodes(t + 1, restart) for t in range(ROUNDS)]
+    expected = [[len(a & b) for b in prefix] for a in prefix]
     assert_covariance(stream(NOISES[name](), ROUNDS), np.array(expected, float))
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from laws.noises import tree_nodes
 from laws.private import CLIP, CLIPPED, FEW, IN_L1, MEAN, MULTIPLIER, PRIVATE, ROTATED
 from scipy import special, stats
 
@@ -439,19 +440,8 @@ def test_the_law_of_a_sum_of_integers(law):
 
 def test_the_whitening_of_a_tree_gives_its_nodes():
     """Prefix sums by sets of nodes: what the matrix makes of their covariance is the identity, restarts included."""
-
-    def nodes(done, restart):
-        found = set()
-        for start in range(0, done, restart):
-            length, end = min(restart, done - start), 0
-            for level in reversed(range(10)):
-                if length >> level & 1:
-                    end += 2**level
-                    found.add((start, level, end))
-        return found
-
     for rounds, restart in ((13, None), (13, 5), (16, 8), (9, 1)):
-        prefix = [nodes(t, restart or rounds) for t in range(rounds + 1)]
+        prefix = [tree_nodes(t, restart or rounds) for t in range(rounds + 1)]
         sums = np.array([[len(a & b) for b in prefix] for a in prefix], float)
         rows = np.diff(np.diff(sums, axis=0), axis=1)
         white = _noise_laws.WHITENING["tree_gaussian"]({"restart_every": restart}, rounds)

@@ -84,6 +84,29 @@ def test_a_budget_builds_the_loss_of_a_release_once_for_each_discretisation(monk
     _losses._single.cache_clear()
 
 
+def test_a_loss_that_is_kept_is_the_one_that_dp_accounting_builds():
+    import dp_accounting as dp
+
+    from fedjax_sim.privacy._losses import pld_accountant
+
+    gaussian = dp.GaussianDpEvent(1.5)
+    events = [
+        (dp.PoissonSampledDpEvent(0.1, gaussian), 7),
+        (gaussian, 2),
+        (dp.TruncatedSubsampledGaussianDpEvent(40, 0.1, 6, 1.2), 3),
+        (dp.PoissonSampledDpEvent(0.1, gaussian), 1),
+    ]
+    relation = dp.NeighboringRelation.REPLACE_SPECIAL
+    books = [
+        kind(relation, value_discretization_interval=1e-3)
+        for kind in (pld_accountant(), dp.pld.PLDAccountant)
+    ]
+    ours, theirs = (
+        [book.compose(event, count) for event, count in events][-1].get_epsilon(1e-5) for book in books
+    )
+    assert ours == pytest.approx(theirs, rel=1e-6)
+
+
 @pytest.mark.parametrize("accountant", ["rdp", "pld"])
 @pytest.mark.parametrize("limit", [1, 2, 5])
 def test_the_price_of_one_more_is_above_the_budget(limit, accountant):

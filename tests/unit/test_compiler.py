@@ -9,6 +9,7 @@ import pytest
 import fedjax_sim as fs
 from fedjax_sim._src import machine
 from fedjax_sim.engines import _chunk, _compiler
+from fedjax_sim.engines._costs import step_flops
 
 ONE_THREAD = {"xla_cpu_multi_thread_eigen": False}
 NO_LIBRARY = {"xla_cpu_experimental_ynn_fusion_type": ""}
@@ -50,6 +51,9 @@ def test_what_the_compiler_is_asked_changes_rounding_alone(monkeypatch):
             fs.algorithms.fedavg(task, optax.sgd(0.1)), data.train, cohort=fs.cohorts.uniform(3)
         )
         state, _ = sim.run(sim.init(0), rounds=2)
+        assert (
+            step_flops(sim._problem, state) <= _compiler._TINY_STEP
+        )  # else it would be asked the same twice
         return jax.tree.leaves(sim.algorithm.params(state.server))
 
     for one, two in zip(weights(1), weights(2), strict=True):
