@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws.private import CLIP, CLIPPED, MEAN, MULTIPLIER, NOISE, PRIVATE
+from laws.private import ADAPTIVE, CLIP, CLIPPED, MEAN, MULTIPLIER, NOISE, PRIVATE
 
 from fedjax_sim import Facts, Transform
 from fedjax_sim import aggregation as agg
 from fedjax_sim._src import tree
-from fedjax_sim._src.types import Noise
+from fedjax_sim._src.types import Mean, Noise
 from fedjax_sim.privacy import audits
 from fedjax_sim.privacy.audits._mechanism import auditor
 
@@ -176,6 +176,95 @@ def test_a_mutant_fails(name):
     assert not audit.passed
     assert test in audit.failures, str(audit)
     assert f"{test}" in str(audit) and "FAILED" in str(audit)
+
+
+# --- mutants of the count that adaptive_clip's norm follows ----------------------------------------------------
+
+
+def lying_count(std=0.5, encode=None, key=lambda key: key, after=lambda norm, exact: norm) -> Transform:
+    """``ADAPTIVE``, written out, with another noise, bits, key or next state."""
+
+    def bits(message, client, server, ctx):
+        message, client, metrics = ADAPTIVE.encode(message, client, server, ctx)
+        *stack, bit = message.stack
+        return message._replace(stack=(*stack, encode(bit, ctx))), client, metrics
+
+    def decode(message, server, ctx):
+        *stack, exact = message.stack
+        fraction = 0.5 + (exact + std * jax.random.normal(key(ctx.key), ())) / ctx.expected_clients
+        norm = server.clip_norm * jnp.exp(-0.2 * (fraction - 0.5))
+        metrics = {"unclipped": Mean(fraction, jnp.ones(()))}
+        return message._replace(stack=tuple(stack)), server._replace(clip_norm=after(norm, exact)), metrics
+
+    return ADAPTIVE._replace(encode=bits if encode else ADAPTIVE.encode, decode=decode)
+
+
+MUTANTS_OF_COUNTS = {
+    "half the noise": (lying_count(std=0.25), "count: variance"),
+    "none": (lying_count(std=0.0), "count: variance"),
+    "the same in each round": (lying_count(key=lambda key: jax.random.key(7)), "count: mean over rounds"),
+    "clients without examples count": (
+        lying_count(encode=lambda bit, ctx: jnp.where(bit == 0, 0.5, bit)),
+        "count: variance",
+    ),
+    "bits of zero and one": (
+        lying_count(encode=lambda bit, ctx: jnp.where(bit == 0, 0.0, bit + 0.5)),
+        "count: variance",
+    ),
+    "a client counts as often as it has examples": (
+        lying_count(encode=lambda bit, ctx: bit * ctx.num_examples),
+        "count: a client moves it by its bit",
+    ),
+    "the next norm follows the exact count": (
+        lying_count(after=lambda norm, exact: CLIP * jnp.exp(-0.2 * exact)),
+        "count: the next state follows it",
+    ),
+}
+
+
+def test_a_count_that_does_not_lie_passes():
+    audit = audits.audit_mechanism(agg.chain(lying_count(), MEAN, NOISE), rounds=ROUNDS)
+    assert audit.passed, str(audit)
+
+
+@pytest.mark.parametrize("name", MUTANTS_OF_COUNTS)
+def test_a_mutant_of_the_count_fails(name):
+    layer, test = MUTANTS_OF_COUNTS[name]
+    audit = audits.audit_mechanism(agg.chain(layer, MEAN, NOISE), rounds=ROUNDS)
+    assert test in audit.failures, str(audit)
+
+
+def test_noise_of_a_count_that_comes_again_in_the_sum_fails():
+    """One key for both: either alone is right."""
+
+    def decode(message, server, ctx):
+        message, server, metrics = NOISE.decode(message, server, ctx)
+        first, *others = jax.tree.leaves(message.value)
+        once = (
+            MULTIPLIER * ctx.bound * jax.random.normal(jax.random.fold_in(jax.random.key(3), ctx.round), ())
+        )
+        # Silent clients' sum is noise alone, of which one number is drawn anew.
+        leaves = [jnp.ravel(first).at[0].set(once).reshape(first.shape), *others]
+        value = jax.tree.unflatten(jax.tree.structure(message.value), leaves)
+        return message._replace(value=value), server, metrics
+
+    def counted(message, server, ctx):
+        return lying_count(key=lambda _: jax.random.fold_in(jax.random.key(3), ctx.round)).decode(
+            message, server, ctx
+        )
+
+    layers = (ADAPTIVE._replace(decode=counted), MEAN, NOISE._replace(decode=decode))
+    audit = audits.audit_mechanism(agg.chain(*layers), rounds=ROUNDS)
+    assert audit.failures == ("count: correlation with the sum's noise",), str(audit)
+
+
+def test_a_layer_that_counts_says_what_it_counted():
+    def decode(message, server, ctx):
+        message, server, _ = ADAPTIVE.decode(message, server, ctx)
+        return message, server, {}
+
+    with pytest.raises(ValueError, match="adaptive_clip has count_noise_std in its facts.*'unclipped'"):
+        audits.audit_mechanism(agg.chain(ADAPTIVE._replace(decode=decode), MEAN, NOISE), rounds=ROUNDS)
 
 
 # --- the test itself -----------------------------------------------------------------------------------------

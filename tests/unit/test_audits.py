@@ -189,7 +189,7 @@ def test_what_makes_no_sense_is_refused(call, message):
 def test_p_values_are_those_of_scipy():
     generator = np.random.default_rng(0)
     noise = 1.01 * generator.normal(size=(80, 30))
-    found = {test.name: test.p_value for test in noise_tests(noise, [20, 10], runs=2)}
+    found = {test.name: test.p_value for test in noise_tests(noise, {"leaf 0": 20, "leaf 1": 10}, runs=2)}
     law = stats.kstest(noise.ravel(), "norm", method="asymp").pvalue
     assert found["law of the noise"] == pytest.approx(law, rel=1e-6)
     for name, part in (("variance over all", noise), ("variance in leaf 1", noise[:, 20:])):

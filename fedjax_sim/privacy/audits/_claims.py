@@ -13,7 +13,7 @@ from fedjax_sim._src import tree
 from fedjax_sim._src.types import Facts, Message, Noise, Transform
 from fedjax_sim.aggregation._chain import specs_of
 from fedjax_sim.privacy.audits import _noise_laws as laws
-from fedjax_sim.privacy.audits._noise_tests import NoiseTest, lattice_test, noise_tests
+from fedjax_sim.privacy.audits._counts import counts_clients
 
 Cdf = Callable[[np.ndarray], np.ndarray]
 
@@ -31,7 +31,7 @@ class Claim(NamedTuple):
     Attributes:
       std: of the noise on the sum in the first round.
       bound: on what one client moves the sum by.
-      tests: of ``[2 * rounds, coordinates]`` that two runs released, by the sizes of a round's parts, with a generator.
+      white: makes standard Gaussians of ``[2 * rounds, coordinates]`` that two runs released, with a generator.
       integers: law of the integers that are seen instead of the sum; ``None`` without.
       correlated: rounds of a run share noise, so that a run carries the state from one to the next.
       order: of the norm that is bounded, 1 or 2.
@@ -39,7 +39,7 @@ class Claim(NamedTuple):
 
     std: float
     bound: float
-    tests: Callable[[np.ndarray, list[int], np.random.Generator], tuple[NoiseTest, ...]]
+    white: Callable[[np.ndarray, np.random.Generator], np.ndarray]
     integers: laws.IntegerSum | None = None
     correlated: bool = False
     order: int = 2
@@ -115,7 +115,8 @@ def claim(transform: Transform, spec: Any, cohort: Cohort, rounds: int, std: Any
         )
     (only,) = added
     if only.noise.law in laws.INTEGER_LAWS:
-        return _of_integers(laws.integer_sum(only.noise, bound, cohort.clients, only.dimension))
+        law = laws.integer_sum(only.noise, bound, cohort.clients, only.dimension)
+        return Claim(law.std, law.bound, law.gaussian, integers=law)
     terms = cohort.clients if only.noise.law == "local_laplace" else 1
     stds = np.array([only.scale(t) * math.sqrt(2 * terms) for t in range(rounds)])
     own = cdf or (lambda x: laws.laplace_cdf(x, terms))
@@ -133,12 +134,22 @@ def _added(transform: Transform, spec: Any, cohort: Cohort) -> tuple[list[_Added
     for layer, part, sent in zip(layers, server, specs_of(transform, Message(spec)), strict=False):
         facts = layer.facts[0]
         if facts.noise is not None:
-            deployed = facts.deployment
-            share = 1.0 if deployed is None else cohort.expected / deployed[0].expected(deployed[1])
-            found.append(_Added(facts, limit, tree.size(sent.value), share))
+            found.append(_Added(facts, limit, tree.size(sent.value), _share(facts, cohort)))
             bound = min(bound, limit)  # what local and distributed noise send has none
         limit = float(layer.bound(part, limit))
     return found, min(bound, limit)
+
+
+def _share(facts: Facts, cohort: Cohort) -> float:
+    """Factor of the noise that a simulated deployment leaves."""
+    deployed = facts.deployment
+    return 1.0 if deployed is None else cohort.expected / deployed[0].expected(deployed[1])
+
+
+def stds_of_counts(transform: Transform, cohort: Cohort) -> list[float]:
+    """Standard deviations of the noise on the sums of bits, of the layers that count clients."""
+    facts = [layer.facts[0] for layer in transform.parts or (transform,) if counts_clients(layer)]
+    return [float(each.count_noise_std) * _share(each, cohort) for each in facts]
 
 
 def _check(added: _Added, rounds: int) -> None:
@@ -170,18 +181,15 @@ def _gaussian(added: list[_Added], bound: float, cohort: Cohort, rounds: int, cd
     root = np.linalg.cholesky(total)
     correlated = any(each.facts.one_bound for each in added)
 
-    def tests(released, sizes, generator):
+    def white(released, generator):
         runs = [np.linalg.solve(root, run) for run in np.split(released, 2)]
-        return noise_tests(_as_gaussian(np.concatenate(runs), cdf), sizes, runs=2)
+        return _as_gaussian(np.concatenate(runs), cdf)
 
-    return Claim(float(root[0, 0]), bound, tests, correlated=correlated)
+    return Claim(float(root[0, 0]), bound, white, correlated=correlated)
 
 
 def _independent(stds: np.ndarray, cdf: Cdf | None):
-    def tests(released, sizes, generator):
-        return noise_tests(_as_gaussian(released / np.tile(stds, 2)[:, None], cdf), sizes, runs=2)
-
-    return tests
+    return lambda released, generator: _as_gaussian(released / np.tile(stds, 2)[:, None], cdf)
 
 
 def _as_gaussian(noise: np.ndarray, cdf: Cdf | None) -> np.ndarray:
@@ -190,17 +198,3 @@ def _as_gaussian(noise: np.ndarray, cdf: Cdf | None) -> np.ndarray:
         return noise
     with np.errstate(divide="ignore", invalid="ignore"):
         return special.ndtri(cdf(noise))
-
-
-_DIVISOR = 16
-
-
-def _of_integers(law: laws.IntegerSum) -> Claim:
-    def tests(released, sizes, generator):
-        integers = released.astype(np.int64)
-        white = law.gaussian(integers, generator)
-        counts = np.bincount(integers.ravel() % _DIVISOR, minlength=_DIVISOR)
-        remainders = lattice_test(counts, integers.size * law.remainders(_DIVISOR))
-        return (*noise_tests(white, sizes, runs=2), remainders)
-
-    return Claim(law.std, law.bound, tests, integers=law)

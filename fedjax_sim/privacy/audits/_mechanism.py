@@ -14,9 +14,11 @@ import numpy as np
 from fedjax_sim._src import checks, tree
 from fedjax_sim._src.types import ClientRule, Transform
 from fedjax_sim.aggregation import chain
-from fedjax_sim.privacy.audits._claims import Cdf, Cohort, claim, cohort_of
-from fedjax_sim.privacy.audits._noise_tests import NoiseTest
-from fedjax_sim.privacy.audits._releases import Rounds, program
+from fedjax_sim.privacy.audits._claims import Cdf, Cohort, claim, cohort_of, stds_of_counts
+from fedjax_sim.privacy.audits._counts import count_tests
+from fedjax_sim.privacy.audits._noise_laws import IntegerSum
+from fedjax_sim.privacy.audits._noise_tests import NoiseTest, lattice_test, noise_tests
+from fedjax_sim.privacy.audits._releases import Rounds, program, sizes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +94,9 @@ def audit_mechanism(
       p-value is below p with probability p at most; Bonferroni holds the level of all together.
     - The canary: by how much it moves the sum, whatever it sends: a message at the bound, far beyond it, in one leaf alone,
       in one coordinate alone, NaN, infinite, or with squares beyond float32. That must be at most the bound, and the same in every round.
+    - Where clients are counted (``adaptive_clip``): variance, law and independence of the noise on the sum of their bits, from
+      the other noise, too; no canary may move that sum by more than the half that is paid for, and the layer's next state
+      must be a function of what was released.
 
     The tests are of independent standard Gaussians, which right noise is made into first. Of noise that is correlated over
     rounds (``tree_noise``, ``banded_noise``) two runs are looked at, and the covariance that nodes, restarts and coefficients in the
@@ -154,7 +159,8 @@ def auditor(
     spec = default if spec is None else tree.spec(spec)
     cohort = cohort_of(transform)
     claimed = claim(transform, spec, cohort, half, std, cdf)
-    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(spec)]
+    count_stds, present = stds_of_counts(transform, cohort), int((sizes_of(cohort.clients) > 0).sum())
+    leaves = {f"leaf {i}": math.prod(leaf.shape) for i, leaf in enumerate(jax.tree.leaves(spec))}
     released = program(transform, cohort.clients, cohort.expected, claimed.correlated)
     modulus = None if claimed.integers is None else 2 ** int(_noise_details(transform)["bits"])
 
@@ -175,13 +181,28 @@ def auditor(
             changes = _unwrapped(moved - quiet, modulus) * claimed.integers.step
             norms = np.linalg.norm(changes, axis=2).max(axis=1)
             signals = dict(zip(canaries, map(float, norms), strict=True))
-        rest = noise.shape[1] - sum(sizes)
-        tests = claimed.tests(noise, [*sizes, rest] if rest else sizes, np.random.default_rng(seed))
-        tests += too_few
+        white, parts = claimed.white(noise, np.random.default_rng(seed)), dict(leaves)
+        if rest := noise.shape[1] - sum(leaves.values()):
+            parts["padding"] = rest
+        tests = (*noise_tests(white, parts, runs=2), *too_few)
+        if claimed.integers is not None:
+            tests += (_remainders(noise, claimed.integers),)
+        for counted, count_std in zip(found.counts, count_stds, strict=True):
+            shown, again = counted[: 2 * half], counted[2 * half :].reshape(len(canaries), _AGAIN, -1)
+            tests += count_tests(shown, again, white, count_std, present, tolerance)
         return MechanismAudit(claimed.std, claimed.bound, tests, signals, level, tolerance, noise.size)
 
     too_few = () if claimed.integers is None else _discarded(transform, spec, cohort)
     return audit
+
+
+_DIVISOR = 16
+
+
+def _remainders(integers: np.ndarray, law: IntegerSum) -> NoiseTest:
+    """Of a sum modulo a power of two, as a test that uniform numbers within each integer's probability cannot blur."""
+    got = np.bincount(integers.astype(np.int64).ravel() % _DIVISOR, minlength=_DIVISOR)
+    return lattice_test(got, integers.size * law.remainders(_DIVISOR))
 
 
 _AGAIN = 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from scipy import special
@@ -26,34 +27,34 @@ class NoiseTest:
     p_value: float
 
 
-def noise_tests(noise: np.ndarray, sizes: list[int], runs: int = 1) -> tuple[NoiseTest, ...]:
+def noise_tests(noise: np.ndarray, sizes: Mapping[str, int], runs: int = 1) -> tuple[NoiseTest, ...]:
     """Tests of numbers that are claimed to be standard Gaussians, independent everywhere.
 
     Args:
       noise: ``f64[runs * rounds, coordinates]``, run after run.
-      sizes: coordinates of each part of a round, one part after the other.
+      sizes: coordinates of each part of a round, such as "leaf 0", one part after the other.
       runs: how many; rounds of one run follow on one another.
     """
     rounds, coordinates = noise.shape
-    edges = np.cumsum([0, *sizes])
+    edges = np.cumsum([0, *sizes.values()])
     leaves = [noise[:, start:stop] for start, stop in itertools.pairwise(edges)]
-    found = {"variance over all": _chi_square(np.sum(noise**2), noise.size)}
-    for index, leaf in enumerate(leaves):
-        found[f"variance in leaf {index}"] = _chi_square(np.sum(leaf**2), leaf.size)
-    each = [_chi_square(np.sum(round_**2), coordinates) for round_ in noise]
+    found = {"variance over all": chi_square(np.sum(noise**2), noise.size)}
+    for name, leaf in zip(sizes, leaves, strict=True):
+        found[f"variance in {name}"] = chi_square(np.sum(leaf**2), leaf.size)
+    each = [chi_square(np.sum(round_**2), coordinates) for round_ in noise]
     found["variance of the strangest round"] = min(1.0, rounds * min(each))
     finite = bool(np.isfinite(noise).all())
-    found["law of the noise"] = _kolmogorov(noise.ravel()) if finite else 0.0
+    found["law of the noise"] = kolmogorov(noise.ravel()) if finite else 0.0
     # The sum of n independent numbers over root n is of unit variance again. Equal numbers make it n times too large.
-    found["mean over rounds"] = _chi_square(np.sum(np.sum(noise, axis=0) ** 2) / rounds, coordinates)
-    found["mean over coordinates"] = _chi_square(np.sum(np.sum(noise, axis=1) ** 2) / coordinates, rounds)
+    found["mean over rounds"] = chi_square(np.sum(np.sum(noise, axis=0) ** 2) / rounds, coordinates)
+    found["mean over coordinates"] = chi_square(np.sum(np.sum(noise, axis=1) ** 2) / coordinates, rounds)
     if len(leaves) > 1:
-        shared = min(sizes)
+        shared = min(sizes.values())
         total = np.sum([leaf[:, :shared] for leaf in leaves], axis=0)
-        found["mean over leaves"] = _chi_square(np.sum(total**2) / len(leaves), total.size)
-    found["largest correlation of two coordinates"] = _largest_correlation(noise)
-    found["largest correlation of two rounds"] = _largest_correlation(noise.T)
-    found["largest correlation at one distance"] = _at_a_distance(
+        found["mean over leaves"] = chi_square(np.sum(total**2) / len(leaves), total.size)
+    found["largest correlation of two coordinates"] = largest_correlation(noise)
+    found["largest correlation of two rounds"] = largest_correlation(noise.T)
+    found["largest correlation at one distance"] = at_a_distance(
         noise.reshape(runs, rounds // runs, coordinates)
     )
     return tuple(NoiseTest(name, p_value) for name, p_value in found.items())
@@ -73,7 +74,7 @@ def lattice_test(counts: np.ndarray, expected: np.ndarray) -> NoiseTest:
     return NoiseTest(name, float(special.chdtrc(len(got) - 1, statistic)))
 
 
-def _chi_square(statistic: float, degrees: int) -> float:
+def chi_square(statistic: float, degrees: int) -> float:
     """Two-sided: too much noise is not what was claimed, either."""
     if not math.isfinite(statistic):
         return 0.0
@@ -81,7 +82,7 @@ def _chi_square(statistic: float, degrees: int) -> float:
     return float(min(1.0, 2 * min(tails)))
 
 
-def _kolmogorov(values: np.ndarray) -> float:
+def kolmogorov(values: np.ndarray) -> float:
     """Kolmogorov and Smirnov's test of standard Gaussians, by its limit for many of them."""
     steps = np.arange(len(values) + 1) / len(values)
     below = special.ndtr(np.sort(values))
@@ -89,22 +90,38 @@ def _kolmogorov(values: np.ndarray) -> float:
     return float(special.kolmogorov(math.sqrt(len(values)) * distance))
 
 
-def _largest_correlation(noise: np.ndarray) -> float:
+def largest_correlation(noise: np.ndarray) -> float:
     """Of any two columns, by Bonferroni over the pairs; each pair's is exact for independent Gaussians."""
     samples, columns = noise.shape
     if columns < 2 or samples < 4 or not np.isfinite(noise).all():
         return 1.0 if np.isfinite(noise).all() else 0.0
-    centred = noise - noise.mean(axis=0)
+    units = _units(noise)
+    largest = float(np.max(np.abs(np.triu(units.T @ units, 1))))
+    return _bonferroni(largest, samples, columns * (columns - 1) / 2)
+
+
+def largest_correlation_with(one: np.ndarray, noise: np.ndarray) -> float:
+    """Of one column, ``f64[samples]``, with any of others."""
+    samples, columns = noise.shape
+    if not (np.isfinite(one).all() and np.isfinite(noise).all()):
+        return 0.0
+    return _bonferroni(float(np.max(np.abs(_units(one[:, None]).T @ _units(noise)))), samples, columns)
+
+
+def _units(columns: np.ndarray) -> np.ndarray:
+    centred = columns - columns.mean(axis=0)
     norms = np.linalg.norm(centred, axis=0)
-    centred = centred / np.where(norms > 0, norms, 1.0)
-    largest = float(np.max(np.abs(np.triu(centred.T @ centred, 1))))
+    return centred / np.where(norms > 0, norms, 1.0)
+
+
+def _bonferroni(largest: float, samples: int, pairs: float) -> float:
     if largest >= 1 - 1e-12:
         return 0.0
     t = largest * math.sqrt((samples - 2) / (1 - largest**2))
-    return float(min(1.0, columns * (columns - 1) * special.stdtr(samples - 2, -t)))
+    return float(min(1.0, 2 * pairs * special.stdtr(samples - 2, -t)))
 
 
-def _at_a_distance(noise: np.ndarray) -> float:
+def at_a_distance(noise: np.ndarray) -> float:
     """Of rounds so many apart, over all of ``f64[runs, rounds, coordinates]``, by Bonferroni over the distances.
 
     Rounds are cut into stretches of the distance's length. Each round of an even stretch has its partner in the odd one behind

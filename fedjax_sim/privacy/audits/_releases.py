@@ -12,9 +12,12 @@ import numpy as np
 from fedjax_sim._src import keys, tree
 from fedjax_sim._src.types import Message, Transform
 from fedjax_sim.aggregation import chain, run
+from fedjax_sim.privacy.audits._counts import COUNTED, counts_clients, shown
 
-SIZES = (50, 0, 3, 7)
-"""Examples of the clients. The canary, the first, has many: with noise the weights are uniform. Who has none adds noise, too."""
+
+def sizes_of(clients: int) -> np.ndarray:
+    """Examples of the clients. The canary, the first, has many: with noise the weights are uniform. Who has none adds noise, too."""
+    return np.array([50, 0, 3, 7, *[1] * clients][:clients])
 
 
 class Rounds(NamedTuple):
@@ -39,10 +42,12 @@ class Released(NamedTuple):
     Attributes:
       sums: ``[rounds, coordinates]``, the decoded sum: what is released, times the public divisor.
       integers: ``[rounds, dimension]``, the sum modulo a power of two that the server sees; ``None`` of other chains.
+      counts: of each layer that counts clients, ``[rounds, 1 + numbers]``: the noisy sum of bits and its next state.
     """
 
     sums: np.ndarray
     integers: np.ndarray | None
+    counts: list[np.ndarray]
 
 
 def program(
@@ -58,7 +63,7 @@ def program(
         The clients' state is always that of a first round.
     """
     probed = _probed(transform)
-    sizes = np.array([*SIZES, *[1] * clients][:clients])
+    sizes = sizes_of(clients)
 
     def one(server, row):
         sent, seed, index, first = row
@@ -77,8 +82,8 @@ def program(
             round_=index,
         )
         sums = jnp.concatenate([jnp.ravel(x) * expected for x in jax.tree.leaves(released)])
-        seen = [value for name, value in metrics.items() if name.endswith(_SEEN)]
-        return after if carried else (), (sums, seen)
+        seen, counted = ([x for name, x in metrics.items() if name.endswith(end)] for end in (_SEEN, COUNTED))
+        return after if carried else (), (sums, seen, counted)
 
     # One round after the other: vmap would unroll the generator of each layer's numbers, which takes long to compile.
     @jax.jit
@@ -88,8 +93,12 @@ def program(
         return jax.lax.scan(one, start, tuple(rounds))[1]
 
     def released(rounds: Rounds) -> Released:
-        sums, seen = all_rounds(rounds)
-        return Released(np.asarray(sums, np.float64), np.asarray(seen[0], np.int64) if seen else None)
+        sums, seen, counted = all_rounds(rounds)
+        return Released(
+            np.asarray(sums, np.float64),
+            np.asarray(seen[0], np.int64) if seen else None,
+            [np.asarray(each, np.float64) for each in counted],
+        )
 
     return released
 
@@ -98,14 +107,14 @@ _SEEN = "/seen"
 
 
 def _probed(transform: Transform) -> Transform:
-    """Shows the sum modulo a power of two as a metric: behind it lies post-processing alone."""
-    layers = transform.parts or (transform,)
+    """Shows what is released beside the sum: counts of clients, and the sum modulo a power of two, behind which lies post-processing alone."""
+    layers = [shown(layer) if counts_clients(layer) else layer for layer in transform.parts or (transform,)]
     last = layers[-1]
-    if last.facts[0].reduction != "modular_sum":
-        return transform
 
     def decode(message, server, ctx):
         decoded, server, metrics = last.decode(message, server, ctx)
         return decoded, server, {**metrics, _SEEN[1:]: message.value.vector}
 
-    return chain(*layers[:-1], last._replace(decode=decode))
+    if last.facts[0].reduction == "modular_sum":
+        layers[-1] = last._replace(decode=decode)
+    return chain(*layers)
