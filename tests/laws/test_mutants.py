@@ -263,7 +263,7 @@ def test_a_layer_that_counts_says_what_it_counted():
         message, server, _ = ADAPTIVE.decode(message, server, ctx)
         return message, server, {}
 
-    with pytest.raises(ValueError, match="adaptive_clip has count_noise_std in its facts.*'unclipped'"):
+    with pytest.raises(ValueError, match=r"adaptive_clip has count_noise_std in its facts.*'unclipped'"):
         audits.audit_mechanism(agg.chain(ADAPTIVE._replace(decode=decode), MEAN, NOISE), rounds=ROUNDS)
 
 
