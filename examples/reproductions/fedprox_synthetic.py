@@ -29,7 +29,7 @@ SETS = {
 STRAGGLERS = (0.0, 0.5, 0.9)
 METHODS = ("FedAvg", "FedProx, mu = 0", "FedProx, mu = 1")
 COLOURS = ("#d95f02", "#7570b3", "#1b9e77")
-END = 50  # rounds, whose evaluations are averaged: curves go up and down
+WINDOW = 50  # rounds, whose evaluations are averaged: curves go up and down
 
 
 def runs(data, stragglers: float, seed: int, rounds: int, every: int) -> list[fs.History]:
@@ -102,18 +102,18 @@ def picture(results: np.ndarray, sets: list[str], rounds: np.ndarray) -> Figure:
     return figure
 
 
-def table(ends: np.ndarray, sets: list[str]) -> str:
-    """What each method ends at, and how far each is from FedAvg in the same draw; ``ends`` is ``[draws, sets, slow, methods, 2]``."""
-    draws = len(ends)
+def table(means: np.ndarray, sets: list[str], window: str) -> str:
+    """Means of each method, and how far each is from FedAvg in the same draw; ``means`` is ``[draws, sets, slow, methods, 2]``."""
+    draws = len(means)
     once = min(1, draws - 1)
     lines = [
-        f"test accuracy and training loss, mean over the evaluations of the last {END} rounds and over {draws} draws "
+        f"the {window} {WINDOW} rounds: test accuracy and training loss, mean over their evaluations and over {draws} draws "
         "(standard deviation over draws)",
         f"{'':<26}" + "".join(f"{method:>34}" for method in METHODS),
     ]
     for row, name in enumerate(sets):
         for column, share in enumerate(STRAGGLERS):
-            own = ends[:, row, column]
+            own = means[:, row, column]
             cells = (
                 f"{mean[0]:>14.3f} ({spread[0]:.3f}){mean[1]:>7.3f} ({spread[1]:.3f})"
                 for mean, spread in zip(own.mean(axis=0), own.std(axis=0, ddof=once), strict=True)
@@ -126,7 +126,7 @@ def table(ends: np.ndarray, sets: list[str]) -> str:
     ]
     for row, name in enumerate(sets):
         for column, share in enumerate(STRAGGLERS):
-            own = ends[:, row, column]
+            own = means[:, row, column]
             gains = (own[:, 1:] - own[:, :1]) * [1, -1]  # [draws, methods but FedAvg, 2]
             error = gains.std(axis=0, ddof=once) / np.sqrt(draws)
             cells = (
@@ -176,7 +176,8 @@ def main() -> None:
         ]
     )  # [draws, sets, stragglers, methods, 2, evaluations]
     rounds = np.arange(1, results.shape[-1] + 1) * options.every
-    print(table(results[..., rounds > options.rounds - END].mean(axis=-1), options.sets))
+    print(table(results[..., rounds <= WINDOW].mean(axis=-1), options.sets, "first"), end="\n\n")
+    print(table(results[..., rounds > options.rounds - WINDOW].mean(axis=-1), options.sets, "last"))
     if options.plot:
         picture(results, options.sets, rounds).savefig(options.plot, dpi=110)
 
