@@ -28,7 +28,7 @@ def test_fedprox_on_synthetic_data_compares_draw_by_draw(tmp_path):
     printed = rerun("fedprox_synthetic", *small, "--plot", str(tmp_path / "picture.png"))
     ends = r"^IID, \d+% slow( +\d\.\d{3} \(\d\.\d{3}\) +\d\.\d{3} \(\d\.\d{3}\)){3}$"
     gains = r"^IID, \d+% slow( +[+-]\d\.\d{3} \+- \d\.\d{3} +[0-2]/2){4}$"
-    assert len(re.findall(ends, printed, re.M)) == len(re.findall(gains, printed, re.M)) == 3, printed
+    assert len(re.findall(ends, printed, re.M)) == len(re.findall(gains, printed, re.M)) == 6, printed
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     measured = file.read_text()
     assert len(measured.splitlines()) == 6
