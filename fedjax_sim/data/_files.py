@@ -156,6 +156,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def where_from(origin: str) -> str:
+    """Ends an error about a published set that is not there."""
+    return f"Nothing downloads by itself. Get it from {origin}."
+
+
 def needed(folder: Path, name: str, origin: str) -> Path:
     """The file of that name, which a published set needs.
 
@@ -167,7 +172,7 @@ def needed(folder: Path, name: str, origin: str) -> Path:
     Raises:
       FileNotFoundError, IsADirectoryError, NotADirectoryError: it is not there, or the folder is a file.
     """
-    get = f"Nothing downloads by itself. Get it from {origin}."
+    get = where_from(origin)
     if folder.is_file():
         raise NotADirectoryError(f"{folder} is a file, expected a folder with {name} in it. {get}")
     path = folder / name

@@ -63,7 +63,7 @@ def load(name: str, **options: Any) -> Federated:
       **options: arguments of the function of that name in ``fedjax_sim.data``.
 
     Raises:
-      TypeError: the source does not take such an option.
+      TypeError: the source does not take such an option, or needs one that is not given.
       ValueError: there is no such source, a path is missing or there is one too many; also as the source itself.
 
     Example:
@@ -71,6 +71,11 @@ def load(name: str, **options: Any) -> Federated:
       >>> fs.data.load("digits", clients=5, seed=1).train.num_clients
       5
     """
+    if not isinstance(name, str):
+        raise TypeError(
+            f"data source is {type(name).__name__}, expected text such as 'digits' or 'npz:PATH'. Objects are taken by the "
+            "functions of fs.data, such as fs.data.arrays and fs.data.huggingface."
+        )
     source, colon, path = name.partition(":")
     if source not in SOURCES:
         known = ", ".join(_usage(known) for known in SOURCES)
@@ -85,14 +90,25 @@ def load(name: str, **options: Any) -> Federated:
             )
     if (path_name is None and colon) or (path_name is not None and not path):
         raise ValueError(f"data source is {name!r}, expected {_usage(source)!r}.")
+    missing = [option for option in _needed(source) if option not in (path_name, *options)]
+    if missing:
+        raise TypeError(
+            f"data source {source!r} needs the option {' and '.join(missing)}, as fs.data.{source} says."
+        )
     return function(path, **options) if path_name else function(**options)
 
 
 def _arguments(source: str) -> tuple[str | None, list[str]]:
     """The name of the path that a source reads, if it reads one, and its options."""
     parameters = inspect.signature(SOURCES[source]).parameters.values()
-    path = next((p.name for p in parameters if p.default is p.empty), None)
+    path = next(iter(_needed(source)), None)
     return path, [p.name for p in parameters if p.name != path]
+
+
+def _needed(source: str) -> list[str]:
+    """Arguments without a default."""
+    parameters = inspect.signature(SOURCES[source]).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty]
 
 
 def _usage(source: str) -> str:

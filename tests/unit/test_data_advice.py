@@ -181,16 +181,20 @@ def test_training_says_how_labels_become_classes(tmp_path):
 # --- owners --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("store", [False, True], ids=["in memory", "stored"])
 @pytest.mark.parametrize("writer", [["a", "b", "a", "b"], [7, 8, 7, 8]], ids=["text", "integers"])
-def test_a_parquet_file_without_client_names_the_likely_column(tmp_path, writer):
+def test_a_parquet_file_without_client_names_the_likely_column(tmp_path, writer, store):
     table = {"row": [1, 2, 3, 4], "writer": writer, "x": [[0.0, 1.0]] * 4, "y": [0, 1, 1, 0]}
     pq.write_table(pa.table(table), file := tmp_path / "a.parquet")
+    options = {"store": tmp_path / "set"} if store else {}
     try:
-        said = fs.data.parquet(file).notes[0]
+        said = fs.data.parquet(file, **options).notes[0]
     except ValueError as error:
         said = str(error)
     assert "give client='writer'" in said
     assert fs.data.parquet(file, client="writer").train.sizes.tolist() == [2, 2]
+    chosen = {"columns": ["x", "y"]} | ({"store": tmp_path / "other"} if store else {})
+    assert "give client='writer'" in fs.data.parquet(file, **chosen).notes[0]
 
 
 def test_an_npz_file_without_client_says_what_to_do(tmp_path):

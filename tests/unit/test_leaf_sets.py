@@ -149,8 +149,15 @@ def test_other_refusals(faces):
     with pytest.raises(ValueError, match="y holds 2, expected labels 0 and 1"):
         fs.data.celeba(path, images=faces / "raw/img_align_celeba")
     with pytest.raises(
-        FileNotFoundError, match=r"is no folder, expected the one with the images\. Give images="
+        FileNotFoundError,
+        match=r"is no folder, expected the one with the images\. Give images=.*Get it from LEAF",
     ):
         fs.data.celeba(path)
     with pytest.raises(ValueError, match="image_size is 0"):
         fs.data.celeba(faces, image_size=0)
+
+
+@pytest.mark.parametrize("name", ["sent140", "celeba", "shakespeare"])
+def test_a_folder_with_nothing_in_it_says_where_the_set_is_from(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=r"is empty.*Nothing downloads by itself\. Get it from LEAF"):
+        fs.data.load(f"{name}:{tmp_path}")

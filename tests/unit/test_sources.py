@@ -160,6 +160,7 @@ def test_npz_classes(write, labels, classes):
         ({"client": np.array(["ann", "bo", "di"] * 2)}, {}, "no client has the id 'di'"),
         ({"client": np.zeros(6)}, {}, r"client is float64\[6\], expected integers or text"),
         ({"client_name": np.array(["a", "b", "a"])}, {}, "'a' more than once"),
+        ({"y": np.zeros(5, int)}, {}, r"the labels 'y' are \[5\], expected 6 rows, one for each owner"),
         ({"y": np.full(6, 2**40)}, {}, "label column 'y' holds numbers from 1099511627776"),
     ],
 )
@@ -303,6 +304,19 @@ def test_load(write, mnist_folder):
         ("npz", {}, ValueError, "data source is 'npz', expected 'npz:PATH'"),
         ("npz:", {}, ValueError, "data source is 'npz:', expected 'npz:PATH'"),
         ("digits:here", {}, ValueError, "data source is 'digits:here', expected 'digits'"),
+        (
+            "stackoverflow:a",
+            {},
+            TypeError,
+            "'stackoverflow' needs the option vocabulary, as fs.data.stackoverflow says",
+        ),
+        (
+            "stackoverflow_tags:a",
+            {"tags": ["b"]},
+            TypeError,
+            "'stackoverflow_tags' needs the option vocabulary, as",
+        ),
+        (None, {}, TypeError, "data source is NoneType, expected text such as 'digits' or 'npz:PATH'"),
     ],
 )
 def test_load_refuses(name, options, error, match):

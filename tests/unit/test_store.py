@@ -34,9 +34,7 @@ def small_pieces():
 
 
 def assert_same(found: Federated, expected: Federated) -> None:
-    # What may be the clients' column is said where the whole table is in memory.
-    notes = tuple(note.split("; if ")[0] for note in expected.notes)
-    assert (found.name, found.classes, found.notes) == (expected.name, expected.classes, notes)
+    assert (found.name, found.classes, found.notes) == (expected.name, expected.classes, expected.notes)
     for one, other in ((found.train, expected.train), (found.test, expected.test)):
         assert one.ids.dtype == other.ids.dtype and one.ids.tolist() == other.ids.tolist()
         np.testing.assert_array_equal(one.offsets, other.offsets)

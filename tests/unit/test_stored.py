@@ -142,6 +142,16 @@ def test_nothing_is_overwritten(folder):
         write(folder, clients())
 
 
+def test_the_second_of_two_writers_is_told_so(tmp_path):
+    def while_another_writes():
+        yield from clients(3)
+        write(tmp_path / "set", clients(2))
+
+    with pytest.raises(FileExistsError, match="exists already and is not overwritten"):
+        write(tmp_path / "set", while_another_writes())
+    assert stored(tmp_path / "set").train.num_clients == 2 and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_link_to_nowhere_is_seen_before_anything_is_written(tmp_path):
     (tmp_path / "set").symlink_to(tmp_path / "nowhere")
     with pytest.raises(FileExistsError, match="exists already"):

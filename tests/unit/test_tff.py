@@ -427,6 +427,12 @@ def test_lazy_refuses(tmp_path):
     lazy = tff(write_sqlite(tmp_path / "c.sqlite", EMNIST, f1=3), lazy=True)
     with pytest.raises(ValueError, match=r"c.sqlite: client 'f1' has 2 examples .* client_metadata says 3"):
         lazy.train.client("f1")
+    small = {"train": {"a": [digit(0)], "b": [example(pixels=[1.0], label=0)]}}
+    lazy = tff(write_sqlite(tmp_path / "e.sqlite", small), lazy=True)
+    with pytest.raises(
+        ValueError, match=r"e.sqlite: client 'b' has columns .*another has .*float32\[28, 28\]"
+    ):
+        lazy.train.client("b")
     plays = tff(write_sqlite(tmp_path / "d.sqlite", SHAKESPEARE), lazy=True, decode={"snippets": windows})
     with pytest.raises(
         ValueError, match=r"client 'A' has int32\[5, 2\] in column 'x', expected int32\[2, 2\]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections import defaultdict
@@ -14,7 +15,8 @@ import numpy as np
 from fedjax_sim.data._files import errors_name
 from fedjax_sim.data.decoders import Decode, Decoder
 from fedjax_sim.data.federated import Federated
-from fedjax_sim.data.formats import _arrow, _hive, _tables
+from fedjax_sim.data.formats import _arrow, _hive, _placed, _tables
+from fedjax_sim.data.formats._arrow_owners import advises, candidates, likely_owners, one_client
 from fedjax_sim.data.formats._tables import Columns
 
 if TYPE_CHECKING:
@@ -129,14 +131,9 @@ def from_pieces(name: str, source: Path | str, pieces: Sequence[Piece], wanted: 
     if not any(table.num_rows for table in tables):
         raise ValueError(f"{source}: {NO_ROWS}")
     notes += unused_keys(pieces, layout)
-    owners = likely_owners(tables[0], layout, wanted.label) if layout.client is None else []
-    try:
+    owners = owners_of(pieces[0], layout, wanted, tables[0] if wanted.columns is None else None)
+    with advises(owners):
         rows = _joined(pieces, tables, layout)
-    except ValueError as error:
-        named = next((name for name in owners if f"column {name!r}" in str(error)), None)
-        if named is None:
-            raise
-        raise ValueError(f"{error} If it says who owns each row, give client={named!r}.") from error
     with errors_name(source):
         values = _tables.decoded(rows.values, layout.functions)
         masks = None
@@ -149,8 +146,7 @@ def from_pieces(name: str, source: Path | str, pieces: Sequence[Piece], wanted: 
         owner = rows.owner
         if owner is None:
             owner = np.zeros(sum(table.num_rows for table in tables), np.int64)
-            may = f"; if {owners[0]!r} says who owns each row, give client={owners[0]!r}" if owners else ""
-            notes += (_tables.ONE_CLIENT + may,)
+            notes += (one_client(owners),)
         return _tables.federated(
             name,
             values,
@@ -166,20 +162,20 @@ def from_pieces(name: str, source: Path | str, pieces: Sequence[Piece], wanted: 
         )
 
 
-def likely_owners(table: pa.Table, layout: Layout, label: str) -> list[str]:
-    """Columns that may say who owns each row: text, else integers, that is there several times; not the label."""
-    import pyarrow as pa
+def owners_of(piece: Piece, layout: Layout, wanted: Wanted, table: pa.Table | None = None) -> list[str]:
+    """Columns of a piece that may say who owns each row, also those that are not kept, where no column is said to.
 
-    found: dict[str, list[str]] = {"text": [], "integers": []}
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-        if name in (layout.split, layout.old.get(label, label)) or not (
-            text or pa.types.is_integer(column.type)
-        ):
-            continue
-        if 1 < len(column.unique()) < len(column):
-            found["text" if text else "integers"].append(name)
-    return found["text"] + found["integers"]
+    ``table`` is the piece, where all its columns are in memory.
+    """
+    if layout.client is not None:
+        return []
+    without = {layout.split, layout.old.get(wanted.label, wanted.label)}
+    if table is not None:
+        return likely_owners([table], candidates(table, without))
+    with contextlib.suppress(ValueError):  # what cannot be read is told where it is wanted
+        names = candidates(next(piece.batches(_placed.PIECE)), without)
+        return likely_owners(piece.batches(_placed.PIECE, set(names)), names) if names else []
+    return []
 
 
 def unused_keys(pieces: Sequence[Piece], layout: Layout) -> tuple[str, ...]:

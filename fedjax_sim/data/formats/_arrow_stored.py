@@ -11,6 +11,7 @@ import numpy as np
 from fedjax_sim.data._files import errors_name
 from fedjax_sim.data.federated import Federated
 from fedjax_sim.data.formats import _arrow, _placed, _tables
+from fedjax_sim.data.formats._arrow_owners import advises, one_client
 from fedjax_sim.data.formats._arrow_sets import (
     NO_ROWS,
     Layout,
@@ -20,6 +21,7 @@ from fedjax_sim.data.formats._arrow_sets import (
     from_pieces,
     layout_of,
     num_classes,
+    owners_of,
     unused_keys,
     used_pieces,
 )
@@ -52,7 +54,8 @@ def arrow_set(
         if not layout.old:
             raise ValueError("there is no column, expected at least one.")
     owned, unused = _owned(pieces, source, layout, wanted, test)
-    notes += unused_keys(pieces, layout) + unused + ((_tables.ONE_CLIENT,) if layout.client is None else ())
+    owners = owners_of(pieces[0], layout, wanted)
+    notes += unused_keys(pieces, layout) + unused + ((one_client(owners),) if layout.client is None else ())
     with errors_name(source):
         if wanted.test_fraction is not None:
             if layout.by_name or layout.split is not None:
@@ -62,7 +65,7 @@ def arrow_set(
     return _placed.place(
         store,
         owned,
-        _columns(pieces, source, layout, wanted, declared, found),
+        _columns(pieces, source, layout, wanted, declared, found, owners),
         source=source,
         name=name,
         classes=lambda: found.count if declared is None else declared,
@@ -114,6 +117,7 @@ def _columns(
     wanted: Wanted,
     declared: int | None,
     found: _placed.Classes,
+    owners: list[str],
 ) -> Iterator[dict[str, np.ndarray]]:
     """The second pass: columns of all rows, a piece at a time."""
     first = None
@@ -121,7 +125,7 @@ def _columns(
         for place, table in _batches(piece, wanted.enough, wanted.optional):
             first = table if first is None else first
             check_same(piece, table, pieces[0], first, wanted)
-            with errors_name(place):
+            with advises(owners), errors_name(place):
                 _tables.check_chosen(layout.old, table.column_names)
                 if not table.num_rows:
                     continue

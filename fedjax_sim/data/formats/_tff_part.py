@@ -159,7 +159,9 @@ class LazyPart(ClientSource):
         """The columns of the client at this position, from the file."""
         if self.sizes[client] == 0:
             return {name: column[:0] for name, column in self._like.items()}
-        return self._layout.apply(self._part.client(client), self._part, client)
+        columns = self._layout.apply(self._part.client(client), self._part, client)
+        _check_like(columns, self._like, self._part, client)
+        return columns
 
 
 def in_memory(part: Part, layout: Layout, like: Mapping[str, np.ndarray]) -> ClientData:
@@ -178,11 +180,7 @@ def in_memory(part: Part, layout: Layout, like: Mapping[str, np.ndarray]) -> Cli
     made: dict[int, dict[str, np.ndarray]] = {}
     for position, values in part.clients():
         columns = layout.apply(values, part, position)
-        if describe(columns) != describe(like):
-            raise ValueError(
-                f"{part.source}: client {part.ids[position].item()!r} has columns {describe(columns)}, another has "
-                f"{describe(like)}; expected the same dtypes and shapes."
-            )
+        _check_like(columns, like, part, position)
         if layout.functions:
             made[position] = columns
             sizes[position] = len(next(iter(columns.values())))
@@ -193,3 +191,13 @@ def in_memory(part: Part, layout: Layout, like: Mapping[str, np.ndarray]) -> Cli
         out = {name: np.concatenate([made[position][name] for position in sorted(made)]) for name in like}
     with errors_name(part.source):
         return ClientData(out, offsets_of(sizes), part.ids)
+
+
+def _check_like(
+    columns: Mapping[str, np.ndarray], like: Mapping[str, np.ndarray], part: Part, position: int
+) -> None:
+    if describe(columns) != describe(like):
+        raise ValueError(
+            f"{part.source}: client {part.ids[position].item()!r} has columns {describe(columns)}, another has "
+            f"{describe(like)}; expected the same dtypes and shapes."
+        )

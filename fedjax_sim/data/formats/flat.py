@@ -152,7 +152,7 @@ def npz(
             )
         owner, ids = _owners(file, client, client_names)
         rows = len(owner)
-        chosen, notes = _chosen(file, columns, rows, {client, client_names, split}, label if labels else None)
+        chosen, notes = _chosen(file, columns, rows, {client, client_names, split}, label, bool(labels))
         return _tables.federated(
             path.stem,
             chosen,
@@ -171,14 +171,26 @@ def npz(
 
 
 def _chosen(
-    file: Npz, columns: Columns | None, num_examples: int, not_columns: set[str | None], label: str | None
+    file: Npz,
+    columns: Columns | None,
+    num_examples: int,
+    not_columns: set[str | None],
+    label: str,
+    named: bool,
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Columns, and notes on arrays that are none; of text, the ``label`` alone is one, whose values the caller names."""
+    """Columns, and notes on arrays that are none; of text, the ``label`` alone is one, if the caller names its values."""
     if columns is not None:
         return {new: file.read(name) for new, name in _tables.renamed(columns).items()}, ()
     found = {name: file.read(name) for name in file.names if name not in not_columns}
-    texts = {name for name, array in found.items() if array.dtype.kind in "SU" and name != label}
+    texts = {
+        name for name, array in found.items() if array.dtype.kind in "SU" and not (named and name == label)
+    }
     other = {name for name, array in found.items() if array.shape[:1] != (num_examples,)} - texts
+    if label in other:  # nobody would look for labels that are gone in a note
+        raise ValueError(
+            f"the labels {label!r} are {list(found[label].shape)}, expected {num_examples} rows, one for each owner. Leave them "
+            "out by columns=, or name others by label=."
+        )
     notes = []
     if other:
         shapes = ", ".join(f"{name!r} {list(found[name].shape)}" for name in found if name in other)

@@ -113,8 +113,7 @@ def new_folder(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     Raises:
       FileExistsError: there is one of that name.
     """
-    if folder.exists() or folder.is_symlink():
-        raise FileExistsError(f"{folder} exists already and is not overwritten; name another folder.")
+    _check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile's, which nobody else may read, not even under its last name.
     partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
@@ -127,10 +126,19 @@ def new_folder(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             stream.flush()
             os.fsync(stream.fileno())  # or the name could outlive a loss of power, and the contents not
         stored(partial)
-        os.replace(partial, folder)
+        try:
+            os.replace(partial, folder)
+        except OSError:
+            _check_free(folder)  # somebody else may have written it meanwhile
+            raise
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _check_free(folder: Path) -> None:
+    if folder.exists() or folder.is_symlink():
+        raise FileExistsError(f"{folder} exists already and is not overwritten; name another folder.")
 
 
 class _File:

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedjax_sim._src import checks
 from fedjax_sim.data import text
+from fedjax_sim.data._files import where_from
 from fedjax_sim.data.federated import Federated, split
 from fedjax_sim.data.formats._leaf_file import User, as_list, numbers
 from fedjax_sim.data.formats._leaf_folder import Users, join_users, read_users
@@ -143,7 +144,9 @@ def celeba(
     path = present(path, _origin("celeba"))
     folder = path / "raw" / "img_align_celeba" if images is None else Path(images)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder, expected the one with the images. Give images=.")
+        raise FileNotFoundError(
+            f"{folder} is no folder, expected the one with the images. Give images=. {where_from(_origin('celeba'))}"
+        )
 
     def convert(user: str, name: str, values: Any) -> np.ndarray:
         if name == "y":
