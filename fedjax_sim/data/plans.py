@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_sim._src import keys
-from fedjax_sim.data._turns import Past, Turns, levelled, occurrences, runs
+from fedjax_sim.data._turns import Past, Turns, levelled, occurrences, room_for, runs
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
 
@@ -124,7 +124,7 @@ class Planner:
         members = cohort if repeats else min(cohort, int(self._members[group]))
         total = max(members, 1) * self.replicas
         if not self.homes:
-            return -(-total // self.devices)
+            return room_for(total, self.devices)
         return min(max(members, 1), self.slots) * self.replicas
 
     def plan(self, roots: Sequence[tuple[int, ...]], first_round: int, rounds: int, room: int) -> Plan:

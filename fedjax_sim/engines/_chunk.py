@@ -168,7 +168,7 @@ class Chunk:
             message, metrics, table = deposit.message, deposit.metrics, deposit.table
             finite.append(deposit.finite[None])
             masks.append(self._valid_rows(queue))
-            steps += deposit.ticks * min(self.layout.lanes, cap)
+            steps += deposit.lane_steps
             offset += cap
         mask = jnp.concatenate(masks, axis=1) if rows_kept else None
         if self.axis is not None:

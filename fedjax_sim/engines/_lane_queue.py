@@ -2,7 +2,8 @@
 
 Between two events every lane takes the same number of steps, the smallest remainder. At an event the lanes whose
 client is done finish, deposit what it sends, and begin the next turns of the queue. So the cost follows the number of
-batches, not the longest client times the cohort; a lane that runs out of turns computes on and is never looked at.
+batches, not the longest client times the cohort; a lane that runs out of turns computes on and is never looked at. Where
+lanes compute one after the other, the last long turns go on in fewer of them.
 """
 
 from __future__ import annotations
@@ -50,14 +51,14 @@ class Deposit(NamedTuple):
       metrics: sums ``[replicas]``; packed while the lanes run.
       table: the client table, leaves ``[replicas, slots, ...]``.
       finite: ``bool[cap]``, whether each turn's update was finite.
-      ticks: ``int32[]``, steps that the lanes took together.
+      lane_steps: ``int32[]``, steps times the lanes that took them.
     """
 
     message: Message
     metrics: Any
     table: ClientTable
     finite: Array
-    ticks: Array
+    lane_steps: Array
 
 
 class Shared(NamedTuple):
@@ -232,31 +233,49 @@ class LaneQueue:
           offset: first row of the gather that belongs to this queue.
         """
         _, turn_metrics, step_metrics = self.specs(shared, deposit.table, tickets, rows)
-        lanes = min(self.lanes, tickets.shape[0])
+        widths = self._widths(tickets.shape[0])
+        lanes = widths[0]
         begin = lambda table, position: self._start(shared, table, tickets, rows, step_metrics, position)  # noqa: E731
         end = lambda table, lane: self._end(shared, table, step_metrics, lane)  # noqa: E731
         first = jax.vmap(begin, in_axes=(None, 0))(deposit.table, jnp.arange(lanes, dtype=jnp.int32))
         tick = lambda lane: self._tick(shared, rows, lane)  # noqa: E731
-
-        def unfinished(carry):
-            lane, _, _ = carry
-            return jnp.any(lane.position < count)
 
         def until_next_event(carry):
             lane, upcoming, deposit = carry
             live = lane.position < count
             remaining = jnp.where(live, self._steps(lane) - lane.step, _FOREVER)
             steps = jnp.min(remaining)
-            lane = repeated(tick, steps, lane, lanes)
-            deposit = deposit._replace(ticks=deposit.ticks + steps)
+            width = live.shape[0]
+            lane = repeated(tick, steps, lane, width)
+            deposit = deposit._replace(lane_steps=deposit.lane_steps + steps * width)
             return self._event(begin, end, lane, upcoming, deposit, live & (remaining == steps), offset)
 
         packed = deposit._replace(metrics=jax.vmap(tree.pack, axis_size=self.replicas)(deposit.metrics))
-        carry = (strong(first), jnp.int32(lanes), packed)
-        deposit = jax.lax.while_loop(unfinished, until_next_event, carry)[2]
+        lane, upcoming, deposit = strong(first), jnp.int32(lanes), packed
+        for enough in [*widths[1:], 0]:  # lanes that the next loop has
+
+            def busy(carry, enough=enough):
+                lane, upcoming, _ = carry
+                live = jnp.sum(lane.position < count, dtype=jnp.int32)
+                return (live > enough) | ((live > 0) & (upcoming < count))
+
+            lane, upcoming, deposit = jax.lax.while_loop(busy, until_next_event, (lane, upcoming, deposit))
+            if enough:
+                first_live = jnp.argsort(lane.position >= count, stable=True)[:enough]
+                lane = jax.tree.map(lambda x, chosen=first_live: x[chosen], lane)
         unpack = jax.vmap(lambda sums: tree.unpack(sums, turn_metrics), axis_size=self.replicas)
         metrics = unpack(deposit.metrics)
         return deposit._replace(metrics=metrics)
+
+    def _widths(self, cap: int) -> list[int]:
+        """Lanes, and fewer of them for turns that are left when the queue is empty.
+
+        A CPU computes a dead lane, too. Elsewhere lanes cost little, and every width is one more body to compile.
+        """
+        widths = [min(self.lanes, cap)]
+        while self.compact and widths[-1] >= 4:
+            widths.append(-(-widths[-1] // 4))
+        return widths
 
     def _steps(self, lane: Lane) -> Array:
         """Steps of each lane's turn."""

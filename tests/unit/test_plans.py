@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import fedjax_sim as fs
 from fedjax_sim._src import keys
-from fedjax_sim.data._turns import Past, levelled, occurrences
+from fedjax_sim.data._turns import Past, levelled, occurrences, room_for
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.plans import Planner
 
@@ -163,15 +163,17 @@ def test_draws_count_earlier_occurrences(clients):
 
 
 def test_the_longest_turns_go_where_least_is_to_do():
-    assert levelled([9, 5, 4, 3, 2, 1], 2) == [0, 1, 1, 0, 1, 0]
-    assert levelled([20, 5, 5, 5, 5], 2) == [0, 1, 1, 1, 0]  # room for three each
+    assert levelled([9, 5, 4, 3, 2, 1], 2) == [0, 1, 1, 0, 1, 1]
+    assert levelled([20, 5, 5, 5, 5], 2) == [0, 1, 1, 1, 1]
+    assert levelled([20, 1, 1, 1, 1, 1, 1, 1], 2) == [0, 1, 1, 1, 1, 1, 0, 0]  # room for five each
 
 
 @given(st.lists(st.integers(0, 40), max_size=30), st.integers(1, 5))
 def test_no_device_has_more_turns_than_room_and_each_turn_goes_to_the_least_loaded(steps, devices):
     steps = sorted(steps, reverse=True)
     dealt = levelled(steps, devices)
-    room = -(-len(steps) // devices)
+    room = room_for(len(steps), devices)
+    assert room * devices >= len(steps)
     assert len(dealt) == len(steps) and all(dealt.count(d) <= room for d in range(devices))
     load, left = [0] * devices, [room] * devices
     for one, device in zip(steps, dealt, strict=True):
