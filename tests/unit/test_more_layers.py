@@ -232,6 +232,35 @@ def test_right_orders_are_not():
 
 # --- describe ---
 
+PRICED = {
+    "tree": (agg.tree_noise(2.0), "one Gaussian release for each tree"),
+    "bands": (agg.banded_noise(2.0, 2, 4), "at least the bands apart"),
+    "filter": (agg.filtered_gaussian_noise(2.0, 1.0), "no client pays more than its budget"),
+    "simulated": (
+        agg.simulated(agg.gaussian_noise(2.0), fs.cohorts.poisson(0.001), population=10**6),
+        "all of it that of a simulated deployment, not of the run",
+    ),
+    "two laws": (agg.gaussian_noise(2.0), "privacy loss distribution; Gaussian noise on each message"),
+}
+
+
+@pytest.mark.parametrize("name", PRICED)
+def test_a_description_says_what_the_price_of_every_noise_follows_from(name):
+    noise, said = PRICED[name]
+    table = agg.describe(agg.chain(CLIP, PUBLIC, noise, LOCAL), jnp.zeros(4))
+    assert said in table.price
+    assert "noise of the law" not in table.price
+    assert ("simulated: less in the run" in table.rows[2].noise) == (name == "simulated")
+
+
+def test_a_description_shows_the_noise_on_a_count():
+    chain = agg.chain(agg.adaptive_clip(1.0, count_noise_std=5.0), PUBLIC, agg.gaussian_noise(2.0))
+    table = agg.describe(chain, jnp.zeros(4))
+    assert table.rows[0].noise == "gaussian 5 on the count"
+    assert "noise on the count" in table.price
+    assert agg.describe(agg.adaptive_clip(1.0), jnp.zeros(4)).rows[0].noise == ""
+
+
 MODEL = {"w": jax.ShapeDtypeStruct((20, 5), jnp.float32), "b": jax.ShapeDtypeStruct((20,), jnp.bfloat16)}
 
 
