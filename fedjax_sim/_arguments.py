@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -56,6 +56,27 @@ def check_sampling(algorithm: Algorithm, cohort: Cohort, state: SimState, popula
                     f"{algorithm.name} has {fact.name} in its chain, and the cohort is drawn with replacement: a client "
                     "that is drawn k times adds k messages to the sum, which the noise is not scaled to. Draw without "
                     "replacement: fs.cohorts.poisson(rate) or fs.cohorts.uniform(size)."
+                )
+
+
+def check_schedules(algorithms: Iterable[Algorithm], first: int, rounds: int | None) -> None:
+    """Noise that follows a schedule is looked at round by round before the first one: in the program nobody could say no.
+
+    Raises:
+      ValueError: a noise multiplier that is not a finite number above 0; names the round.
+    """
+    for stage in (stage for algorithm in algorithms for stage in algorithm.stages):
+        for fact in aggregate(stage).facts:
+            schedule = None if fact.noise is None else fact.noise.multiplier
+            if not callable(schedule) or rounds is None:
+                continue
+            of = jax.vmap(lambda r, schedule=schedule: jnp.asarray(schedule(r), jnp.float32))
+            values = np.asarray(of(jnp.arange(first, first + rounds, dtype=jnp.int32)))
+            wrong = np.flatnonzero(~((values > 0) & np.isfinite(values)))
+            if wrong.size:
+                raise ValueError(
+                    f"{fact.name}: the schedule's noise multiplier of round {first + wrong[0]} is {values[wrong[0]]:g}, expected a "
+                    "finite number above 0 in every round of the run."
                 )
 
 

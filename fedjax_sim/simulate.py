@@ -15,6 +15,7 @@ from fedjax_sim import engines
 from fedjax_sim._arguments import (
     check_rounds,
     check_sampling,
+    check_schedules,
     check_types,
     check_variables,
     group_indices,
@@ -236,6 +237,7 @@ class Simulation(Priced, Inspected):
         """
         check_rounds(rounds, checkpoints)
         check_state(state, self._template, self.algorithm.name, self.data.num_clients)
+        check_schedules((self.algorithm,), int(state.round), rounds)
         paid = self._paid(budget, int(state.round), rounds)
         if self._turn_costs is None:
             self._turn_costs = turn_costs(self._problem, state)
@@ -300,6 +302,7 @@ class Simulation(Priced, Inspected):
         state = variant._clients.initial(jax.tree.map(lambda *x: jnp.stack(x), *states))
         rounds_fn, costs = self.engine.compile(variant._problem), turn_costs(variant._problem, state)
         algorithms = tuple(build(one(index)) for index in range(len(seeds)))
+        check_schedules(algorithms[:1] if algorithm is None else algorithms, 0, rounds)
         ends = None
         if budget is not None and rounds is not None:
             ends = variant._ends(budget, rounds, member_algorithms(len(seeds), algorithm, hyperparameters))

@@ -44,6 +44,20 @@ def positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value}, expected a finite number above 0.")
 
 
+SMALLEST_NORM = 1e-12
+"""Squares of numbers below 1e-19 are 0 in float32: a norm that is some millions of them could not be told from 0."""
+
+
+def clip_norm(name: str, value: Any) -> None:
+    """A bound on a norm that is taken in float32."""
+    positive(name, value)
+    if not is_traced(value) and float(value) < SMALLEST_NORM:
+        raise ValueError(
+            f"{name} is {value}, expected {SMALLEST_NORM:g} or above: norms are taken in float32, where the squares of smaller "
+            "numbers are 0, so that the bound would not hold. Scale the updates up."
+        )
+
+
 def not_negative(name: str, value: Any) -> None:
     if is_traced(value):
         return

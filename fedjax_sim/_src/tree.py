@@ -97,9 +97,17 @@ def shrinking(actual, norm):
 
 
 def scaled(x, factor, kept):
-    """A leaf times a factor, or zero unless it is kept."""
-    # where, not a product alone: zero times NaN is NaN. Scaled in float32, so that narrow types round once.
-    return jnp.where(kept, x.astype(jnp.float32) * factor, 0).astype(x.dtype)
+    """A leaf times a factor up to 1, or zero unless it is kept; a factor of 1 leaves it as it is.
+
+    A narrow float is rounded once, from float32, and the factor is smaller by as much as that can lengthen it: its norm
+    stays at or below what was asked for.
+    """
+    wide = wide_dtype(x.dtype)
+    factor = jnp.asarray(factor).astype(wide)
+    if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != wide:
+        factor = jnp.where(factor < 1, factor * (1 - float(jnp.finfo(x.dtype).eps) / 2), factor)
+    # where, not a product alone: zero times NaN is NaN.
+    return jnp.where(kept, x.astype(wide) * factor, 0).astype(x.dtype)
 
 
 def all_finite(tree) -> jax.Array:

@@ -180,7 +180,7 @@ def _check_aux(facts: tuple[Facts, ...], spec: MessageSpec) -> None:
 
 def _check_order(facts: tuple[Facts, ...]) -> None:
     """Refuses what is wrong whatever the data; walks the layers in the order in which clients run them."""
-    bounded, mean, gather, noise = False, None, None, None
+    bounded, mean, gather, noise, central = False, None, None, None, None
     l1, l2_clip = False, None
     for index, fact in enumerate(facts):
         last = facts[index - 1] if index else None
@@ -228,6 +228,7 @@ def _check_order(facts: tuple[Facts, ...]) -> None:
         l1 = l2_clip is None and (limits_l1 or (l1 and (fact.keeps_l1 or fact.noise is not None)))
         if fact.noise is not None:
             noise = fact
+            central = fact if fact.noise.trust == "central" else central
             for counting in facts[:index]:
                 std = counting.count_noise_std
                 if std is not None and fact.one_bound:
@@ -266,4 +267,12 @@ def _check_order(facts: tuple[Facts, ...]) -> None:
                     f"with noise z*C/n is not private. Use {_PRIVATE_ORDER}."
                 )
         if fact.breaks_bound:
+            # Decoded last to first: noise on the server acts on the sum of what these layers made of the messages.
+            # What a client noised itself is private already, whatever is done with it.
+            if fact.noise is None and central is not None:
+                raise ValueError(
+                    f"{fact.name} stands after {central.name} and can raise the norm of what a client sends above the bound "
+                    f"that the noise is scaled to. Put it in front of the clip: chain({fact.name}(...), "
+                    f"clip_by_global_norm(C), mean(over='expected_cohort'), {central.name}(...))."
+                )
             bounded = False

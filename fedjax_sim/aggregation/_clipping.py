@@ -23,9 +23,9 @@ def clip_by_global_norm(clip_norm: float) -> Transform:
       clip_norm: the bound, above 0; may be traced.
 
     Raises:
-      ValueError: ``clip_norm`` is not a finite number above 0.
+      ValueError: ``clip_norm`` is not a finite number of 1e-12 or above, below which float32 has no squares.
     """
-    checks.positive("clip_norm", clip_norm)
+    checks.clip_norm("clip_norm", clip_norm)
 
     def encode(message, client, server, ctx):
         value, clipped, finite = tree.clip(message.value, clip_norm)
@@ -65,7 +65,7 @@ def adaptive_clip(
       examples adds nothing to the sum of bits, as if it were not there.
 
     Args:
-      initial_norm: the first round's bound.
+      initial_norm: the first round's bound, 1e-12 or above, where the norm stays.
       target_quantile: in [0, 1].
       learning_rate: of the geometric update; the paper uses 0.2.
       count_noise_std: standard deviation of the noise on the sum of bits; the paper uses 0.05 times the cohort. At 0
@@ -74,7 +74,7 @@ def adaptive_clip(
     Raises:
       ValueError: an argument outside its range; the refusals of ``chain``.
     """
-    checks.positive("initial_norm", initial_norm)
+    checks.clip_norm("initial_norm", initial_norm)
     checks.not_negative("count_noise_std", count_noise_std)
     checks.positive("learning_rate", learning_rate)
     if not checks.is_traced(target_quantile) and not 0 <= float(target_quantile) <= 1:
@@ -93,6 +93,7 @@ def adaptive_clip(
         noise = count_noise_std * ctx.noise_scale * jax.random.normal(ctx.key, (), jnp.float32)
         fraction = 0.5 + (unclipped + noise) / ctx.expected_clients
         norm = server.clip_norm * jnp.exp(-learning_rate * (fraction - target_quantile))
+        norm = jnp.maximum(norm, checks.SMALLEST_NORM)  # below, the bound would not hold
         measured = {
             "clip_norm": Mean(server.clip_norm, jnp.ones(())),
             "unclipped": Mean(fraction, jnp.ones(())),

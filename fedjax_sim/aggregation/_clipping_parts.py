@@ -26,9 +26,9 @@ def clip_by_leaf_norm(clip_norm: float) -> Transform:
       clip_norm: of each leaf, above 0; may be traced.
 
     Raises:
-      ValueError: ``clip_norm`` is not a finite number above 0.
+      ValueError: ``clip_norm`` is not a finite number of 1e-12 or above.
     """
-    checks.positive("clip_norm", clip_norm)
+    checks.clip_norm("clip_norm", clip_norm)
     return _by_parts(
         "clip_by_leaf_norm", lambda names: {index: ([index], clip_norm) for index in range(len(names))}
     )
@@ -48,7 +48,7 @@ def clip_by_group_norm(clip_norms: Mapping[str, float]) -> Transform:
         of the leaves that it finds; each may be traced.
 
     Raises:
-      ValueError: a norm that is not a finite number above 0; when a message is first seen, a leaf in no group or in two, or
+      ValueError: a norm that is not a finite number of 1e-12 or above; when a message is first seen, a leaf in no group or in two, or
         a group without leaves.
 
     Example:
@@ -65,7 +65,7 @@ def clip_by_group_norm(clip_norms: Mapping[str, float]) -> Transform:
             "clip_norms is empty, expected a norm for each group of leaves, as in {'Dense_0': 1.0, '.': 0.5}."
         )
     for pattern, norm in clip_norms.items():
-        checks.positive(f"clip_norms[{pattern!r}]", norm)
+        checks.clip_norm(f"clip_norms[{pattern!r}]", norm)
 
     def groups_of(names: list[str]) -> dict[Any, tuple[list[int], Any]]:
         found = {pattern: [i for i, n in enumerate(names) if re.search(pattern, n)] for pattern in clip_norms}
@@ -137,9 +137,9 @@ def clip_by_l1_norm(clip_norm: float) -> Transform:
       clip_norm: the bound, above 0; may be traced.
 
     Raises:
-      ValueError: ``clip_norm`` is not a finite number above 0.
+      ValueError: ``clip_norm`` is not a finite number of 1e-12 or above.
     """
-    checks.positive("clip_norm", clip_norm)
+    checks.clip_norm("clip_norm", clip_norm)
 
     def encode(message, client, server, ctx):
         actual = _norm(message.value, "l1")
@@ -174,7 +174,7 @@ def zero_out(max_norm: float | None = None, norm: Literal["l2", "l1"] = "l2") ->
       norm: over the whole pytree, in float32.
 
     Raises:
-      ValueError: ``max_norm`` is not a finite number above 0.
+      ValueError: ``max_norm`` is not a finite number of 1e-12 or above.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -186,7 +186,7 @@ def zero_out(max_norm: float | None = None, norm: Literal["l2", "l1"] = "l2") ->
     """
     checks.one_of("zero_out(norm=...)", norm, ("l2", "l1"))
     if max_norm is not None:
-        checks.positive("max_norm", max_norm)
+        checks.clip_norm("max_norm", max_norm)
 
     def encode(message, client, server, ctx):
         actual = _norm(message.value, norm)

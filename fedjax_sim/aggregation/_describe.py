@@ -9,11 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim._src import checks, tree
-from fedjax_sim._src.types import Facts, Message, Noise, PyTree, Transform
+from fedjax_sim._src.types import Facts, Message, PyTree, Transform
 from fedjax_sim.aggregation._chain import chain, specs_of
 
 _LAWS = {
     "gaussian": "Gaussian noise on the sum; Renyi DP of alpha / (2 z^2) a release, or its privacy loss distribution",
+    "tree_gaussian": "Gaussian noise on the nodes of a tree of sums; one Gaussian release for each tree that a client is in, of the "
+    "sensitivity of its levels (Kairouz et al. 2021)",
+    "banded_gaussian": "Gaussian noise correlated over rounds; one Gaussian release for each time that a client takes part, at least "
+    "the bands apart (Choquette-Choo et al. 2023)",
+    "filtered_gaussian": "Gaussian noise on the sum; no client pays more than its budget, in however many rounds (Feldman and Zrnic 2021)",
     "laplace": "Laplace noise on the sum; 1 / z a release without amplification, or less by its privacy loss distribution",
     "discrete_gaussian": "discrete Gaussian noise of every client, seen as a sum; Renyi DP (Kairouz et al. 2021, proposition 14)",
     "skellam": "Skellam noise of every client, seen as a sum; Renyi DP (Agarwal et al. 2021, theorem 3.5)",
@@ -113,11 +118,10 @@ def describe(transform: Transform, message: PyTree) -> Description:
     spec = message if isinstance(message, Message) else Message(message)
     specs = specs_of(layers, tree.spec(spec))
     server, _ = layers.init(specs[0])
-    rows, bound, norm, noise = [], jnp.float32(jnp.inf), "l2", None
+    rows, bound, norm = [], jnp.float32(jnp.inf), "l2"
     for layer, part, after in zip(layers.parts, server, specs[1:], strict=True):
         fact = layer.facts[0]
         bound = layer.bound(part, bound)
-        noise = fact.noise or noise
         norm = fact.norm if fact.limits_norm else norm
         rows.append(
             LayerRow(
@@ -127,7 +131,7 @@ def describe(transform: Transform, message: PyTree) -> Description:
                 dtypes=tuple(dict.fromkeys(str(x.dtype) for x in jax.tree.leaves(after.value))),
                 bits=message_bits(after, fact),
                 reduction=fact.reduction,
-                noise=_noise_text(fact.noise),
+                noise=_noise_text(fact),
             )
         )
     facts = layers.facts
@@ -137,7 +141,7 @@ def describe(transform: Transform, message: PyTree) -> Description:
         coordinates=tree.size(specs[0].value),
         bits=message_bits(specs[0], None),
         reduction=special[0] if special else "sum",
-        price=_LAWS.get(noise.law, f"noise of the law {noise.law}") if noise else "",
+        price=_price_text(facts),
     )
 
 
@@ -148,11 +152,38 @@ def message_bits(message: Message, fact: Facts | None) -> int:
     return beside + (8 * tree.num_bytes(message.value) if own is None else own * tree.size(message.value))
 
 
-def _noise_text(noise: Noise | None) -> str:
-    if noise is None:
+def _price_text(facts: tuple[Facts, ...]) -> str:
+    """Of every law once; what is simulated says so."""
+    laws = dict.fromkeys(fact.noise.law for fact in facts if fact.noise is not None)
+    if not laws:
         return ""
-    z = noise.multiplier
-    scale = "a schedule" if callable(z) else "traced" if checks.is_traced(z) else f"{float(z):g}"
-    where = "on each message" if noise.trust == "local" else "on the sum"
-    least = noise.details.get("min_clients")
-    return f"{noise.law} {scale} x bound {where}" + (f" of {least} clients" if least else "")
+    found = [_LAWS.get(law, f"noise of the law {law}") for law in laws]
+    if any(_counts(fact) for fact in facts):
+        found.append("and the noise on the count, which is released with the sum")
+    if any(fact.deployment is not None for fact in facts):
+        found.append("all of it that of a simulated deployment, not of the run")
+    return "; ".join(found)
+
+
+def _counts(fact: Facts) -> bool:
+    std = fact.count_noise_std
+    return std is not None and (checks.is_traced(std) or float(std) > 0)
+
+
+def _noise_text(fact: Facts) -> str:
+    noise = fact.noise
+    if noise is not None:
+        least = noise.details.get("min_clients")
+        where = "on each message" if noise.trust == "local" else "on the sum"
+        text = f"{noise.law} {_scale(noise.multiplier)} x bound {where}" + (
+            f" of {least} clients" if least else ""
+        )
+    elif _counts(fact):
+        text = f"gaussian {_scale(fact.count_noise_std)} on the count"
+    else:
+        return ""
+    return text if fact.deployment is None else f"{text}, simulated: less in the run"
+
+
+def _scale(z) -> str:
+    return "a schedule" if callable(z) else "traced" if checks.is_traced(z) else f"{float(z):g}"

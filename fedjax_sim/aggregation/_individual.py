@@ -43,6 +43,7 @@ def clip_by_client_norm(clip_norms: Sequence[float]) -> Transform:
         raise ValueError(
             f"clip_norms has shape {list(norms.shape)}, expected one finite number above 0 for each client."
         )
+    checks.clip_norm("the smallest of clip_norms", float(norms.min()))
     largest = float(norms.max())
 
     def encode(message, client, server, ctx):

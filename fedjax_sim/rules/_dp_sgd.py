@@ -43,7 +43,7 @@ def dp_sgd(
     Args:
       task: as for ``local_sgd``: a task, or a function ``(params, batch)`` to one loss per example.
       optimizer: any optax transformation; what it makes of noisy gradients costs no privacy.
-      clip_norm: C, the bound on one example's gradient, above 0; may be traced.
+      clip_norm: C, the bound on one example's gradient, 1e-12 or above; may be traced.
       noise_multiplier: z, standard deviation of the noise on the sum over ``clip_norm``; above 0; may be traced.
       expected_batch_size: what the noisy sum is divided by. The same for all clients, so that a client with more examples
         than others, under one Poisson rate, moves further; may be traced.
@@ -62,7 +62,7 @@ def dp_sgd(
       >>> f"{jnp.linalg.norm(change):.4f}"        # the step size times the bound
       '0.1000'
     """
-    checks.positive("clip_norm", clip_norm)
+    checks.clip_norm("clip_norm", clip_norm)
     checks.positive("noise_multiplier", noise_multiplier)
     checks.positive("expected_batch_size", expected_batch_size)
     if block_size is not None:

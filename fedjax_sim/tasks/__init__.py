@@ -3,7 +3,7 @@
 from fedjax_sim.tasks import losses
 from fedjax_sim.tasks.classification import classification
 from fedjax_sim.tasks.flax_modules import from_flax
-from fedjax_sim.tasks.freeze import most_important, trainable
+from fedjax_sim.tasks.freeze import merge_trainable, most_important, trainable
 from fedjax_sim.tasks.lora import Adapters, lora, merge_lora
 from fedjax_sim.tasks.multi_label import multi_label
 from fedjax_sim.tasks.precision import with_precision
@@ -18,6 +18,7 @@ __all__ = [
     "lora",
     "losses",
     "merge_lora",
+    "merge_trainable",
     "most_important",
     "multi_label",
     "pretrained",

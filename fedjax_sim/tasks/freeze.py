@@ -14,7 +14,7 @@ from flax import traverse_util
 from fedjax_sim._src import checks
 from fedjax_sim._src.types import Batch, Key, Outputs, PyTree, Task, Variables
 
-__all__ = ["most_important", "trainable"]
+__all__ = ["merge_trainable", "most_important", "trainable"]
 
 
 def trainable(task: Task, predicate: str | Callable[[str], bool]) -> Task:
@@ -63,11 +63,33 @@ def trainable(task: Task, predicate: str | Callable[[str], bool]) -> Task:
         )
 
     def apply(variables: Variables, batch: Batch, key: Key | None, *, train: bool) -> tuple[Outputs, PyTree]:
-        frozen, inner = variables.frozen
-        params = traverse_util.unflatten_dict({**flat_params(frozen), **flat_params(variables.params)})
-        return task.apply(Variables(params, inner, variables.stats), batch, key, train=train)
+        return task.apply(merge_trainable(variables), batch, key, train=train)
 
     return task._replace(init=init, apply=apply)
+
+
+def merge_trainable(variables: Variables) -> Variables:
+    """The whole model of a ``trainable`` task, as the plain task has it: what was trained and what stayed frozen.
+
+    ``save_weights`` of the variables themselves writes what was trained alone.
+
+    Raises:
+      TypeError: variables of another task.
+
+    >>> import jax
+    >>> from fedjax_sim import models, tasks
+    >>> task = tasks.trainable(tasks.classification(models.mlp(10), sample_input=(1, 64)), "^Dense_2/")
+    >>> sorted(tasks.merge_trainable(task.init(jax.random.key(0))).params)
+    ['Dense_0', 'Dense_1', 'Dense_2']
+    """
+    frozen = variables.frozen
+    if not (isinstance(frozen, tuple) and len(frozen) == 2 and isinstance(frozen[0], dict)):
+        raise TypeError(
+            "merge_trainable was given variables that tasks.trainable did not make: they are whole as they are."
+        )
+    held, inner = frozen
+    params = traverse_util.unflatten_dict({**flat_params(held), **flat_params(variables.params)})
+    return Variables(params, inner, variables.stats)
 
 
 def most_important(

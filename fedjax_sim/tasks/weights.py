@@ -24,7 +24,8 @@ def save_weights(path: str | Path, variables: Variables) -> None:
 
     Args:
       path: of the file.
-      variables: nested dicts with string keys, as ``tasks.from_flax`` makes them; of adapters, what ``merge_lora`` gives.
+      variables: nested dicts with string keys, as ``tasks.from_flax`` makes them; of adapters what ``merge_lora`` gives,
+        of ``trainable`` tasks what ``merge_trainable`` does.
 
     Raises:
       TypeError: variables of another form.

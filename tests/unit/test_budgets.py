@@ -203,3 +203,19 @@ def test_a_budget_is_checked(options):
     (name,) = options
     with pytest.raises(ValueError, match=name):
         Budget(**({"epsilon": 1.0, "delta": 1e-5} | options))
+
+
+def test_a_schedule_without_noise_is_refused_before_the_round_it_is_for():
+    """Also without a budget, which would ask for its price: round 3 would release the sum as it is."""
+    falling = simulation(lambda round_: 3.0 - round_)
+    state, history = falling.run(falling.init(seed=0), rounds=3)
+    assert history.rounds == 3
+    message = (
+        "gaussian_noise: the schedule's noise multiplier of round 3 is 0, expected a finite number above 0"
+    )
+    with pytest.raises(ValueError, match=message):
+        falling.run(state, rounds=2)
+    with pytest.raises(ValueError, match=message):
+        falling.sweep(seeds=[0, 1], rounds=4)
+    with pytest.raises(ValueError, match="of round 1 is nan"):
+        simulation(lambda round_: 0.0 / (1 - round_) + 1.0).sweep(seeds=[0], rounds=2)

@@ -67,6 +67,29 @@ def test_a_clip_takes_the_norm_in_float32():
     np.testing.assert_allclose(message.value, 0.5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_a_narrow_message_is_not_rounded_above_the_clip_norm(dtype):
+    """Of 131 equal coordinates all are rounded the same way, at some size up."""
+    for size in range(100, 140, 4):
+        message, _, _ = encode(agg.clip_by_global_norm(1.0), jnp.full(size, 30.0, dtype))
+        assert 0.99 < np.linalg.norm(np.asarray(message.value, np.float64)) <= 1 + 1e-6
+
+
+def test_a_wide_message_within_the_norm_is_unchanged():
+    with jax.enable_x64(True):
+        third = jnp.full(2, 1 / 3, jnp.float64)
+        message, _, _ = encode(agg.clip_by_global_norm(1.0), third)
+        np.testing.assert_array_equal(message.value, third)
+
+
+def test_an_adaptive_norm_stays_where_a_norm_can_be_measured():
+    """All clients that send nothing are below any norm, which shrinks round by round."""
+    clip, state = agg.adaptive_clip(1e-12, learning_rate=50.0), None
+    for _ in range(3):
+        _, state, _ = agg.run(clip, jnp.zeros((3, 4)), key=jax.random.key(0), state=state)
+    assert float(state[0][0].clip_norm) == pytest.approx(1e-12)
+
+
 def test_the_bound_of_a_clip_is_its_norm():
     clip = agg.clip_by_global_norm(2.0)
     assert (float(clip.bound((), np.inf)), float(clip.bound((), 1.0))) == (2.0, 1.0)

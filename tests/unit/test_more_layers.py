@@ -86,6 +86,21 @@ def test_every_leaf_is_in_one_group(name):
 BAD = {
     "no groups": (lambda: agg.clip_by_group_norm({}), "clip_norms is empty"),
     "a group of norm 0": (lambda: agg.clip_by_group_norm({"a": 0.0}), r"clip_norms\['a'\] is 0.0"),
+    "a norm without squares": (
+        lambda: agg.clip_by_global_norm(1e-13),
+        "clip_norm is 1e-13, expected 1e-12 or above",
+    ),
+    "a leaf norm without squares": (lambda: agg.clip_by_leaf_norm(1e-20), "clip_norm is 1e-20"),
+    "a group's norm without squares": (
+        lambda: agg.clip_by_group_norm({".": 1e-20}),
+        "clip_norms\\['.'\\] is 1e-20",
+    ),
+    "a client's norm without squares": (
+        lambda: agg.clip_by_client_norm([1.0, 1e-20]),
+        "the smallest of clip_norms is",
+    ),
+    "an adaptive norm without squares": (lambda: agg.adaptive_clip(1e-20), "initial_norm is 1e-20"),
+    "a threshold without squares": (lambda: agg.zero_out(1e-20), "max_norm is 1e-20"),
     "a leaf norm of NaN": (lambda: agg.clip_by_leaf_norm(float("nan")), "clip_norm is nan"),
     "an L1 norm below 0": (lambda: agg.clip_by_l1_norm(-1.0), "clip_norm is -1.0"),
     "a threshold of 0": (lambda: agg.zero_out(0.0), "max_norm is 0.0"),
@@ -188,6 +203,12 @@ WRONG = {
         "protects from a server that adaptive_clip trusts",
     ),
     "more noise behind local noise": ((CLIP, PUBLIC, LOCAL, agg.gaussian_noise(1.0)), "gaussian_noise needs a bound"),
+    "memory behind noise": (
+        (CLIP, PUBLIC, agg.gaussian_noise(1.0), agg.top_k(0.5)),
+        r"top_k stands after gaussian_noise and can raise the norm.*chain\(top_k\(...\), clip_by_global_norm\(C\)",
+    ),
+    "memory behind Laplace noise": ((L1, PUBLIC, LAPLACE, agg.top_k(0.5)), "top_k stands after laplace_noise"),
+    "memory behind both": ((CLIP, PUBLIC, agg.tree_noise(1.0), LOCAL, agg.top_k(0.5)), "top_k stands after tree_noise"),
 }  # fmt: skip
 
 
@@ -203,10 +224,42 @@ def test_right_orders_are_not():
     agg.chain(agg.zero_out(9.0, norm="l1"), L1, agg.top_k(0.5, error_feedback=False), PUBLIC, LAPLACE)
     agg.chain(agg.top_k(0.5), L1, PUBLIC, LOCAL_L1)
     agg.chain(L1, PUBLIC, LOCAL)
+    agg.chain(CLIP, PUBLIC, agg.gaussian_noise(1.0), agg.top_k(0.5, error_feedback=False))
+    # What a client noised itself may be kept and sent later: the bound served its purpose.
+    agg.chain(CLIP, PUBLIC, LOCAL, agg.top_k(0.5))
     agg.chain(L1, agg.hadamard_rotation(), PUBLIC, agg.gaussian_noise(1.0))
 
 
 # --- describe ---
+
+PRICED = {
+    "tree": (agg.tree_noise(2.0), "one Gaussian release for each tree"),
+    "bands": (agg.banded_noise(2.0, 2, 4), "at least the bands apart"),
+    "filter": (agg.filtered_gaussian_noise(2.0, 1.0), "no client pays more than its budget"),
+    "simulated": (
+        agg.simulated(agg.gaussian_noise(2.0), fs.cohorts.poisson(0.001), population=10**6),
+        "all of it that of a simulated deployment, not of the run",
+    ),
+    "two laws": (agg.gaussian_noise(2.0), "privacy loss distribution; Gaussian noise on each message"),
+}
+
+
+@pytest.mark.parametrize("name", PRICED)
+def test_a_description_says_what_the_price_of_every_noise_follows_from(name):
+    noise, said = PRICED[name]
+    table = agg.describe(agg.chain(CLIP, PUBLIC, noise, LOCAL), jnp.zeros(4))
+    assert said in table.price
+    assert "noise of the law" not in table.price
+    assert ("simulated: less in the run" in table.rows[2].noise) == (name == "simulated")
+
+
+def test_a_description_shows_the_noise_on_a_count():
+    chain = agg.chain(agg.adaptive_clip(1.0, count_noise_std=5.0), PUBLIC, agg.gaussian_noise(2.0))
+    table = agg.describe(chain, jnp.zeros(4))
+    assert table.rows[0].noise == "gaussian 5 on the count"
+    assert "noise on the count" in table.price
+    assert agg.describe(agg.adaptive_clip(1.0), jnp.zeros(4)).rows[0].noise == ""
+
 
 MODEL = {"w": jax.ShapeDtypeStruct((20, 5), jnp.float32), "b": jax.ShapeDtypeStruct((20,), jnp.bfloat16)}
 

@@ -429,6 +429,22 @@ def test_one_leaf_of_a_layer_may_be_trained():
     }
 
 
+def test_a_merged_model_is_the_whole_one_and_can_be_saved(tmp_path):
+    """Also of a task that trains a part of a part; variables of other tasks are refused."""
+    plain = tasks.classification(models.mlp(10, hidden=(4,)), sample_input=(1, 64))
+    variables = plain.init(jax.random.key(1))
+    outer = tasks.trainable(tasks.trainable(plain, "Dense_1"), "bias")
+    parts = outer.init(jax.random.key(1))
+    whole = tasks.merge_trainable(tasks.merge_trainable(parts))
+    assert jax.tree.structure(whole) == jax.tree.structure(variables)
+    assert all(map(np.array_equal, jax.tree.leaves(whole), jax.tree.leaves(variables)))
+    tasks.save_weights(tmp_path / "whole.safetensors", whole)
+    again = tasks.pretrained(plain, tmp_path / "whole.safetensors").init(jax.random.key(2))
+    assert all(map(np.array_equal, jax.tree.leaves(again), jax.tree.leaves(variables)))
+    with pytest.raises(TypeError, match="did not make: they are whole"):
+        tasks.merge_trainable(variables)
+
+
 def test_trainable_may_be_nested():
     task = tasks.trainable(tasks.trainable(task_of(NnxConstants), "dense"), "kernel")
     variables = task.init(KEY)
