@@ -59,10 +59,14 @@ def test_results_do_not_depend_on_how_narrow_lanes_become(name):
     start = reference.init(0)
     expected, expected_history = reference.run(start, rounds=2)
     for lanes in LANES:
-        state, history = simulation(engines.lanes(lanes, finish="compact"), make=MADE[name]).run(start, rounds=2)
+        state, history = simulation(engines.lanes(lanes, finish="compact"), make=MADE[name]).run(
+            start, rounds=2
+        )
         assert_close((state.server, state.clients), (expected.server, expected.clients), f"{lanes} lanes")
         for measured, values in expected_history.metrics.items():
-            np.testing.assert_allclose(history[measured], values, rtol=1e-4, atol=1e-6, err_msg=f"{lanes} {measured}")
+            np.testing.assert_allclose(
+                history[measured], values, rtol=1e-4, atol=1e-6, err_msg=f"{lanes} {measured}"
+            )
 
 
 def test_a_long_turn_that_is_left_has_a_lane_for_itself():
