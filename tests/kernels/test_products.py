@@ -52,6 +52,16 @@ def test_under_vmap_over_weights(shape):
     )
 
 
+@CASES
+def test_a_batch_of_products(shape):
+    """Axes that are there in the program itself, as Winograd's sixteen are."""
+    given = arguments(shape, 2)
+    assert_close(
+        jax.jit(lambda *a: value_and_gradients(product, *a))(*given),
+        jax.jit(lambda *a: value_and_gradients(jax.vmap(reference), *a))(*given),
+    )
+
+
 @pytest.mark.parametrize("axes", [(0, None, 0), (None, 0, 0), (1, 2, 0)], ids=str)
 def test_under_vmap_over_some_operands(axes):
     """Weights that all clients share, inputs that they share, and axes elsewhere."""

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_sim_kernels.conv.spec import ConvSpec, plain, restored, window_of
+from fedjax_sim_kernels.products import product
 
 
 def supports(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> bool:
@@ -50,12 +51,8 @@ def conv(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
     down, across = (height - 1) // 2, (width - 1) // 2
     tiles = lax.optimization_barrier(_tiles(x, down, across).reshape(16, batch * down * across, channels))
     weights = lax.optimization_barrier(_weights(kernel).reshape(16, channels, features))
-    products = lax.dot_general(
-        tiles,
-        weights,
-        (((2,), (1,)), ((0,), (0,))),
-        precision=spec.precision,
-        preferred_element_type=spec.preferred_element_type,
+    products = product(
+        tiles, weights, precision=spec.precision, preferred_element_type=spec.preferred_element_type
     )
     products = lax.optimization_barrier(products).reshape(16, batch, down, across, features)
     elements = _split(products, 0)

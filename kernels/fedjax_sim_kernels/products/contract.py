@@ -27,7 +27,7 @@ NARROW = 16
 """Up to so many features the result is computed transposed."""
 
 TALL_DEPTH = 512
-"""From so many terms on, transposing the left operand costs more than it saves."""
+"""From so many terms on, transposing the left operand of one product costs more than it saves; of a batch's it does not."""
 
 LARGE = 2**17
 """Transposing a larger operand costs more than it saves."""
@@ -39,8 +39,8 @@ def product(
     """``rows @ weights``, with gradients that are fast on CPU.
 
     Args:
-      rows: ``[rows, depth]``.
-      weights: ``[depth, features]``.
+      rows: ``[..., rows, depth]``.
+      weights: ``[..., depth, features]``, with the same axes in front, of a batch.
       precision: as in ``lax.dot_general``; likewise ``preferred_element_type``.
 
     >>> import jax, jax.numpy as jnp
@@ -52,7 +52,7 @@ def product(
     # Not "in (None, dtype)": numpy takes None for float64.
     wider = preferred_element_type is not None and preferred_element_type != rows.dtype
     if wider or rows.dtype != weights.dtype:
-        return lax.dot_general(rows, weights, _dimensions(2, "nn"), precision, preferred_element_type)
+        return lax.dot_general(rows, weights, _dimensions(rows.ndim, "nn"), precision, preferred_element_type)
     if precision is None:
         # As lax.dot_general does: what is in force when the product is written, not when it is compiled.
         precision = jax.config.jax_default_matmul_precision or lax.Precision.DEFAULT  # type: ignore
@@ -129,7 +129,7 @@ def _on_cpu(a: jax.Array, b: jax.Array, *, layout: Layout, precision: Any) -> ja
         (depth, height), width = a.shape[-2:], b.shape[-1]
         if depth < TALL_DEPTH and width <= NARROW:
             return _turned(dot(_turned(b), a, layout="nn"))
-        if depth < TALL_DEPTH and depth * height <= LARGE:
+        if (depth < TALL_DEPTH or a.ndim > 2) and depth * height <= LARGE:
             return dot(_turned(a), b, layout="nn")
         if depth >= TALL_DEPTH and height >= width and a.ndim == 2:
             return _turned(dot(b, a, layout="tn"))
