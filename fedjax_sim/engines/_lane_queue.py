@@ -270,11 +270,13 @@ class LaneQueue:
     def _widths(self, cap: int) -> list[int]:
         """Lanes, and fewer of them for turns that are left when the queue is empty.
 
-        A CPU computes a dead lane, too. Elsewhere lanes cost little, and every width is one more body to compile.
+        A CPU computes a dead lane, too. Elsewhere lanes cost little, and every width is one more body to compile; of two or
+        three lanes few are dead.
         """
         widths = [min(self.lanes, cap)]
-        while self.compact and widths[-1] >= 4:
-            widths.append(-(-widths[-1] // 4))
+        if self.compact and widths[0] >= 4:
+            while widths[-1] > 1:
+                widths.append(-(-widths[-1] // 4))
         return widths
 
     def _steps(self, lane: Lane) -> Array:
