@@ -119,7 +119,7 @@ def main() -> None:
             len(multipliers), options.seeds
         )
         found[name] = accuracy
-        cells = "".join(f"{f'{a.mean():.1%} +- {a.std():.1%}':>18}" for a in accuracy)
+        cells = "".join(f"{shown(a):>18}" for a in accuracy)
         print(
             f"{name:<26}{cells}   z {', '.join(f'{z:.3g}' for z in multipliers)}; {time.perf_counter() - started:.0f} s",
             flush=True,
@@ -132,8 +132,14 @@ def main() -> None:
         seeds=range(options.seeds), rounds=rounds, evaluate_on=test
     )
     ceiling = np.array([h.last("accuracy").value for h in histories])
-    print(f"{'no clip, no noise':<26}{f'{ceiling.mean():.1%} +- {ceiling.std():.1%}':>18}")
+    print(f"{'no clip, no noise':<26}{shown(ceiling):>18}")
     draw(options, found, float(ceiling.mean()))
+
+
+def shown(accuracy: np.ndarray) -> str:
+    """Mean and standard deviation over seeds; one seed has none."""
+    spread = f" +- {accuracy.std():.1%}" if len(accuracy) > 1 else ""
+    return f"{accuracy.mean():.1%}{spread}"
 
 
 def draw(options, found, ceiling: float) -> None:

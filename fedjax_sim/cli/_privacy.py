@@ -137,7 +137,7 @@ def _of_experiment(
         _screen.print_json(prices)
         return
     _screen.show(_screen.prices(prices), False)
-    typer.echo(f"{found.rounds:,} rounds. It covers the models alone.")
+    typer.echo(f"{found.rounds:,} rounds were asked for. It covers the models alone.")
 
 
 def _cells(program: Experiment) -> list[dict[str, Any]]:
@@ -151,13 +151,14 @@ def _cells(program: Experiment) -> list[dict[str, Any]]:
 
 def _prices(program: Experiment, cell: dict[str, Any]) -> list[dict[str, Any]]:
     simulation = program.simulation(cell)
-    statements = program.privacy.statements(simulation, program.rounds)
+    paid = program.privacy.rounds([simulation], program.rounds)
+    # Where a budget ends the run, what is spent by then; where it pays for nothing, what was asked for.
+    statements = program.privacy.statements(simulation, paid or program.rounds)
     if not statements:
         raise ValueError(
             "nothing in it adds noise, so there is no epsilon: set algorithm.aggregate to a clip, a mean over "
             '"expected_cohort" and a noise.'
         )
-    paid = program.privacy.rounds([simulation], program.rounds)
     label = {"sweep": cell} if cell else {}
     stops = {} if program.privacy.epsilon is None else {"rounds_paid": paid}
     return [{**label, **statement, **stops} for statement in statements]

@@ -204,7 +204,9 @@ def prices(found: Sequence[Mapping[str, Any]]) -> Table:
             table.add_row(", ".join(f"{key} = {value}" for key, value in cell.items()), "", "")
         _add_privacy(table, [price])
         if "rounds_paid" in price:
-            table.add_row("", f"{price['rounds_paid']:,}", "rounds are within the budget")
+            table.add_row(
+                "", f"{price['rounds_paid']:,}", "rounds are within the budget; their price is above"
+            )
     return table
 
 

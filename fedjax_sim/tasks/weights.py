@@ -13,6 +13,7 @@ from flax import traverse_util
 
 from fedjax_sim._src.types import Batch, Key, Task, Variables
 from fedjax_sim.tasks.freeze import flat_params
+from fedjax_sim.tasks.lora import Adapters
 
 __all__ = ["load_weights", "pretrained", "save_weights"]
 
@@ -151,4 +152,8 @@ def _named(variables: Variables) -> dict[str, Any]:
 def _dicts(part: str, value: Any) -> dict[tuple[str, ...], Any]:
     if part == "stats" and isinstance(value, tuple) and not value:
         return {}
+    if isinstance(value, Adapters):
+        raise TypeError(
+            "the variables hold adapters beside a frozen model, expected the model as a whole: give tasks.merge_lora(variables)."
+        )
     return flat_params(value)

@@ -105,11 +105,19 @@ def test_an_experiment_costs_what_its_run_will_say(tmp_path):
     assert before.pop("rounds_paid") == 6
     assert before == after
     shown = invoke("privacy", "a", "--rounds", "9", "--delta", "0.1").stdout
-    assert "9 rounds." in shown and "delta 0.1 is too large for 20 clients" in shown
+    assert "9 rounds were asked for." in shown and "delta 0.1 is too large for 20 clients" in shown
     assert f"{after['epsilon']:.3g}" in invoke("privacy", "a").stdout
     assert "leave --noise out" in invoke("privacy", "a", "--noise", "1").stderr
     plain = invoke("privacy", "it.toml", "--rounds", "2")
     assert plain.exit_code == 0 and "6" not in plain.stdout.split("rounds are within")[0].split()
+
+
+def test_the_price_of_a_run_that_its_budget_ends_is_that_of_the_rounds_it_pays_for(tmp_path):
+    (tmp_path / "it.toml").write_text(EXPERIMENT)
+    (three,) = json.loads(invoke("privacy", "it.toml", "--rounds", "3", "--json").stdout)
+    (tmp_path / "it.toml").write_text(EXPERIMENT.replace("1e9", repr(three["epsilon"])))
+    (found,) = json.loads(invoke("privacy", "it.toml", "--json").stdout)
+    assert found["rounds_paid"] == 3 and found["epsilon"] == three["epsilon"]
 
 
 def test_a_run_that_cannot_begin_shows_no_headline(tmp_path):

@@ -270,3 +270,13 @@ def test_weights_of_the_base_model_are_sent_where_they_belong(how):
     ) as caught:
         sim.init(seed=0, variables=plain.init(KEY))
     assert "PyTreeDef" not in str(caught.value)
+
+
+def test_adapters_are_merged_before_they_are_saved(tmp_path):
+    variables = tasks.lora(task_of(fs.models.linear(10)), rank=2).init(KEY)
+    with pytest.raises(
+        TypeError, match=r"hold adapters beside a frozen model.*tasks\.merge_lora\(variables\)"
+    ):
+        tasks.save_weights(tmp_path / "w.safetensors", variables)
+    assert not list(tmp_path.iterdir())
+    tasks.save_weights(tmp_path / "w.safetensors", tasks.merge_lora(variables))
