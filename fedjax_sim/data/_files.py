@@ -113,7 +113,9 @@ def read_npy(path: str | Path) -> np.ndarray:
 
 
 def read_text(file: Path) -> str:
-    """The text of a file in UTF-8, decompressed if its name ends in ``.gz``. Combine with ``errors_name``.
+    """The text of a file in UTF-8, with or without a byte order mark, decompressed if its name ends in ``.gz``.
+
+    Combine with ``errors_name``.
 
     Raises:
       FileNotFoundError, IsADirectoryError: there is no such file.
@@ -122,7 +124,7 @@ def read_text(file: Path) -> str:
     check_is_file(file)
     opened = gzip.open if file.suffix == ".gz" else open
     try:
-        with opened(file, "rt", encoding="utf-8") as stream:
+        with opened(file, "rt", encoding="utf-8-sig") as stream:
             text = stream.read()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"the compressed file is truncated, or of another kind: {error}") from error
@@ -197,4 +199,6 @@ def check_is_file(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, expected a file.")
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist, expected a file.")
+        # Reading from a pipe would wait for somebody who writes.
+        found = "is a pipe or a device" if path.exists() else "does not exist"
+        raise FileNotFoundError(f"{path} {found}, expected a file.")

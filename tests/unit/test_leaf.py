@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,17 @@ def test_a_damaged_compressed_file_is_named(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"bad.json.gz: the compressed file is truncated, or of another"):
             leaf(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    marked = write(tmp_path / "marked.json", b"\xef\xbb\xbf" + json.dumps(content()).encode())
+    assert leaf(marked).train.ids.tolist() == ["ann", "bo"]
+
+
+def test_nobody_waits_at_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "set.json")
+    with pytest.raises(FileNotFoundError, match=r"set\.json is a pipe or a device, expected a file"):
+        leaf(tmp_path / "set.json")
 
 
 def test_a_user_in_two_shards(tmp_path):
