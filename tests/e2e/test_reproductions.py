@@ -41,11 +41,22 @@ def test_femnist_by_writer_trains_from_its_file(shared):
     assert "105 clients" in printed and "met" in printed and re.search(r"round +2 .* test 0\.\d{3}", printed)
 
 
-def test_shakespeare_by_role_trains_from_its_file(shared):
+def test_shakespeare_by_role_trains_from_its_file_and_goes_on_where_it_was_cut_off(shared, tmp_path):
     path = data_path(shared, "shakespeare/roles.jsonl.gz")
-    printed = rerun(
-        "shakespeare", str(path), "--rounds", "2", "--every", "1", "--hidden", "8", "--test-windows", "50"
-    )
+    small = [
+        str(path),
+        "--every",
+        "1",
+        "--hidden",
+        "8",
+        "--test-windows",
+        "50",
+        "--checkpoints",
+        str(tmp_path),
+    ]
+    first = rerun("shakespeare", *small, "--rounds", "1")
+    printed = rerun("shakespeare", *small, "--rounds", "2")
+    assert printed.startswith(first[: first.index("\nrounds to 54 %")])
     assert len(re.findall(r"^ +[12] +\d\.\d{3}", printed, re.M)) == 2 and "McMahan" in printed
 
 
