@@ -78,7 +78,8 @@ def test_dp_fedavg_draws_accuracy_against_epsilon(tmp_path):
     printed = rerun("dp_fedavg", *small, "--out", str(tmp_path / "picture.png"))
     methods = ["fixed clip", "adaptive clip", "DP-FTRL, tree", "DP-FTRL, 8 bands", "no clip, no noise"]
     for method in methods:
-        assert re.search(rf"^{method} +\d+\.\d% \+- \d", printed, re.M), printed
+        assert re.search(rf"^{method} +\d+\.\d%", printed, re.M), printed
+    assert "+-" not in printed  # one seed has no spread
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -91,7 +92,7 @@ def test_dp_fedavg_of_mnist_says_that_it_is_simulated(shared, tmp_path):
         "--rounds",
         "2",
         "--seeds",
-        "1",
+        "2",
         "--epsilon",
         "8",
         "--methods",

@@ -39,7 +39,7 @@ class Mechanism(NamedTuple):
 
 _UNIT = (MULTIPLIER * CLIP) ** 2
 MECHANISMS = {
-    "gaussian": Mechanism(agg.chain(*_L2, agg.gaussian_noise(MULTIPLIER)), _UNIT),
+    "gaussian": Mechanism(agg.chain(*_L2, agg.gaussian_noise(MULTIPLIER)), _UNIT, exact=False),
     "filtered_gaussian": Mechanism(
         agg.chain(*_L2, agg.filtered_gaussian_noise(MULTIPLIER, 0.5)), _UNIT, exact=False
     ),
