@@ -21,11 +21,38 @@ from jax.experimental.pallas import triton
 from fedjax_sim_kernels.conv.spec import ConvSpec, plain, restored, window_of
 from fedjax_sim_kernels.windows import Ints, window_counts
 
-ROWS = 64
-"""Rows of a block of the result."""
 
-CHANNELS = 32
-"""Channels or features of a block, and terms of a product that are added up at a time; at least 16, for tensor cores."""
+class Tile(NamedTuple):
+    """What one program of the grid computes; all powers of two, and at least 16, for tensor cores.
+
+    Attributes:
+      rows: of the result.
+      columns: most features of the result; of the kernel's gradient, most channels and most features.
+      depth: most terms of a product that are added up at a time.
+      added: rows that are added up at a time in the kernel's gradient.
+      warps: that share a program.
+      stages: of the pipeline of loads.
+    """
+
+    rows: int = 128
+    columns: int = 64
+    depth: int = 32
+    added: int = 64
+    warps: int = 4
+    stages: int = 3
+
+    @property
+    def compiler(self) -> triton.CompilerParams:
+        return triton.CompilerParams(num_warps=self.warps, num_stages=self.stages)
+
+
+TILE = Tile()
+"""Where nobody says."""
+
+
+def _fitting(extent: int, most: int) -> int:
+    """A block for so many channels: no larger than they need."""
+    return max(16, min(most, pl.next_power_of_2(extent)))
 
 
 def supports(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> bool:
@@ -41,7 +68,9 @@ def supports(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> bool:
     )
 
 
-def conv(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, *, interpret: bool = False) -> jax.Array:
+def conv(
+    lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, *, tile: Tile = TILE, interpret: bool = False
+) -> jax.Array:
     """Equals ``reference.conv`` for what it supports; ``interpret`` runs it where there is no accelerator.
 
     Reverse mode only: a kernel has no forward derivative.
@@ -51,7 +80,7 @@ def conv(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, *, interpret: bool = Fa
     space = x.shape[1:-1]
     sliding = Sliding(
         x.shape[0], space, window_counts(space, tuple(window), spec.strides, spec.rhs_dilation),
-        window_of(rhs, spec), tuple(spec.strides), tuple(spec.rhs_dilation), spec.precision, interpret,
+        window_of(rhs, spec), tuple(spec.strides), tuple(spec.rhs_dilation), spec.precision, tile, interpret,
     )  # fmt: skip
     rows: Any = _product(x.reshape(-1, x.shape[-1]), kernel.reshape(-1, *kernel.shape[-2:]), sliding)
     return restored(rows.reshape(x.shape[0], *sliding.positions, kernel.shape[-1]), spec)
@@ -72,6 +101,7 @@ class Sliding(NamedTuple):
       strides: steps of it.
       dilation: how far apart its elements are.
       precision: of the products.
+      tile: what a program of the grid computes.
       interpret: whether there is no accelerator.
     """
 
@@ -82,6 +112,7 @@ class Sliding(NamedTuple):
     strides: Ints
     dilation: Ints
     precision: Any
+    tile: Tile
     interpret: bool
 
     def dot(self, left: jax.Array, right: jax.Array) -> jax.Array:
@@ -152,29 +183,31 @@ _product.defvjp(_forth, _back)
 def _gathered(x: jax.Array, kernel: jax.Array, rows: int, source: Source, sliding: Sliding) -> jax.Array:
     """Sums over offsets of ``x[source(row, offset)] @ kernel[offset]``, ``[rows, features]``."""
     offsets, depth, features = kernel.shape
+    tile = sliding.tile
+    width, terms_at_once = _fitting(features, tile.columns), _fitting(depth, tile.depth)
 
     def compute(x, kernel, out):
-        own = pl.program_id(0) * ROWS + jnp.arange(ROWS)
-        columns = pl.program_id(1) * CHANNELS + jnp.arange(CHANNELS)
-        blocks = -(-depth // CHANNELS)
+        own = pl.program_id(0) * tile.rows + jnp.arange(tile.rows)
+        columns = pl.program_id(1) * width + jnp.arange(width)
+        blocks = -(-depth // terms_at_once)
 
         def add(step, total):
-            offset, block = lax.div(step, blocks), lax.rem(step, blocks)
+            offset, block = (step, 0) if blocks == 1 else (lax.div(step, blocks), lax.rem(step, blocks))
             at, valid = source(own, offset)
-            terms = block * CHANNELS + jnp.arange(CHANNELS)
+            terms = block * terms_at_once + jnp.arange(terms_at_once)
             left = _load(x, (at[:, None], terms[None, :]), valid[:, None] & (terms < depth)[None, :])
             mask = (terms < depth)[:, None] & (columns < features)[None, :]
             right = _load(kernel, (offset, terms[:, None], columns[None, :]), mask)
             return total + sliding.dot(left, right)
 
-        total = lax.fori_loop(0, offsets * blocks, add, jnp.zeros((ROWS, CHANNELS), jnp.float32))
+        total = lax.fori_loop(0, offsets * blocks, add, jnp.zeros((tile.rows, width), jnp.float32))
         mask = (own < rows)[:, None] & (columns < features)[None, :]
         triton.store(out.at[own[:, None], columns[None, :]], total.astype(out.dtype), mask=mask)
 
-    grid = (-(-rows // ROWS), -(-features // CHANNELS))
+    grid = (-(-rows // tile.rows), -(-features // width))
     shape = jax.ShapeDtypeStruct((rows, features), x.dtype)
     return pl.pallas_call(
-        compute, shape, grid=grid, interpret=sliding.interpret, compiler_params=triton.CompilerParams()
+        compute, shape, grid=grid, interpret=sliding.interpret, compiler_params=tile.compiler
     )(x, kernel)
 
 
@@ -182,29 +215,31 @@ def _correlated(x: jax.Array, cotangents: jax.Array, shape: Ints, sliding: Slidi
     """The kernel's cotangent, ``[offsets, channels, features]``: sums over positions of outer products."""
     offsets, channels, features = shape
     rows = cotangents.shape[0]
+    tile = sliding.tile
+    height, width = _fitting(channels, tile.columns), _fitting(features, tile.columns)
 
     def compute(x, cotangents, out):
         offset = pl.program_id(0)
-        own = pl.program_id(1) * CHANNELS + jnp.arange(CHANNELS)
-        columns = pl.program_id(2) * CHANNELS + jnp.arange(CHANNELS)
+        own = pl.program_id(1) * height + jnp.arange(height)
+        columns = pl.program_id(2) * width + jnp.arange(width)
 
         def add(block, total):
-            positions = block * ROWS + jnp.arange(ROWS)
+            positions = block * tile.added + jnp.arange(tile.added)
             at, valid = sliding.seen(positions, offset)
             left = _load(x, (at[:, None], own[None, :]), valid[:, None] & (own < channels)[None, :])
             mask = (positions < rows)[:, None] & (columns < features)[None, :]
             right = _load(cotangents, (positions[:, None], columns[None, :]), mask)
             return total + sliding.dot(left.T, right)
 
-        start = jnp.zeros((CHANNELS, CHANNELS), jnp.float32)
-        total = lax.fori_loop(0, -(-rows // ROWS), add, start)
+        start = jnp.zeros((height, width), jnp.float32)
+        total = lax.fori_loop(0, -(-rows // tile.added), add, start)
         mask = (own < channels)[:, None] & (columns < features)[None, :]
         triton.store(out.at[offset, own[:, None], columns[None, :]], total.astype(out.dtype), mask=mask)
 
-    grid = (offsets, -(-channels // CHANNELS), -(-features // CHANNELS))
+    grid = (offsets, -(-channels // height), -(-features // width))
     result = jax.ShapeDtypeStruct(shape, x.dtype)
     return pl.pallas_call(
-        compute, result, grid=grid, interpret=sliding.interpret, compiler_params=triton.CompilerParams()
+        compute, result, grid=grid, interpret=sliding.interpret, compiler_params=tile.compiler
     )(x, cotangents)
 
 
