@@ -42,13 +42,38 @@ def test_the_convolution_equals_the_reference_under_vmap_over_kernels(name):
 
 def test_channels_and_rows_of_several_blocks():
     case = NAMED["resnet-3x3"]._replace(batch=2, in_channels=40, out_channels=70)
-    tile = conv.Tile(rows=64, columns=32, depth=16, added=32)
-    assert case.in_channels % tile.depth and case.out_channels % tile.columns
+    tile = conv.Tile(rows=64, columns=32, depth=16, reach=64)
+    assert case.in_channels % tile.depth and case.out_channels % tile.columns and case.batch * 64 > tile.reach
     x, kernel = case.arguments(KEY)
     assert_equal(
         value_and_gradients(functools.partial(interpreted, tile=tile), case.spec, x, kernel),
         value_and_gradients(reference.conv, case.spec, x, kernel),
     )
+
+
+def test_the_convolution_has_forward_and_second_derivatives():
+    case = NAMED["explicit"]
+    x, kernel = case.arguments(KEY)
+    ones = (jnp.ones_like(x), jnp.ones_like(kernel))
+
+    def derivatives(form):
+        total = lambda x, k: jnp.sum(jnp.sin(form(x, k, case.spec)))  # noqa: E731
+        forward = jax.jvp(functools.partial(form, spec=case.spec), (x, kernel), ones)
+        return forward, jax.jvp(jax.grad(total, argnums=(0, 1)), (x, kernel), ones)
+
+    for actual, expected in zip(
+        *map(jax.tree.leaves, map(derivatives, (interpreted, reference.conv))), strict=True
+    ):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_kernel_that_all_clients_share():
+    case = NAMED["explicit"]
+    x, kernel = case.arguments(KEY, 3)
+    actual = jax.vmap(lambda x: interpreted(x, kernel[0], case.spec))(x)
+    for client in range(3):
+        expected = reference.conv(x[client], kernel[0], case.spec)
+        np.testing.assert_allclose(actual[client], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_adds_up_in_float32():

@@ -1,43 +1,46 @@
 """Convolution as one product over rows that are gathered where they stand (implicit GEMM), as Pallas kernels for GPUs.
 
-No buffer of patches and no group per client: ``vmap`` over kernels is one more axis of the grid. The forward product and
-the two gradients are kernels of their own; which rows of an image a row of the output sees follows from strides and
-dilations, so any number of spatial axes is one program. Never measured on a device: nothing dispatches to it.
+No buffer of patches and no group per client: clients with kernels of their own are one more axis of the grid. The product
+and the two products that its gradients are, are one primitive: they are closed under differentiation, in reverse and in
+forward mode. Which rows of an image a row of the output sees follows from strides and dilations, so any number of spatial
+axes is one program. What was measured is in ``docs/decisions/0025-convolutions-on-a-gpu.md``.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from fedjax_sim_kernels.conv.spec import ConvSpec, plain, restored, window_of
 from fedjax_sim_kernels.windows import Ints, window_counts
 
 
 class Tile(NamedTuple):
-    """What one program of the grid computes; all powers of two, and at least 16, for tensor cores.
+    """What one program of a grid computes; all but ``stages`` powers of two.
 
     Attributes:
-      rows: of the result.
-      columns: most features of the result; of the kernel's gradient, most channels and most features.
-      depth: most terms of a product that are added up at a time.
-      added: rows that are added up at a time in the kernel's gradient.
+      rows: of the result; of the kernel's gradient, rows that are added up at a time are half as many.
+      columns: most features of the result; of the kernel's gradient, most terms and most features.
+      depth: most terms of a product that are added up at a time; 16 at least, for tensor cores.
+      reach: rows that one program adds up for the kernel's gradient; what several found is added up afterwards.
       warps: that share a program.
       stages: of the pipeline of loads.
     """
 
     rows: int = 128
     columns: int = 64
-    depth: int = 32
-    added: int = 64
+    depth: int = 64
+    reach: int = 2048
     warps: int = 4
     stages: int = 3
 
@@ -48,11 +51,6 @@ class Tile(NamedTuple):
 
 TILE = Tile()
 """Where nobody says."""
-
-
-def _fitting(extent: int, most: int) -> int:
-    """A block for so many channels: no larger than they need."""
-    return max(16, min(most, pl.next_power_of_2(extent)))
 
 
 def supports(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> bool:
@@ -71,23 +69,28 @@ def supports(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> bool:
 def conv(
     lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, *, tile: Tile = TILE, interpret: bool = False
 ) -> jax.Array:
-    """Equals ``reference.conv`` for what it supports; ``interpret`` runs it where there is no accelerator.
-
-    Reverse mode only: a kernel has no forward derivative.
-    """
+    """Equals ``reference.conv`` for what it supports; ``interpret`` runs it where there is no accelerator."""
     x, kernel = plain(lhs, rhs, spec)
-    *window, _, _ = kernel.shape
+    *window, channels, features = kernel.shape
     space = x.shape[1:-1]
+    precision = spec.precision
+    if precision is None:
+        # As lax.conv_general_dilated does: what is in force when the convolution is written.
+        precision = jax.config.jax_default_matmul_precision  # type: ignore
     sliding = Sliding(
         x.shape[0], space, window_counts(space, tuple(window), spec.strides, spec.rhs_dilation),
-        window_of(rhs, spec), tuple(spec.strides), tuple(spec.rhs_dilation), spec.precision, tile, interpret,
+        window_of(rhs, spec), tuple(spec.strides), tuple(spec.rhs_dilation), precision, tile, interpret,
     )  # fmt: skip
-    rows: Any = _product(x.reshape(-1, x.shape[-1]), kernel.reshape(-1, *kernel.shape[-2:]), sliding)
-    return restored(rows.reshape(x.shape[0], *sliding.positions, kernel.shape[-1]), spec)
+    flat = x.reshape(1, -1, channels), kernel.reshape(1, -1, features)
+    rows = sliding_p.bind(*flat, layout="forth", sliding=sliding)
+    return restored(rows.reshape(x.shape[0], *sliding.positions, features), spec)
 
+
+Layout = Literal["forth", "to_x", "to_kernel"]
+"""Images and kernels to results, results and kernels to images, images and results to kernels."""
 
 Source = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-"""Of rows and an offset of the window: the rows that are multiplied there, and which of them there are."""
+"""Of rows and offsets of the window: the rows that are multiplied there, and which of them there are."""
 
 
 class Sliding(NamedTuple):
@@ -115,133 +118,241 @@ class Sliding(NamedTuple):
     tile: Tile
     interpret: bool
 
+    @property
+    def offsets(self) -> int:
+        return math.prod(self.window)
+
     def dot(self, left: jax.Array, right: jax.Array) -> jax.Array:
         return jnp.dot(left, right, precision=self.precision, preferred_element_type=jnp.float32)
+
+    def call(self, compute: Callable, shape: Ints, dtype: Any, grid: Ints) -> Callable[..., Any]:
+        return pl.pallas_call(
+            compute,
+            jax.ShapeDtypeStruct(shape, dtype),
+            grid=grid,
+            interpret=self.interpret,
+            compiler_params=self.tile.compiler,
+        )
 
     def seen(self, rows: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The row of the images that each position sees at an offset of the window, and whether there is one."""
         image, places = _split(rows, self.positions)
-        offsets = _split(offset, self.window)[1]
-        moved = [
-            place * step + at * apart
-            for place, step, at, apart in zip(places, self.strides, offsets, self.dilation, strict=True)
-        ]
-        return _joined(image, moved, self.space), image < self.batch
+        at = image * math.prod(self.space)
+        moved = jnp.zeros_like(offset)
+        # What follows from the row and what follows from the offset are added up apart: the first stays the same.
+        for place, step, one, apart, size in zip(
+            places,
+            self.strides,
+            _split(offset, self.window)[1],
+            self.dilation,
+            _sizes(self.space),
+            strict=True,
+        ):
+            at, moved = at + place * (step * size), moved + one * (apart * size)
+        return at + moved, image < self.batch
 
     def seeing(self, rows: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The position that sees each row of the images at an offset of the window, and whether there is one."""
         image, places = _split(rows, self.space)
-        offsets = _split(offset, self.window)[1]
-        valid, moved = image < self.batch, []
-        for place, step, at, apart, count in zip(
-            places, self.strides, offsets, self.dilation, self.positions, strict=True
-        ):
-            ahead = place - at * apart
-            # A negative one is divided like a positive one: it is not valid in any case.
-            valid &= (ahead >= 0) & (lax.rem(ahead, step) == 0) & (ahead < count * step)
-            moved.append(lax.div(jnp.maximum(ahead, 0), step))
-        return jnp.where(valid, _joined(image, moved, self.positions), 0), valid
+        at, valid = image * math.prod(self.positions), image < self.batch
+        for place, step, one, apart, count, size in zip(
+            places, self.strides, _split(offset, self.window)[1], self.dilation, self.positions,
+            _sizes(self.positions), strict=True,
+        ):  # fmt: skip
+            ahead = place - one * apart
+            valid = valid & (ahead >= 0) & (ahead < count * step)
+            if step > 1:
+                # A negative one is divided like a positive one: it is not valid in any case.
+                valid, ahead = valid & (lax.rem(ahead, step) == 0), lax.div(jnp.maximum(ahead, 0), step)
+            at = at + ahead * size
+        return jnp.where(valid, at, 0), valid
 
 
 def _split(rows: jax.Array, extents: Ints) -> tuple[jax.Array, list[jax.Array]]:
     """Row-major numbers as places along each axis, and what is left before the first."""
     places = []
     for extent in reversed(extents):
-        places.append(lax.rem(rows, extent))
-        rows = lax.div(rows, extent)
+        places.append(lax.rem(rows, jnp.int32(extent)))
+        rows = lax.div(rows, jnp.int32(extent))
     return rows, places[::-1]
 
 
-def _joined(rows: jax.Array, places: Sequence[jax.Array], extents: Ints) -> jax.Array:
-    for place, extent in zip(places, extents, strict=True):
-        rows = rows * extent + place
-    return rows
+def _sizes(extents: Ints) -> list[int]:
+    """Rows between neighbours along each axis."""
+    return [math.prod(extents[axis + 1 :]) for axis in range(len(extents))]
 
 
-# --- the product and its derivatives -------------------------------------------------------------------------
+def _fitting(extent: int, most: int) -> int:
+    """A block for so many: no larger than they need, and large enough for tensor cores."""
+    return max(16, min(most, pl.next_power_of_2(extent)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(x: jax.Array, kernel: jax.Array, sliding: Sliding) -> jax.Array:
-    """``[batch * positions, features]`` from ``x: [batch * space, channels]``, ``kernel: [offsets, channels, features]``."""
-    return _gathered(x, kernel, sliding.batch * math.prod(sliding.positions), sliding.seen, sliding)
-
-
-def _forth(x, kernel, sliding):
-    return _product(x, kernel, sliding), (x, kernel)
-
-
-def _back(sliding, known, cotangents):
-    x, kernel = known
-    to_x = _gathered(cotangents, kernel.swapaxes(1, 2), x.shape[0], sliding.seeing, sliding)
-    return to_x, _correlated(x, cotangents, kernel.shape, sliding)
-
-
-_product.defvjp(_forth, _back)
+# --- the products --------------------------------------------------------------------------------------------
 
 
 def _gathered(x: jax.Array, kernel: jax.Array, rows: int, source: Source, sliding: Sliding) -> jax.Array:
-    """Sums over offsets of ``x[source(row, offset)] @ kernel[offset]``, ``[rows, features]``."""
-    offsets, depth, features = kernel.shape
-    tile = sliding.tile
-    width, terms_at_once = _fitting(features, tile.columns), _fitting(depth, tile.depth)
+    """Sums over offsets of ``x[source(row, offset)] @ kernel[offset]``, ``[clients, rows, features]``.
+
+    Args:
+      x: ``[clients, *, depth]``.
+      kernel: ``[clients, offsets * depth, features]``.
+      rows: of the result.
+      source: which row of ``x`` a row of the result is made of.
+      sliding: the window.
+    """
+    clients, terms, features = kernel.shape
+    depth, tile = x.shape[-1], sliding.tile
+    width, block = _fitting(features, tile.columns), _fitting(terms, tile.depth)
+    one_offset = depth % block == 0  # in a block of terms
 
     def compute(x, kernel, out):
-        own = pl.program_id(0) * tile.rows + jnp.arange(tile.rows)
-        columns = pl.program_id(1) * width + jnp.arange(width)
-        blocks = -(-depth // terms_at_once)
+        client = pl.program_id(2)
+        own = pl.program_id(0) * tile.rows + jnp.arange(tile.rows, dtype=jnp.int32)
+        columns = pl.program_id(1) * width + jnp.arange(width, dtype=jnp.int32)
+        here = [] if features % width == 0 else [(columns < features)[None, :]]
 
         def add(step, total):
-            offset, block = (step, 0) if blocks == 1 else (lax.div(step, blocks), lax.rem(step, blocks))
-            at, valid = source(own, offset)
-            terms = block * terms_at_once + jnp.arange(terms_at_once)
-            left = _load(x, (at[:, None], terms[None, :]), valid[:, None] & (terms < depth)[None, :])
-            mask = (terms < depth)[:, None] & (columns < features)[None, :]
-            right = _load(kernel, (offset, terms[:, None], columns[None, :]), mask)
+            term = step * block + jnp.arange(block, dtype=jnp.int32)
+            offset = (
+                lax.div(step * block, jnp.int32(depth))
+                if one_offset
+                else lax.div(term, jnp.int32(depth))[None, :]
+            )
+            at, valid = source(own[:, None], offset)
+            known = [] if terms % block == 0 else [term < terms]
+            index = at * depth + lax.rem(term, jnp.int32(depth))[None, :]
+            left = _load(x, (client, index), valid, *(mask[None, :] for mask in known))
+            right = _load(
+                kernel, (client, term[:, None], columns[None, :]), *(mask[:, None] for mask in known), *here
+            )
             return total + sliding.dot(left, right)
 
-        total = lax.fori_loop(0, offsets * blocks, add, jnp.zeros((tile.rows, width), jnp.float32))
-        mask = (own < rows)[:, None] & (columns < features)[None, :]
-        triton.store(out.at[own[:, None], columns[None, :]], total.astype(out.dtype), mask=mask)
+        start = jnp.zeros((tile.rows, width), jnp.float32)
+        total = lax.fori_loop(0, -(-terms // block), add, start)
+        _store(out, (client, own[:, None], columns[None, :]), total, (own < rows)[:, None], *here)
 
-    grid = (-(-rows // tile.rows), -(-features // width))
-    shape = jax.ShapeDtypeStruct((rows, features), x.dtype)
-    return pl.pallas_call(
-        compute, shape, grid=grid, interpret=sliding.interpret, compiler_params=tile.compiler
-    )(x, kernel)
+    # Neighbours, which run at the same time, are of one client and read the same rows.
+    grid = (-(-rows // tile.rows), -(-features // width), clients)
+    return sliding.call(compute, (clients, rows, features), x.dtype, grid)(x.reshape(clients, -1), kernel)
 
 
-def _correlated(x: jax.Array, cotangents: jax.Array, shape: Ints, sliding: Sliding) -> jax.Array:
-    """The kernel's cotangent, ``[offsets, channels, features]``: sums over positions of outer products."""
-    offsets, channels, features = shape
-    rows = cotangents.shape[0]
-    tile = sliding.tile
-    height, width = _fitting(channels, tile.columns), _fitting(features, tile.columns)
+def _correlated(x: jax.Array, results: jax.Array, sliding: Sliding) -> jax.Array:
+    """Sums over positions of outer products of what they see and their results, ``[clients, offsets * channels, features]``."""
+    clients, rows, features = results.shape
+    channels, tile = x.shape[-1], sliding.tile
+    terms, at_once = sliding.offsets * channels, tile.rows // 2
+    height, width = _fitting(terms, tile.columns), _fitting(features, tile.columns)
+    parts, across = -(-rows // tile.reach), -(-features // width)
 
-    def compute(x, cotangents, out):
-        offset = pl.program_id(0)
-        own = pl.program_id(1) * height + jnp.arange(height)
-        columns = pl.program_id(2) * width + jnp.arange(width)
+    def compute(x, results, out):
+        client, part = pl.program_id(2), pl.program_id(1)
+        of_terms, of_features = (
+            lax.div(pl.program_id(0), jnp.int32(across)),
+            lax.rem(pl.program_id(0), jnp.int32(across)),
+        )
+        term = of_terms * height + jnp.arange(height, dtype=jnp.int32)
+        columns = of_features * width + jnp.arange(width, dtype=jnp.int32)
+        offset, channel = (
+            lax.div(term, jnp.int32(channels))[None, :],
+            lax.rem(term, jnp.int32(channels))[None, :],
+        )
+        known = [] if terms % height == 0 else [term < terms]
+        here = [] if features % width == 0 else [(columns < features)[None, :]]
 
         def add(block, total):
-            positions = block * tile.added + jnp.arange(tile.added)
-            at, valid = sliding.seen(positions, offset)
-            left = _load(x, (at[:, None], own[None, :]), valid[:, None] & (own < channels)[None, :])
-            mask = (positions < rows)[:, None] & (columns < features)[None, :]
-            right = _load(cotangents, (positions[:, None], columns[None, :]), mask)
+            own = part * tile.reach + block * at_once + jnp.arange(at_once, dtype=jnp.int32)
+            there = (own < rows)[:, None]
+            at, _ = sliding.seen(own[:, None], offset)
+            left = _load(x, (client, at * channels + channel), there, *(mask[None, :] for mask in known))
+            right = _load(results, (client, own[:, None], columns[None, :]), there, *here)
             return total + sliding.dot(left.T, right)
 
-        start = jnp.zeros((height, width), jnp.float32)
-        total = lax.fori_loop(0, -(-rows // tile.added), add, start)
-        mask = (own < channels)[:, None] & (columns < features)[None, :]
-        triton.store(out.at[offset, own[:, None], columns[None, :]], total.astype(out.dtype), mask=mask)
+        blocks = -(-min(tile.reach, rows) // at_once)
+        total = lax.fori_loop(0, blocks, add, jnp.zeros((height, width), jnp.float32))
+        mask = [*(mask[:, None] for mask in known), *here]
+        _store(out, (client, part, term[:, None], columns[None, :]), total, *mask)
 
-    grid = (offsets, -(-channels // height), -(-features // width))
-    result = jax.ShapeDtypeStruct(shape, x.dtype)
-    return pl.pallas_call(
-        compute, result, grid=grid, interpret=sliding.interpret, compiler_params=tile.compiler
-    )(x, cotangents)
+    grid = (-(-terms // height) * across, parts, clients)
+    wide = jnp.float32 if parts > 1 else x.dtype
+    found = sliding.call(compute, (clients, parts, terms, features), wide, grid)
+    return jnp.sum(found(x.reshape(clients, -1), results), axis=1).astype(x.dtype)
 
 
-def _load(ref, at: tuple, mask: jax.Array) -> jax.Array:
-    return triton.load(ref.at[at], mask=mask, other=0)
+def _load(ref, at: tuple, *masks: jax.Array) -> jax.Array:
+    if not masks:
+        return triton.load(ref.at[at])
+    return triton.load(ref.at[at], mask=_all(masks, at), other=0)
+
+
+def _store(ref, at: tuple, values: jax.Array, *masks: jax.Array) -> None:
+    mask = _all(masks, at) if masks else None
+    triton.store(ref.at[at], values.astype(ref.dtype), mask=mask)
+
+
+def _all(masks: tuple[jax.Array, ...], at: tuple) -> jax.Array:
+    shape = jnp.broadcast_shapes(*(jnp.shape(index) for index in at))
+    return functools.reduce(jnp.logical_and, (jnp.broadcast_to(mask, shape) for mask in masks))
+
+
+# --- one primitive -------------------------------------------------------------------------------------------
+
+sliding_p = Primitive("sliding")
+"""Images ``[clients, batch * space, channels]``, kernels ``[clients, offsets * channels, features]``, results
+``[clients, batch * positions, features]``: any two of them to the third."""
+
+
+def _compute(a: jax.Array, b: jax.Array, *, layout: Layout, sliding: Sliding) -> jax.Array:
+    if layout == "to_kernel":
+        return _correlated(a, b, sliding)
+    if layout == "forth":
+        return _gathered(a, b, sliding.batch * math.prod(sliding.positions), sliding.seen, sliding)
+    clients, terms, features = b.shape
+    turned = b.reshape(clients, sliding.offsets, -1, features).swapaxes(2, 3)
+    turned = turned.reshape(clients, sliding.offsets * features, terms // sliding.offsets)
+    return _gathered(a, turned, sliding.batch * math.prod(sliding.space), sliding.seeing, sliding)
+
+
+def _abstract(a, b, *, layout: Layout, sliding: Sliding):
+    if layout == "forth":
+        shape = (sliding.batch * math.prod(sliding.positions), b.shape[-1])
+    elif layout == "to_x":
+        shape = (sliding.batch * math.prod(sliding.space), b.shape[1] // sliding.offsets)
+    else:
+        shape = (sliding.offsets * a.shape[-1], b.shape[-1])
+    return a.update(shape=(a.shape[0], *shape))
+
+
+def _to_left(cotangent, a, b, *, layout: Layout, sliding: Sliding):
+    bind = functools.partial(sliding_p.bind, sliding=sliding)
+    if layout == "to_kernel":
+        return bind(b, cotangent, layout="to_x")
+    return bind(cotangent, b, layout="to_x" if layout == "forth" else "forth")
+
+
+def _to_right(cotangent, a, b, *, layout: Layout, sliding: Sliding):
+    bind = functools.partial(sliding_p.bind, sliding=sliding)
+    if layout == "to_x":
+        return bind(cotangent, a, layout="to_kernel")
+    return bind(a, cotangent, layout="to_kernel" if layout == "forth" else "forth")
+
+
+def _batched(operands, axes, **settings: Any):
+    size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
+    merged = []
+    for x, axis in zip(operands, axes, strict=True):
+        x = jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
+        merged.append(x.reshape(-1, *x.shape[2:]))
+    found = sliding_p.bind(*merged, **settings)
+    return found.reshape(size, -1, *found.shape[1:]), 0
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "sliding"))
+def _evaluate(a: jax.Array, b: jax.Array, *, layout: Layout, sliding: Sliding) -> jax.Array:
+    return sliding_p.bind(a, b, layout=layout, sliding=sliding)
+
+
+sliding_p.def_impl(_evaluate)
+sliding_p.def_abstract_eval(_abstract)
+ad.defbilinear(sliding_p, _to_left, _to_right)
+batching.primitive_batchers[sliding_p] = _batched
+mlir.register_lowering(sliding_p, mlir.lower_fun(_compute, multiple_results=False))
