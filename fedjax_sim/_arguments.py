@@ -17,7 +17,7 @@ from fedjax_sim.data import ClientData, ClientSource
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.engines import Engine, SimState
-from fedjax_sim.engines._problem import aggregate, group_names, keeps_client_state
+from fedjax_sim.engines._problem import Problem, aggregate, group_names, groups, keeps_client_state
 from fedjax_sim.tasks.lora import Adapters
 
 
@@ -27,6 +27,19 @@ def check_rounds(rounds: int | None, checkpoints: Checkpoints | None) -> None:
         checks.positive_int("rounds", rounds)
     elif checkpoints is None:
         raise ValueError("rounds is None without checkpoints: say how many rounds, or where they were saved.")
+
+
+def check_steps(problem: Problem, sizes: np.ndarray) -> None:
+    """A rule whose working state has room for so many steps is refused clients that take more."""
+    algorithm = problem.algorithm()
+    for stage, work in zip(algorithm.stages, problem.works(algorithm), strict=True):
+        most = int(work.steps(sizes).max(initial=0))
+        for rule in groups(stage):
+            if rule.most_steps is not None and most > rule.most_steps:
+                raise ValueError(
+                    f"{algorithm.name}: a client takes {most} local steps, but {rule!r} was made for at most "
+                    f"{rule.most_steps}: give it steps={most}, or the local work max_steps={rule.most_steps}."
+                )
 
 
 def check_sampling(algorithm: Algorithm, cohort: Cohort, state: SimState, population: int) -> None:

@@ -16,6 +16,7 @@ from fedjax_sim._arguments import (
     check_rounds,
     check_sampling,
     check_schedules,
+    check_steps,
     check_types,
     check_variables,
     group_indices,
@@ -142,6 +143,7 @@ class Simulation(Priced, Inspected):
         self._initialise = initialiser(problem, self._slots())
         # Tracing its specs finds rules and transforms that do not fit together.
         self._template = jax.eval_shape(self._initialise, problem.example_hyper, keys.root_key(0))
+        check_steps(problem, self.data.sizes)
         check_sampling(self.algorithm, self.cohort, self._template, self.data.num_clients)
         planner, replicated = self.planner(problem.replicas or 1), problem.replicas is not None
         self._clients = client_states_of(self._where, self._template, planner, replicated)

@@ -256,6 +256,7 @@ class ClientRule(NamedTuple):
         a program holds the messages of all groups in one shape, a network need not carry the padding.
       noise: what every step adds to the sum over its batch of what it learns from each example, for a claim about
         single examples; the multiplier is relative to the L2 bound on one example's share.
+      most_steps: local steps that the working state has room for; ``None`` for any number.
     """
 
     init: RuleInit
@@ -266,6 +267,7 @@ class ClientRule(NamedTuple):
     receives: RuleTraffic | None = None
     sends: RuleTraffic | None = None
     noise: Noise | None = None
+    most_steps: int | None = None
 
     def __repr__(self) -> str:
         return f"ClientRule({_maker(self.step)})"

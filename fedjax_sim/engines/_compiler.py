@@ -1,4 +1,4 @@
-"""How the CPU's compiler is asked to compile a chunk; other backends take its defaults."""
+"""How a chunk is to be compiled: options of the compiler by backend; TPUs take its defaults."""
 
 from __future__ import annotations
 
@@ -8,10 +8,22 @@ import jax
 
 from fedjax_sim._src import machine
 
-Options = dict[str, bool | str]
+Options = dict[str, bool | int | str]
 
 _TINY_STEP = 1e5
 """Operations of a client's step below which its products are over before another thread has heard of them."""
+
+_RECORDED = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
+"""Operations that a GPU replays from a recording: the compiler's default, and loops."""
+
+
+def compiler_options(platform: str, step_flops: float, devices: int) -> Options | None:
+    """Options for local steps of so many operations, on so many devices of a platform; ``None`` for the compiler's own."""
+    if platform == "cpu":
+        return cpu_options(step_flops, devices)
+    if platform == "gpu":
+        return gpu_options()
+    return None
 
 
 def cpu_options(step_flops: float, devices: int) -> Options:
@@ -30,6 +42,11 @@ def cpu_options(step_flops: float, devices: int) -> Options:
     if tiny and _known(*without_library):
         options |= without_library
     return options
+
+
+def gpu_options() -> Options:
+    """Loops are recorded, too: else the host reads the predicate of a loop of unknown length before every iteration."""
+    return {"xla_gpu_enable_command_buffer": _RECORDED, "xla_gpu_graph_min_graph_size": 2}
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from fedjax_sim._src import checks
 from fedjax_sim.data.plans import Plan
 from fedjax_sim.engines._auto import FinishForm, Layout, choose, default_finish
 from fedjax_sim.engines._chunk import Chunk, RoundReport
-from fedjax_sim.engines._compiler import cpu_options
+from fedjax_sim.engines._compiler import compiler_options
 from fedjax_sim.engines._costs import step_flops
 from fedjax_sim.engines._engine import Engine, RoundFn, programs
 from fedjax_sim.engines._problem import Problem
@@ -173,10 +173,8 @@ class _LaneRounds(RoundFn):
 
     def _program(self, state, plan):
         if self._jitted is None:
-            options = None
-            if self._device.platform == "cpu":
-                devices = 1 if self._mesh is None else self._mesh.size
-                options = cpu_options(step_flops(self._problem, state), devices)
+            devices = 1 if self._mesh is None else self._mesh.size
+            options = compiler_options(self._device.platform, step_flops(self._problem, state), devices)
             self._jitted = jax.jit(self._function(state, plan), donate_argnums=0, compiler_options=options)
         return self._jitted
 

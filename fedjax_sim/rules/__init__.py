@@ -5,6 +5,7 @@
 
 from fedjax_sim.rules._clustered import choose_model, train_chosen
 from fedjax_sim.rules._dp_sgd import dp_sgd
+from fedjax_sim.rules._factored import factored_sgd
 from fedjax_sim.rules._fedprox import fedprox
 from fedjax_sim.rules._full_gradient import full_gradient
 from fedjax_sim.rules._gradients import gradient
@@ -21,6 +22,7 @@ __all__ = [
     "Training",
     "choose_model",
     "dp_sgd",
+    "factored_sgd",
     "fedprox",
     "full_gradient",
     "gradient",

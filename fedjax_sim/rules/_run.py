@@ -33,7 +33,7 @@ def run(rule: ClientRule, broadcast: Broadcast, batches: Batch, key: jax.Array) 
       The rule's update; a ``Message`` where the rule sends counts beside it. ``aggregation.run`` takes either, stacked.
 
     Raises:
-      ValueError: columns disagree on their first two axes.
+      ValueError: columns disagree on their first two axes, or there are more steps than the rule has room for.
     """
     return run_with_state(rule, broadcast, rule.init(broadcast), batches, key)[0]
 
@@ -45,6 +45,8 @@ def run_with_state(
     key = keys.root_key(key)
     batches = _with_mask(batches)
     steps = batches["mask"].shape[0]
+    if rule.most_steps is not None and steps > rule.most_steps:
+        raise ValueError(f"batches have {steps} steps, but the rule was made for at most {rule.most_steps}.")
     ctx = context(key, num_examples=jnp.sum(batches["mask"]), num_steps=steps)
 
     def body(work, item):

@@ -19,7 +19,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
 
 from fedjax_sim_kernels import conv, pooling
-from fedjax_sim_kernels.products import product
+from fedjax_sim_kernels.products import Outer, product
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -32,6 +32,7 @@ def client_batched(function: Function) -> Function:
 
     Args:
       function: of pytrees of arrays; what is static is bound before. Any traced code: flax modules, linen or nnx, too.
+        An argument may hold an ``Outer`` in place of the weights of a dense layer.
 
     Warns:
       RuntimeWarning: an operation has no faster form and stays as it is; once for each reason.
@@ -49,12 +50,16 @@ def client_batched(function: Function) -> Function:
 
     @functools.wraps(function)
     def batched(*args, **kwargs):
-        if _UNTOUCHED.value:
+        leaves, structure = jax.tree.flatten((args, kwargs))
+        factored = any(isinstance(leaf, Outer) for leaf in leaves)
+        if _UNTOUCHED.value and not factored:
             return function(*args, **kwargs)
-        traced, shape = jax.make_jaxpr(function, return_shape=True)(*args, **kwargs)
-        if not _concerns(traced.jaxpr, REPLACED):
+        arrays = [leaf.base if isinstance(leaf, Outer) else leaf for leaf in leaves]
+        plain, named = jax.tree.unflatten(structure, arrays)
+        traced, shape = jax.make_jaxpr(function, return_shape=True)(*plain, **named)
+        if not factored and not _concerns(traced.jaxpr, REPLACED):
             return function(*args, **kwargs)
-        results = _evaluate(traced, jax.tree.leaves((args, kwargs)))
+        results = _evaluate(traced, leaves)
         return jax.tree.unflatten(jax.tree.structure(shape), results)
 
     return batched  # type: ignore[return-value]
@@ -176,7 +181,9 @@ def _evaluate(program: ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
 
 def _results(equation: Any, operands: list[Any]) -> Sequence[Any]:
     name = equation.primitive.name
-    if name in REPLACED:
+    if any(isinstance(operand, Outer) for operand in operands):
+        return _with_outer(equation, operands)
+    if name in REPLACED and not _UNTOUCHED.value:
         result = REPLACED[name](*operands, **equation.params)
         if result is not None:
             return [result]
@@ -191,6 +198,24 @@ def _results(equation: Any, operands: list[Any]) -> Sequence[Any]:
     with equation.ctx.manager:
         results = equation.primitive.bind(*functions, *operands, **settings)
     return results if equation.primitive.multiple_results else [results]
+
+
+def _with_outer(equation: Any, operands: list[Any]) -> Sequence[Any]:
+    """What becomes of weights that are a sum of products: a dense layer's product, and nothing else."""
+    name, settings = equation.primitive.name, equation.params
+    if name == "convert_element_type":
+        return [operands[0].astype(settings["new_dtype"])]
+    if name in _CALLS:
+        return ENTERED[name](operands, **settings)
+    if name == "dot_general" and isinstance(operands[1], Outer) and not isinstance(operands[0], Outer):
+        rows, weights = operands
+        if settings["dimension_numbers"] == (((1,), (0,)), ((), ())) and rows.ndim == 2:
+            return [weights.product(rows, settings["precision"], settings["preferred_element_type"])]
+    raise TypeError(
+        f"the model uses weights of shape {next(o.base.shape for o in operands if isinstance(o, Outer))} in "
+        f"{name}, expected rows [rows, depth] times weights [depth, features] and nothing else: such weights can be "
+        "kept as a sum of outer products only in a dense layer that sees one row per example."
+    )
 
 
 def _as_function(program: ClosedJaxpr | Jaxpr) -> Callable[..., list[Any]]:
@@ -260,3 +285,6 @@ ENTERED: Mapping[str, Callable[..., Sequence[Any]]] = {
     "scan": _scan, "while": _while, "cond": _cond,
 }  # fmt: skip
 """By name of the primitive: how the programs inside are entered; inside others nothing is replaced."""
+
+_CALLS = ("jit", "pjit", "closed_call", "core_call")
+"""Those that hand their operands to the program inside as they are."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import Literal
 
 import jax
@@ -11,7 +13,7 @@ import jax
 from fedjax_sim_kernels.conv import overlap, reference, shifted, slices, winograd
 from fedjax_sim_kernels.conv.spec import ConvSpec, window_of
 
-Form = Literal["slices", "winograd", "shifted", "overlap", "reference"]
+Form = Literal["slices", "winograd", "shifted", "overlap", "pallas", "reference"]
 FORMS = {"slices": slices, "winograd": winograd, "shifted": shifted, "overlap": overlap}
 
 MOST_OFFSETS = 256
@@ -36,14 +38,23 @@ def choose(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> tuple[Form, str]:
     out, into = (rhs.shape[axis] for axis in spec.dimension_numbers.rhs_spec[:2])
     if into == 1 and spec.feature_group_count > 1:
         return "shifted", ""
-    on_cpu = jax.default_backend() == "cpu"
-    if on_cpu and min(into, out) >= WINOGRAD_CHANNELS and winograd.supports(lhs, rhs, spec):
+    backend = jax.default_backend()
+    if backend == "cpu" and min(into, out) >= WINOGRAD_CHANNELS and winograd.supports(lhs, rhs, spec):
         return "winograd", ""
+    if backend == "gpu" and _module("pallas").supports(lhs, rhs, spec):
+        return "pallas", ""
     return "slices", ""
 
 
 def conv(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, form: Form | None = None) -> jax.Array:
     """A convolution in the form for these arguments, or in a given one."""
     name = choose(lhs, rhs, spec)[0] if form is None else form
-    run: Callable = reference.conv if name == "reference" else FORMS[name].conv
+    run: Callable = _module(name).conv
     return run(lhs, rhs, spec)
+
+
+def _module(form: Form) -> ModuleType:
+    """Pallas is imported where it is used: it takes half a second."""
+    if form == "reference":
+        return reference
+    return importlib.import_module("fedjax_sim_kernels.conv.pallas") if form == "pallas" else FORMS[form]
