@@ -29,17 +29,21 @@ class Tile(NamedTuple):
     """What one program of a grid computes; all but ``stages`` powers of two.
 
     Attributes:
-      rows: of the result; of the kernel's gradient, rows that are added up at a time are half as many.
-      columns: most features of the result; of the kernel's gradient, most terms and most features.
+      rows: of the result.
+      columns: most features of the result.
       depth: most terms of a product that are added up at a time; 16 at least, for tensor cores.
-      reach: rows that one program adds up for the kernel's gradient; what several found is added up afterwards.
+      height: most channels of the kernel's gradient.
+      added: rows that are added up at a time for the kernel's gradient.
+      reach: rows that one program adds up for it; what several found is added up afterwards.
       warps: that share a program.
       stages: of the pipeline of loads.
     """
 
     rows: int = 128
     columns: int = 64
-    depth: int = 64
+    depth: int = 32
+    height: int = 32
+    added: int = 64
     reach: int = 2048
     warps: int = 4
     stages: int = 3
@@ -51,6 +55,9 @@ class Tile(NamedTuple):
 
 TILE = Tile()
 """Where nobody says."""
+
+MOST_TOGETHER = 5
+"""Offsets whose gradients a program adds up side by side: as many as fit into registers."""
 
 
 def supports(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> bool:
@@ -191,45 +198,47 @@ def _fitting(extent: int, most: int) -> int:
 
 
 def _gathered(x: jax.Array, kernel: jax.Array, rows: int, source: Source, sliding: Sliding) -> jax.Array:
-    """Sums over offsets of ``x[source(row, offset)] @ kernel[offset]``, ``[clients, rows, features]``.
+    """Sums over offsets of ``x[source(row, offset)] @ kernel[:, offset]^T``, ``[clients, rows, features]``.
 
     Args:
       x: ``[clients, *, depth]``.
-      kernel: ``[clients, offsets * depth, features]``.
+      kernel: ``[clients, features, offsets * depth]``: tensor cores want the terms of float32 side by side in both operands.
       rows: of the result.
       source: which row of ``x`` a row of the result is made of.
       sliding: the window.
     """
-    clients, terms, features = kernel.shape
+    clients, features, terms = kernel.shape
     depth, tile = x.shape[-1], sliding.tile
     width, block = _fitting(features, tile.columns), _fitting(terms, tile.depth)
-    one_offset = depth % block == 0  # in a block of terms
+    # A block of terms is of one offset where it can be: the compiler then sees that they lie side by side.
+    one_offset = depth % block == 0
 
     def compute(x, kernel, out):
         client = pl.program_id(2)
         own = pl.program_id(0) * tile.rows + jnp.arange(tile.rows, dtype=jnp.int32)
         columns = pl.program_id(1) * width + jnp.arange(width, dtype=jnp.int32)
-        here = [] if features % width == 0 else [(columns < features)[None, :]]
+        here = [] if features % width == 0 else [columns < features]
 
         def add(step, total):
             term = step * block + jnp.arange(block, dtype=jnp.int32)
-            offset = (
-                lax.div(step * block, jnp.int32(depth))
-                if one_offset
-                else lax.div(term, jnp.int32(depth))[None, :]
-            )
+            if one_offset:
+                blocks = jnp.int32(depth // block)
+                offset = lax.div(step, blocks)
+                index = lax.rem(step, blocks) * block + jnp.arange(block, dtype=jnp.int32)
+            else:
+                offset, index = lax.div(term, jnp.int32(depth))[None, :], lax.rem(term, jnp.int32(depth))
             at, valid = source(own[:, None], offset)
-            known = [] if terms % block == 0 else [term < terms]
-            index = at * depth + lax.rem(term, jnp.int32(depth))[None, :]
-            left = _load(x, (client, index), valid, *(mask[None, :] for mask in known))
+            known = [] if terms % block == 0 else [(term < terms)[None, :]]
+            left = _load(x, (client, at * depth + index[None, :]), valid, *known)
             right = _load(
-                kernel, (client, term[:, None], columns[None, :]), *(mask[:, None] for mask in known), *here
+                kernel, (client, columns[:, None], term[None, :]), *known, *(mask[:, None] for mask in here)
             )
-            return total + sliding.dot(left, right)
+            return total + sliding.dot(left, right.T)
 
         start = jnp.zeros((tile.rows, width), jnp.float32)
         total = lax.fori_loop(0, -(-terms // block), add, start)
-        _store(out, (client, own[:, None], columns[None, :]), total, (own < rows)[:, None], *here)
+        masks = [(own < rows)[:, None], *(mask[None, :] for mask in here)]
+        _store(out, (client, own[:, None], columns[None, :]), total, *masks)
 
     # Neighbours, which run at the same time, are of one client and read the same rows.
     grid = (-(-rows // tile.rows), -(-features // width), clients)
@@ -237,42 +246,57 @@ def _gathered(x: jax.Array, kernel: jax.Array, rows: int, source: Source, slidin
 
 
 def _correlated(x: jax.Array, results: jax.Array, sliding: Sliding) -> jax.Array:
-    """Sums over positions of outer products of what they see and their results, ``[clients, offsets * channels, features]``."""
+    """Sums over positions of outer products of what they see and their results, ``[clients, offsets * channels, features]``.
+
+    A program takes a block of channels at the offsets of one row of the window, so that it reads the results once for all
+    of them; or, of few channels, terms of whatever offsets.
+    """
     clients, rows, features = results.shape
     channels, tile = x.shape[-1], sliding.tile
-    terms, at_once = sliding.offsets * channels, tile.rows // 2
-    height, width = _fitting(terms, tile.columns), _fitting(features, tile.columns)
+    terms, width = sliding.offsets * channels, _fitting(features, tile.columns)
+    apart = channels % (height := _fitting(channels, tile.height)) == 0
+    together = sliding.window[-1] if apart and sliding.window[-1] <= MOST_TOGETHER else 1
+    if not apart:
+        height = _fitting(terms, tile.height)
     parts, across = -(-rows // tile.reach), -(-features // width)
+    blocks = channels // height if apart else -(-terms // height)
 
     def compute(x, results, out):
-        client, part = pl.program_id(2), pl.program_id(1)
-        of_terms, of_features = (
-            lax.div(pl.program_id(0), jnp.int32(across)),
-            lax.rem(pl.program_id(0), jnp.int32(across)),
-        )
-        term = of_terms * height + jnp.arange(height, dtype=jnp.int32)
-        columns = of_features * width + jnp.arange(width, dtype=jnp.int32)
-        offset, channel = (
-            lax.div(term, jnp.int32(channels))[None, :],
-            lax.rem(term, jnp.int32(channels))[None, :],
-        )
-        known = [] if terms % height == 0 else [term < terms]
+        client, part, place = pl.program_id(2), pl.program_id(1), pl.program_id(0)
+        columns = lax.rem(place, jnp.int32(across)) * width + jnp.arange(width, dtype=jnp.int32)
+        place = lax.div(place, jnp.int32(across))
         here = [] if features % width == 0 else [(columns < features)[None, :]]
+        own_terms = lax.rem(place, jnp.int32(blocks)) * height + jnp.arange(height, dtype=jnp.int32)
+        if apart:
+            first = lax.div(place, jnp.int32(blocks)) * together
+            seen = [(first + more, own_terms) for more in range(together)]
+            found = [(first + more) * channels + own_terms for more in range(together)]
+        else:
+            seen = [
+                (lax.div(own_terms, jnp.int32(channels))[:, None], lax.rem(own_terms, jnp.int32(channels)))
+            ]
+            found = [own_terms]
+        known = [] if apart or terms % height == 0 else [own_terms < terms]
 
-        def add(block, total):
-            own = part * tile.reach + block * at_once + jnp.arange(at_once, dtype=jnp.int32)
+        def add(step, totals):
+            own = part * tile.reach + step * tile.added + jnp.arange(tile.added, dtype=jnp.int32)
             there = (own < rows)[:, None]
-            at, _ = sliding.seen(own[:, None], offset)
-            left = _load(x, (client, at * channels + channel), there, *(mask[None, :] for mask in known))
             right = _load(results, (client, own[:, None], columns[None, :]), there, *here)
-            return total + sliding.dot(left.T, right)
+            added = []
+            for total, (offset, channel) in zip(totals, seen, strict=True):
+                at, _ = sliding.seen(own[None, :], offset)
+                index = at * channels + channel[:, None]
+                left = _load(x, (client, index), (own < rows)[None, :], *(mask[:, None] for mask in known))
+                added.append(total + sliding.dot(left, right))
+            return tuple(added)
 
-        blocks = -(-min(tile.reach, rows) // at_once)
-        total = lax.fori_loop(0, blocks, add, jnp.zeros((height, width), jnp.float32))
-        mask = [*(mask[:, None] for mask in known), *here]
-        _store(out, (client, part, term[:, None], columns[None, :]), total, *mask)
+        start = (jnp.zeros((height, width), jnp.float32),) * len(seen)
+        totals = lax.fori_loop(0, -(-min(tile.reach, rows) // tile.added), add, start)
+        masks = [*(mask[:, None] for mask in known), *here]
+        for total, term in zip(totals, found, strict=True):
+            _store(out, (client, part, term[:, None], columns[None, :]), total, *masks)
 
-    grid = (-(-terms // height) * across, parts, clients)
+    grid = (blocks * across * (sliding.offsets // together if apart else 1), parts, clients)
     wide = jnp.float32 if parts > 1 else x.dtype
     found = sliding.call(compute, (clients, parts, terms, features), wide, grid)
     return jnp.sum(found(x.reshape(clients, -1), results), axis=1).astype(x.dtype)
@@ -305,10 +329,11 @@ def _compute(a: jax.Array, b: jax.Array, *, layout: Layout, sliding: Sliding) ->
     if layout == "to_kernel":
         return _correlated(a, b, sliding)
     if layout == "forth":
-        return _gathered(a, b, sliding.batch * math.prod(sliding.positions), sliding.seen, sliding)
+        turned = b.swapaxes(1, 2)
+        return _gathered(a, turned, sliding.batch * math.prod(sliding.positions), sliding.seen, sliding)
     clients, terms, features = b.shape
-    turned = b.reshape(clients, sliding.offsets, -1, features).swapaxes(2, 3)
-    turned = turned.reshape(clients, sliding.offsets * features, terms // sliding.offsets)
+    turned = b.reshape(clients, sliding.offsets, -1, features).swapaxes(1, 2)
+    turned = turned.reshape(clients, terms // sliding.offsets, sliding.offsets * features)
     return _gathered(a, turned, sliding.batch * math.prod(sliding.space), sliding.seeing, sliding)
 
 
