@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,12 +15,18 @@ import numpy as np
 from fedjax_sim._src import checks
 from fedjax_sim._src.types import Mean, Task, Variables
 from fedjax_sim.data import Federated
-from fedjax_sim.data._blocks import batch_blocks
+from fedjax_sim.data._blocks import Check, batch_blocks, held
 from fedjax_sim.data.client_source import Clients
 from fedjax_sim.metrics import example_values
 
 UNNAMED = "eval"
 """Name of the set that a run evaluates on when it is given one without a name."""
+
+KEPT_BYTES = 10**9
+"""A set of no more bytes stays on the device between a run's evaluations."""
+
+_Batch = tuple[dict[str, jax.Array], jax.Array]
+"""Columns with their mask, and the position of each row's client, ``int32[batch]``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,29 +102,75 @@ def evaluate(task: Task, variables: Variables, data: Clients, *, batch_size: int
       >>> sorted(result.examples)
       ['accuracy', 'loss']
     """
-    checks.positive_int("batch_size", batch_size)
-    _check_client_data("data", data)
-    if data.num_examples == 0:
-        raise ValueError(
-            f"the data has {data.num_clients} clients and no example: there is nothing to evaluate on."
+    return Evaluator(data, batch_size)(task, variables)
+
+
+class Evaluator:
+    """Evaluates models on one set, whose examples stay on the device for as long as this object lives.
+
+    They are brought at the first evaluation, cut into batches. Of a set of more than ``KEPT_BYTES``, or one whose clients
+    are made at each evaluation, nothing stays.
+
+    Args:
+      data: clients' examples.
+      batch_size: rows of one compiled call; the last one is padded.
+
+    Raises:
+      TypeError, ValueError: as ``evaluate``.
+    """
+
+    def __init__(self, data: Clients, batch_size: int = 512):
+        checks.positive_int("batch_size", batch_size)
+        _check_client_data("data", data)
+        if data.num_examples == 0:
+            raise ValueError(
+                f"the data has {data.num_clients} clients and no example: there is nothing to evaluate on."
+            )
+        self._data, self._batch_size = data, batch_size
+        self._kept: list[_Batch] | None = None
+        self._checked: set[Check] = set()
+
+    def __call__(self, task: Task, variables: Variables) -> Evaluation:
+        """One model of any task that the examples fit; nothing comes back from the device before its totals."""
+        start, add = _compiled(
+            task.apply, task.loss, tuple(sorted(task.metrics.items())), self._data.num_clients
         )
-    run, ends = _evaluator(task, data.num_clients), np.asarray(data.offsets)[1:]
-    totals, first = {}, 0
-    for columns in batch_blocks(data, batch_size, task.check):
-        before, length = totals, len(next(iter(columns.values())))
-        for start in range(0, length, batch_size):
-            rows = min(batch_size, length - start)
-            batch = {
-                name: _padded(column[start : start + rows], batch_size) for name, column in columns.items()
-            }
-            batch["mask"] = np.arange(batch_size) < rows
+        totals = start(variables)
+        for block in self._blocks(task.check):
+            before = totals
+            for batch, owner in block:
+                totals = add(totals, variables, batch, owner)
+            # The next block is made while the device works on this one; those before it must be out of its hands. To wait
+            # for them takes the totals they left, which therefore cannot be written over.
+            jax.block_until_ready(before)
+        return summarise(jax.device_get(totals), self._data.sizes)
+
+    def _blocks(self, check: Check | None) -> Iterator[Iterable[_Batch]]:
+        """Batches on the device, a block of the data at a time."""
+        kept = held(self._data) if self._data.nbytes <= KEPT_BYTES else None
+        if kept is None:
+            first = 0
+            for columns in batch_blocks(self._data, self._batch_size, check):
+                yield self._placed(columns, first)
+                first += len(next(iter(columns.values())))
+            return
+        if check is not None and check not in self._checked:
+            check(kept.columns)
+            self._checked.add(check)
+        if self._kept is None:
+            self._kept = list(self._placed(kept.columns, 0))
+        yield self._kept
+
+    def _placed(self, columns: Mapping[str, np.ndarray], first: int) -> Iterator[_Batch]:
+        """Rows from the ``first``-th of the data on, brought to the device batch by batch, with the client of each."""
+        ends, size = np.asarray(self._data.offsets)[1:], self._batch_size
+        length = len(next(iter(columns.values())))
+        for start in range(0, length, size):
+            rows = min(size, length - start)
+            batch = {name: _padded(column[start : start + rows], size) for name, column in columns.items()}
+            batch["mask"] = np.arange(size) < rows
             owner = np.searchsorted(ends, first + start + np.arange(rows), side="right").astype(np.int32)
-            sums = run(variables, batch, _padded(owner, batch_size))
-            totals = sums if not totals else jax.tree.map(jnp.add, totals, sums)
-        first += length
-        # The next block is made while the device works on this one; those before it must be out of its hands.
-        jax.block_until_ready(before)
-    return summarise(totals, data.sizes)
+            yield jax.device_put((batch, _padded(owner, size)))
 
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:
@@ -131,18 +183,20 @@ def _padded(rows: np.ndarray, size: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=32)
 def _compiled(apply, loss, metrics: tuple, clients: int):
+    """Totals of no example, placed as the variables are, and those with one batch more."""
     task = Task(init=lambda key, sample=None: Variables(()), apply=apply, loss=loss, metrics=dict(metrics))
 
-    def sums(variables, batch, owner):
+    def start(variables):
+        del variables
+        zeros = lambda: jnp.zeros(clients, jnp.float32)  # noqa: E731
+        return {name: Mean(zeros(), zeros()) for name in ("loss", *task.metrics)}
+
+    def add(totals, variables, batch, owner):
         outputs, _ = task.apply(variables, batch, None, train=False)
         values = example_values(task, outputs, batch)
-        return jax.tree.map(lambda x: jax.ops.segment_sum(x, owner, clients), values)
+        return jax.tree.map(lambda x, y: x + jax.ops.segment_sum(y, owner, clients), totals, values)
 
-    return jax.jit(sums)
-
-
-def _evaluator(task: Task, clients: int):
-    return _compiled(task.apply, task.loss, tuple(sorted(task.metrics.items())), clients)
+    return jax.jit(start, keep_unused=True), jax.jit(add)
 
 
 def _check_client_data(name: str, data: Any) -> None:

@@ -47,7 +47,7 @@ from fedjax_sim.engines._problem import (
     initialiser,
 )  # fmt: skip
 from fedjax_sim.engines._state import check_is_state, check_state
-from fedjax_sim.evaluation import Evaluation, evaluate, named_sets
+from fedjax_sim.evaluation import Evaluation, Evaluator, named_sets
 from fedjax_sim.history import Histories, History
 from fedjax_sim.personalisation import Personalised, Personaliser, chosen_clients, work_alone
 from fedjax_sim.privacy import Budget
@@ -333,10 +333,11 @@ class Simulation(Priced, Inspected):
             checks.positive_int("every", every)
             if evaluate_on is None:
                 raise ValueError("every is given without evaluate_on: there is no data to evaluate on.")
-        sets = named_sets(evaluate_on)
+        # For this run alone: its examples are to leave the device when it ends.
+        sets = {name: Evaluator(data) for name, data in named_sets(evaluate_on).items()}
 
         def evaluation(state: SimState, replica: int) -> dict[str, Evaluation]:
-            return {name: self._evaluate(algorithms[replica], state, data) for name, data in sets.items()}
+            return {name: self._evaluate(algorithms[replica], state, one) for name, one in sets.items()}
 
         return Runner(
             rounds_fn, dataclasses.replace(self.planner(len(algorithms)), ends=ends), self._feed, self._clients, self.data.ids,
@@ -352,16 +353,14 @@ class Simulation(Priced, Inspected):
           ValueError: data without a single example, or that the task's check refuses.
         """
         check_is_state(state)
-        return self._evaluate(self.algorithm, state, data, batch_size)
+        return self._evaluate(self.algorithm, state, Evaluator(data, batch_size))
 
-    def _evaluate(
-        self, algorithm: Algorithm, state: SimState, data: Clients, batch_size: int = 512
-    ) -> Evaluation:
+    def _evaluate(self, algorithm: Algorithm, state: SimState, evaluator: Evaluator) -> Evaluation:
         variables = algorithm.params(state.server)
         if self.engine.devices > 1:
             # One copy is enough: on a mesh every device would compute the same batch.
             variables = jax.device_put(variables, jax.devices()[0])
-        return evaluate(algorithm.task, variables, data, batch_size=batch_size)
+        return evaluator(algorithm.task, variables)
 
     def personalised(
         self,

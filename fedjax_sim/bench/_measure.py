@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedjax_sim._src import machine
 
@@ -44,14 +44,36 @@ def hardware(cores: int) -> dict[str, Any]:
     }
 
 
-def matmul_flops_per_second(size: int = 2048, repeats: int = 5) -> float:
-    """Best rate of large float32 matrix products, one on every device at a time: the floor that shares are stated against."""
-    import jax
+def headline(hardware: Mapping[str, Any]) -> str:
+    """What stands above a table: where it was measured."""
+    where = f"{hardware['processor']}, {hardware['cores']} core(s), jax {hardware['jax']} on {hardware['backend']}"
+    if hardware["backend"] == "cpu":
+        return f"\n{where}"
+    return f"\n{where}: {', '.join(dict.fromkeys(map(str, hardware['devices'])))}"
 
-    product = jax.jit(lambda x: x @ x)
-    operands = [
-        jax.device_put(jax.random.normal(jax.random.key(0), (size, size)), device) for device in jax.devices()
-    ]
+
+Precision = Literal["default", "high", "highest", "bfloat16"]
+"""Of a product: what JAX calls the precision of float32 operands, or operands of bfloat16."""
+
+
+def matmul_flops_per_second(
+    precision: Precision = "default", size: int | None = None, repeats: int = 5
+) -> float:
+    """Best rate of large matrix products, one on every device at a time: the floor that shares are stated against.
+
+    Args:
+      precision: of the product.
+      size: rows and columns; by default 2048 on CPU, and 8192 on accelerators, which a smaller product does not fill.
+      repeats: products, after a first one.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    size = (2048 if jax.default_backend() == "cpu" else 8192) if size is None else size
+    narrow = precision == "bfloat16"
+    product = jax.jit(lambda x: jnp.matmul(x, x, precision=None if narrow else precision))
+    operand = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16 if narrow else jnp.float32)
+    operands = [jax.device_put(operand, device) for device in jax.devices()]
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -60,11 +82,15 @@ def matmul_flops_per_second(size: int = 2048, repeats: int = 5) -> float:
     return 2 * size**3 * len(operands) / min(times[1:])
 
 
-def bytes_per_second(megabytes: int = 256) -> float:
-    """Best rate of all devices at a time at reading a large array, or at reading and writing one."""
+def bytes_per_second(megabytes: int | None = None) -> float:
+    """Best rate of all devices at a time at reading a large array, or at reading and writing one.
+
+    The array has 256 MB on CPU and 1 GB on accelerators, where to begin with one takes as long as to read some MB.
+    """
     import jax
     import jax.numpy as jnp
 
+    megabytes = (256 if jax.default_backend() == "cpu" else 1024) if megabytes is None else megabytes
     arrays = [
         jax.device_put(jnp.zeros((megabytes * 2**18,), jnp.float32), device) for device in jax.devices()
     ]

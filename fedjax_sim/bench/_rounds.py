@@ -3,11 +3,8 @@
 Each row is one (workload, engine, layout). Times are medians over interleaved repetitions, compilation apart, blocking
 on results; a workload's repetitions stop when they have taken ``--seconds`` altogether, but there are two at least.
 
-The floor of a row is the larger of two times. Arithmetic: XLA's count of one step, scaled to the examples that are real,
-at the rate of a large float32 matrix product on the same cores. Memory: in every step that trains a batch each parameter
-of one client is read once and written once, and of every real example the stored input and label are read once, at the
-rate of a large array that fits no cache. Activations, gradients and a second reading in the backward pass are left out,
-as a program may keep them in a cache; so may it keep a small model, whose memory floor it can then pass.
+The floor of a row is the larger of two times, by arithmetic and by memory traffic, as ``fedjax_sim/bench/_floors.py``
+explains them.
 
 Compilation beyond the budget of 10 s is marked with an exclamation mark.
 
@@ -29,8 +26,8 @@ from typing import Any
 import jax
 
 from fedjax_sim import engines
-from fedjax_sim._src import tree
-from fedjax_sim.bench import _measure
+from fedjax_sim.bench import _floors, _measure
+from fedjax_sim.bench._floors import Machine
 from fedjax_sim.bench._workloads import WORKLOADS, Workload
 from fedjax_sim.engines import Engine
 from fedjax_sim.simulate import Simulation
@@ -53,11 +50,10 @@ def layouts(lanes: Sequence[int], cores: int) -> dict[Layout, Engine]:
     return found
 
 
-def measure(workload: Workload, cores: int, args, rate: float, bandwidth: float) -> list[dict[str, Any]]:
+def measure(workload: Workload, cores: int, args, machine: Machine) -> list[dict[str, Any]]:
     """One row per layout, interleaved."""
     data, rounds = workload.data(), workload.rounds
-    row_bytes = sum(column[:1].nbytes for column in data.columns.values())
-    calls, last, step_bytes, expected = {}, {}, 0, 0.0
+    calls, last, expected = {}, {}, 0.0
     for name, engine in layouts(args.lanes or workload.lanes, cores).items():
         sim = Simulation(
             workload.algorithm(compute=args.compute, products=args.products), data, cohort=workload.cohort, local=workload.local, engine=engine, rounds_per_chunk=rounds
@@ -65,14 +61,14 @@ def measure(workload: Workload, cores: int, args, rate: float, bandwidth: float)
         state, history = sim.run(sim.init(0), rounds)
         compile_seconds = history.costs.compile_seconds
         expected += history.costs.run_seconds
-        step_bytes = 2 * tree.num_bytes(sim.algorithm.params(state.server).params)
 
         def call(sim=sim, state=state, name=name, compile_seconds=compile_seconds) -> float:
             start = time.perf_counter()
             new, history = sim.run(state, rounds)
             jax.block_until_ready(new)
-            last[name] = history.costs, compile_seconds
-            return (time.perf_counter() - start) / rounds
+            seconds = (time.perf_counter() - start) / rounds
+            last[name] = history.costs, _floors.work_of(sim, new, history.costs, rounds), compile_seconds
+            return seconds
 
         calls[name] = call
     repeats = max(2, min(args.repeats, int(args.seconds / expected)))
@@ -80,20 +76,16 @@ def measure(workload: Workload, cores: int, args, rate: float, bandwidth: float)
     sequential = times["sequential", 1, 1]
     rows = []
     for name, values in times.items():
-        costs, compile_seconds = last[name]
-        seconds = _measure.spread(values)
-        flops = costs.flops / rounds * costs.examples / (costs.steps * costs.rows_per_step)
-        moved = (costs.steps * step_bytes + costs.examples * row_bytes) / rounds
-        floors = {"arithmetic": flops / rate, "memory": moved / bandwidth}
+        costs, work, compile_seconds = last[name]
+        seconds, floors = _measure.spread(values), work.floors(machine)
         ratios = [a / b for a, b in zip(sequential, values, strict=True)]
         rows.append({
             "workload": workload.name, "engine": name[0], "devices": name[1], "lanes": name[2], "cores": cores,
             "seconds_per_round": {**seconds, "repetitions": repeats, "rounds": rounds},
             "examples_per_second": costs.examples / rounds / seconds["median"],
             "precision": costs.precision, "step_occupancy": costs.step_occupancy, "example_occupancy": costs.example_occupancy,
-            "flops_per_second": flops / seconds["median"], "bytes_per_round": float(moved),
-            "floors_seconds": floors, "floor_seconds": max(floors.values()),
-            "share_of_floor": max(floors.values()) / seconds["median"], "times_sequential": _measure.spread(ratios),
+            "flops_per_second": work.flops / seconds["median"], "bytes_per_round": work.bytes,
+            **floors, "share_of_floor": floors["floor_seconds"] / seconds["median"], "times_sequential": _measure.spread(ratios),
             "compile_seconds": compile_seconds, "steps_per_round": costs.steps / rounds,
         })  # fmt: skip
     return rows
@@ -104,11 +96,12 @@ def one_process(args) -> dict[str, Any]:
     cores = _measure.use_cores(None if args.cores == "all" else int(args.cores))
     if cores > 1 and not args.accelerator:
         jax.config.update("jax_num_cpu_devices", cores)
-    rate, bandwidth = _measure.matmul_flops_per_second(), _measure.bytes_per_second()
-    rows = [row for name in args.workloads for row in measure(WORKLOADS[name], cores, args, rate, bandwidth)]
+    precision = _floors.precision_of(args.compute, args.products)
+    machine = Machine(_measure.matmul_flops_per_second(precision), _measure.bytes_per_second())
+    rows = [row for name in args.workloads for row in measure(WORKLOADS[name], cores, args, machine)]
     return {
-        "hardware": _measure.hardware(cores), "matmul_flops_per_second": rate, "bytes_per_second": bandwidth,
-        "repeats": args.repeats,
+        "hardware": _measure.hardware(cores), "matmul_flops_per_second": machine.flops_per_second,
+        "bytes_per_second": machine.bytes_per_second, "repeats": args.repeats,
         "compile_budget_seconds": COMPILE_BUDGET_SECONDS, "rows": rows,
     }  # fmt: skip
 
@@ -116,16 +109,15 @@ def one_process(args) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     hardware = result["hardware"]
     print(
-        f"\n{hardware['processor']}, {hardware['cores']} core(s), jax {hardware['jax']} on {hardware['backend']}; "
-        f"matrix product {result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, memory "
-        f"{result['bytes_per_second'] / 1e9:.0f} GB/s\n"
+        f"{_measure.headline(hardware)}; matrix product {result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s, "
+        f"memory {result['bytes_per_second'] / 1e9:.0f} GB/s\n"
     )
     slow = [row for row in result["rows"] if row["compile_seconds"] > COMPILE_BUDGET_SECONDS]
     table = [
         (
             r["workload"], r["engine"], r["devices"], r["lanes"], 1e3 * r["seconds_per_round"]["median"],
             r["examples_per_second"], f"{r['step_occupancy']:.1%}", r["flops_per_second"] / 1e9,
-            1e3 * r["floor_seconds"], max(r["floors_seconds"], key=r["floors_seconds"].__getitem__),
+            1e3 * r["floor_seconds"], _floors.bounding(r),
             f"{r['share_of_floor']:.0%}", f"{r['times_sequential']['median']:.2f}",
             f"{'! ' if r in slow else ''}{r['compile_seconds']:.1f}",
         )

@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "devices" in args.only:
         jax.config.update("jax_num_cpu_devices", cores)
     hardware = _measure.hardware(cores)
-    print(f"\n{hardware['processor']}, {cores} core(s), jax {hardware['jax']} on {hardware['backend']}\n")
+    print(f"{_measure.headline(hardware)}\n")
     rows = [measure(*case, args) for case in cases(args)]
     _measure.print_table(COLUMNS, [
         (

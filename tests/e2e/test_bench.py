@@ -115,6 +115,32 @@ def test_rounds_states_floors_and_marks_slow_compilation(tmp_path, capsys):
     )
 
 
+def test_published_runs_whole_experiments_with_their_evaluations(tmp_path):
+    done = bench(
+        tmp_path, "published", "--", "--experiments", "toy", "--precision", "default", "bfloat16", "--rounds", "2",
+        "--repeats", "2", "--out", "p.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "p.json").read_text())
+    assert [(row["experiment"], row["precision"], row["rounds"]) for row in content["rows"]] == [
+        ("toy", "default", 2), ("toy", "bfloat16", 2),
+    ]  # fmt: skip
+    for found in content["rows"]:
+        seconds, evaluation = found["seconds"], found["evaluation_seconds"]
+        assert all(seconds[name] > evaluation[name] > 0 for name in ("min", "median", "max"))
+        # Two rounds of four of its clients, two epochs each; they have 3 to 30 examples.
+        assert 2 * 4 * 2 * 3 <= found["examples"] <= 2 * 4 * 2 * 30
+        assert found["examples_per_second"] == pytest.approx(found["examples"] / seconds["median"])
+        assert found["floor_seconds"] == max(found["floors_seconds"].values()) > 0
+        assert found["share_of_floor"] == pytest.approx(found["floor_seconds"] / seconds["median"])
+        rate = content["matmul_flops_per_second"][found["precision"]]
+        arithmetic = found["floors_seconds"]["arithmetic"] * rate
+        assert found["flops_per_second"] == pytest.approx(arithmetic / seconds["median"])
+        assert found["compile_seconds"] > 0 and found["first_evaluations_seconds"] > 0
+        assert ("bfloat16" in found["computes"]) == (found["precision"] == "bfloat16")
+    assert "of floor" in done.stdout and "matrix product, bfloat16" in done.stdout
+
+
 def written(path: Path, rows: list[dict], processor="one") -> str:
     hardware = {"processor": processor, "cores": 1, "devices": ["cpu"], "jax": "0"}
     path.write_text(json.dumps({"hardware": hardware, "rows": rows}))

@@ -36,16 +36,19 @@ def test_importing_the_package_loads_no_heavy_package():
     assert loaded.strip() == "[]"
 
 
-WITHOUT_OPTIONAL = f"""
+ABSENT = """
 import sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {OPTIONAL}:
+        if name.partition(".")[0] in {names}:
             raise ModuleNotFoundError(f"No module named {{name!r}}: blocked by the test", name=name)
 
 sys.meta_path.insert(0, Absent())
+"""
 
+WITHOUT_OPTIONAL = f"""
+{ABSENT.format(names=OPTIONAL)}
 import jax, numpy as np, optax
 import fedjax_sim as fs
 from fedjax_sim import aggregation as agg
@@ -72,3 +75,16 @@ def test_the_core_runs_with_jax_flax_optax_and_numpy_alone():
     *losses, finite = run_python(WITHOUT_OPTIONAL).split()
     assert finite == "True"
     assert len(losses) == 3 and len(set(losses)) == 1
+
+
+BENCHMARKS_ON_ACCELERATORS = ("rounds", "kernels", "published", "scaling")
+
+
+def test_benchmarks_of_accelerators_need_no_more_either():
+    """An image for an accelerator may lack all the rest, the command line's packages included."""
+    absent = ABSENT.format(names=[*OPTIONAL, "tomli_w"])
+    code = "import importlib\nfrom fedjax_sim.bench import BENCHMARKS\n" + "".join(
+        f"assert callable(importlib.import_module('fedjax_sim.bench._{name}').main) and {name!r} in BENCHMARKS\n"
+        for name in BENCHMARKS_ON_ACCELERATORS
+    )
+    run_python(absent + code)
