@@ -2,11 +2,12 @@
 
 A convolution or pooling is timed as clients use it: value and gradients, ``vmap`` over clients' own weights, inside a
 compiled loop. The floor is arithmetic at the rate of a large float32 matrix product, or bytes read and written once at
-the rate of a large array, whichever is longer. The form that is used is marked with a star; on an accelerator the Pallas forms
-are compiled and timed, too.
+the rate of a large array, whichever is longer. The form that is used on this backend is marked with a star. On an
+accelerator the Pallas forms are timed, too, and each group is compiled ahead, side by side on the cores that are given.
 
     fedjax-sim bench kernels                               # one core, table
     fedjax-sim bench kernels -- --only conv --clients 4
+    fedjax-sim bench kernels -- --cores all                # on an accelerator: compiles the faster
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import functools
 import importlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ import jax.numpy as jnp
 from fedjax_sim_kernels import clipping, conv, lstm, modular, order, packing, pooling, products
 from fedjax_sim_kernels.clipping import reference as clipping_reference
 from fedjax_sim_kernels.clipping import shapes as clipping_shapes
+from fedjax_sim_kernels.clipping import streamed
 from fedjax_sim_kernels.conv import dispatch as conv_dispatch
 from fedjax_sim_kernels.conv import shapes as conv_shapes
 from fedjax_sim_kernels.conv import winograd
@@ -32,6 +35,7 @@ from fedjax_sim_kernels.lstm import reference as lstm_reference
 from fedjax_sim_kernels.lstm import shapes as lstm_shapes
 from fedjax_sim_kernels.modular import reference as modular_reference
 from fedjax_sim_kernels.modular import shapes as modular_shapes
+from fedjax_sim_kernels.modular import subtracting
 from fedjax_sim_kernels.order import network, reference
 from fedjax_sim_kernels.order import shapes as order_shapes
 from fedjax_sim_kernels.packing import shapes as packing_shapes
@@ -53,7 +57,7 @@ class Case(NamedTuple):
       kernel: the package's name.
       shape: the case's name.
       forms: what is timed, by name; each takes ``arguments``.
-      used: the form that the package uses.
+      used: the form that the package uses on this backend.
       arguments: arrays.
       flops: of one call, for the floor.
       bytes: that one call has to move.
@@ -143,10 +147,10 @@ def sum_cases(clients: int) -> Iterator[Case]:
     """Kernels of the server's side, whose number of clients is the shape's."""
     del clients
     for shape in clipping_shapes.MODELS:
-        forms = {"reference": clipping_reference.clip_and_sum, "streamed": clipping.clip_and_sum}
+        forms = {"reference": clipping_reference.clip_and_sum, "streamed": streamed.clip_and_sum}
         forms |= _on_accelerators("clipping", "clip_and_sum")
         arguments = shape.arguments(jax.random.key(0))
-        yield Case("clipping", shape.name, forms, "streamed", arguments, 0, 2 * arguments[0].nbytes)
+        yield Case("clipping", shape.name, forms, clipping.choose(), arguments, 0, 2 * arguments[0].nbytes)
     for shape in packing_shapes.MODELS:
         bits = shape.bits
         forms = {"reference": lambda x, u, bits=bits: packing.quantise_and_pack(x, u, bits)}
@@ -157,11 +161,11 @@ def sum_cases(clients: int) -> Iterator[Case]:
         modulus = shape.modulus
         forms = {
             "reference": lambda r, v, m=modulus: modular_reference.masked_sum(r, v, m),
-            "subtracting": lambda r, v, m=modulus: modular.masked_sum(r, v, m),
+            "subtracting": lambda r, v, m=modulus: subtracting.masked_sum(r, v, m),
             **_on_accelerators("modular", "masked_sum", modulus=modulus),
         }
         arguments = shape.arguments(jax.random.key(0))
-        yield Case("modular", shape.name, forms, "subtracting", arguments, 0, arguments[0].nbytes)
+        yield Case("modular", shape.name, forms, modular.choose(), arguments, 0, arguments[0].nbytes)
     for shape in order_shapes.MODELS:
         forms = {
             "reference": reference.median,
@@ -184,12 +188,38 @@ def _on_accelerators(kernel: str, function: str, **settings: int) -> dict[str, C
 GROUPS = {"conv": conv_cases, "pooling": pooling_cases, "products": product_cases, "sums": sum_cases}
 
 
-def measure(case: Case, repeats: int, rate: float, bandwidth: float) -> list[dict]:
+def compiled_cases(
+    cases: Iterable[Case], threads: int
+) -> Iterator[tuple[Case, Mapping[str, Callable[[], Any]]]]:
+    """Each case with a function per form that returns its program, or raises what compiling raised.
+
+    On an accelerator all are compiled at once, before any is timed: 72 programs took half a minute that way on 16 cores,
+    and minutes one by one. On CPU they are compiled one by one, for several would share the memory and the cores of what is timed.
+    """
+    if jax.default_backend() == "cpu":
+        for case in cases:
+            yield case, {name: functools.partial(_program, form, case) for name, form in case.forms.items()}
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        found = [
+            (case, {name: pool.submit(_program, form, case).result for name, form in case.forms.items()})
+            for case in cases
+        ]
+    yield from found
+
+
+def _program(form: Callable[..., Any], case: Case) -> Callable[..., Any]:
+    return jax.jit(form).lower(*case.arguments).compile()
+
+
+def measure(
+    case: Case, programs: Mapping[str, Callable[[], Any]], repeats: int, rate: float, bandwidth: float
+) -> list[dict]:
     """One row per form, interleaved."""
     calls = {}
-    for name, form in case.forms.items():
+    for name, program in programs.items():
         try:
-            compiled = jax.jit(form).lower(*case.arguments).compile()
+            compiled = program()
             jax.block_until_ready(compiled(*case.arguments))
         except Exception as error:
             print(f"{case.kernel} {case.shape}: {name} does not run here, {type(error).__name__}: {error}")
@@ -261,9 +291,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     rows = []
     for name in args.only:
-        for case in GROUPS[name](args.clients):
-            if args.shapes is None or case.shape.split()[0] in args.shapes:
-                rows += measure(case, args.repeats, rate, bandwidth)
+        cases = GROUPS[name](args.clients)
+        wanted = (case for case in cases if args.shapes is None or case.shape.split()[0] in args.shapes)
+        for case, programs in compiled_cases(wanted, threads=cores):
+            rows += measure(case, programs, args.repeats, rate, bandwidth)
     show(rows)
     if args.out is not None:
         _measure.write_json(args.out, {

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+from fedjax_sim_kernels import backends
 
-from fedjax_sim.bench import _compare, _rounds
+from fedjax_sim.bench import _compare, _kernels, _rounds
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,6 +44,40 @@ def test_kernels_time_every_form_and_mark_the_one_in_use(tmp_path):
     of_conv = {row["form"]: row["used"] for row in rows if row["shape"] == "digits-1"}
     assert of_conv == {"reference": False, "slices": True, "shifted": False, "winograd": False}
     assert "slices *" in done.stdout and "of floor" in done.stdout
+
+
+def test_kernels_mark_what_a_gpu_takes(monkeypatch):
+    monkeypatch.setattr(backends, "current", lambda: "nvidia")
+    monkeypatch.setattr(_kernels, "_on_accelerators", lambda *_, **__: {"pallas": None})
+    used = {}
+    for case in _kernels.sum_cases(1):
+        assert case.used in case.forms
+        used.setdefault(case.used, set()).add(f"{case.kernel} {case.shape}")
+    assert used.keys() == {"reference", "pallas"} and used["pallas"] == {"order emnist-10 median"}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_programs_stay_with_their_cases_and_what_does_not_compile_says_so_when_it_is_asked_for(
+    monkeypatch, backend
+):
+    """On an accelerator all are compiled ahead: what one of them raises must not end the others."""
+
+    def broken(x):
+        raise NotImplementedError("no such form")
+
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    cases = [
+        _kernels.Case(
+            "toy", str(n), {"plain": lambda x, n=n: n * x, "broken": broken}, "plain", (jnp.ones(2),), 0, 8
+        )
+        for n in range(3)
+    ]
+    for n, (case, programs) in enumerate(_kernels.compiled_cases(iter(cases), threads=2)):
+        assert case is cases[n]
+        assert programs["plain"]()(*case.arguments).tolist() == [n, n]
+        with pytest.raises(NotImplementedError, match="no such form"):
+            programs["broken"]()
+    assert n == 2
 
 
 def test_streaming_stands_beside_the_same_work_in_memory(tmp_path):

@@ -14,6 +14,7 @@ from fedjax_sim_kernels.modular import pallas as modular
 from fedjax_sim_kernels.order import pallas as order
 from fedjax_sim_kernels.packing import pallas as packing
 from gradients import assert_equal, value_and_gradients
+from on_gpus import TRITON, lowered
 
 KEY = jax.random.key(0)
 NAMED = {case.name: case for case in (*EDGE_CASES, *MODELS)}
@@ -120,5 +121,4 @@ def test_every_form_lowers_for_a_gpu(name, clients):
     if clients is not None:
         function = jax.vmap(function)
         arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct((clients, *x.shape), x.dtype), arguments)
-    text = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("__gpu$xla.gpu.triton") == {"convolution": 3, "clipping": 2}.get(name, 1)
+    assert lowered(function, *arguments).count(TRITON) == {"convolution": 3, "clipping": 2}.get(name, 1)

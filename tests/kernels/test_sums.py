@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fedjax_sim_kernels import clipping, modular, order, packing
+from fedjax_sim_kernels import modular, order, packing
 from fedjax_sim_kernels.clipping import pallas as clipping_pallas
 from fedjax_sim_kernels.clipping import reference as clipping_reference
+from fedjax_sim_kernels.clipping import streamed
 from fedjax_sim_kernels.clipping.shapes import EDGE_CASES as CLIPS
 from fedjax_sim_kernels.modular import pallas as modular_pallas
 from fedjax_sim_kernels.modular import reference as modular_reference
+from fedjax_sim_kernels.modular import subtracting
 from fedjax_sim_kernels.modular.shapes import EDGE_CASES as MODULAR
 from fedjax_sim_kernels.order import pallas as order_pallas
 from fedjax_sim_kernels.order.shapes import EDGE_CASES as ROWS
@@ -28,7 +30,7 @@ def interpreted(function):
 
 # --- clipping ------------------------------------------------------------------------------------------------
 
-CLIP_FORMS = {"streamed": clipping.clip_and_sum, "pallas": interpreted(clipping_pallas.clip_and_sum)}
+CLIP_FORMS = {"streamed": streamed.clip_and_sum, "pallas": interpreted(clipping_pallas.clip_and_sum)}
 
 
 @pytest.mark.parametrize("form", CLIP_FORMS)
@@ -115,7 +117,7 @@ def test_bits_divide_a_word():
 
 MODULAR_FORMS = {
     "reference": modular_reference.masked_sum,
-    "subtracting": modular.masked_sum,
+    "subtracting": subtracting.masked_sum,
     "pallas": interpreted(modular_pallas.masked_sum),
 }
 
@@ -134,8 +136,9 @@ def test_modular_sums_are_those_of_whole_numbers(form, case):
 @given(st.integers(2, 2**31), st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=6))
 def test_any_modulus(modulus, values):
     rows = jnp.array([value % modulus for value in values], jnp.uint32)[:, None]
-    got = modular.masked_sum(rows, jnp.ones(len(values), bool), modulus)
-    assert int(got[0]) == sum(value % modulus for value in values) % modulus
+    for form in (modular_reference, subtracting):
+        got = form.masked_sum(rows, jnp.ones(len(values), bool), modulus)
+        assert int(got[0]) == sum(value % modulus for value in values) % modulus
 
 
 @pytest.mark.parametrize("modulus", [0, 1, 2**31 + 1, 2**33])

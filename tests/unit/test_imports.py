@@ -36,6 +36,18 @@ def test_importing_the_package_loads_no_heavy_package():
     assert loaded.strip() == "[]"
 
 
+def test_pallas_is_imported_where_it_is_dispatched_to():
+    code = """
+import sys, jax.numpy as jnp
+from fedjax_sim_kernels import backends, order
+for backend in ("cpu", "other", "nvidia"):
+    backends.current = lambda: backend
+    order.median(jnp.ones((4, 9)), jnp.ones(4, bool))
+    print("jax.experimental.pallas" in sys.modules)
+"""
+    assert run_python(code).split() == ["False", "False", "True"]
+
+
 ABSENT = """
 import sys
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def clip_and_sum(updates: jax.Array, weights: jax.Array, bound: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Arguments and results as those of ``streamed.clip_and_sum``."""
+    """Arguments and results as those of ``clipping.clip_and_sum``."""
     norms = jnp.sqrt(jnp.sum(jnp.square(updates.astype(jnp.float32)), axis=1))
     clipped = jax.vmap(_clipped, in_axes=(0, 0, None))(updates.astype(jnp.float32), norms, bound)
     return jnp.sum(weights[:, None] * clipped, axis=0), norms

@@ -1,6 +1,7 @@
 """The masked modular sum as a Pallas kernel for GPUs.
 
-Never measured on a device: nothing dispatches to it.
+On an H200, jax 0.11.2, it took 1.48 and 1.43 times as long as XLA's own (100 rows of 120,000, modulo a power of two and a
+prime), so nothing dispatches to it.
 """
 
 from __future__ import annotations

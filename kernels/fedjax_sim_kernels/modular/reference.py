@@ -15,7 +15,7 @@ def check_modulus(modulus: int) -> None:
 
 
 def masked_sum(rows: jax.Array, valid: jax.Array, modulus: int) -> jax.Array:
-    """Arguments and result as those of ``subtracting.masked_sum``."""
+    """Arguments and result as those of ``modular.masked_sum``."""
     check_modulus(modulus)
     mask = valid.reshape((-1,) + (1,) * (rows.ndim - 1))
     rows = jnp.where(mask, rows, jnp.uint32(0))

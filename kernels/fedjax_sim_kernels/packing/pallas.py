@@ -1,6 +1,7 @@
 """Quantising and packing in one pass, as a Pallas kernel for GPUs.
 
-Never measured on a device: nothing dispatches to it.
+On an H200, jax 0.11.2, it took 1.15 and 1.21 times as long as XLA's own (1,206,590 elements, 8 bits and 1), so nothing
+dispatches to it.
 """
 
 from __future__ import annotations

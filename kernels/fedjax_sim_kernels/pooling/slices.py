@@ -1,6 +1,7 @@
 """Pooling as elementwise selections between slices, or their sum.
 
-``lax.reduce_window`` and its gradient run on naive paths on CPU: twenty times slower than this.
+``lax.reduce_window`` and its gradient run on naive paths on CPU: twenty times slower than this. On an H200
+they took 3.8 times as long (0.277 and 0.073 ms, 50 clients' 10 x 28 x 28 x 64, maximum over 2 x 2).
 """
 
 from __future__ import annotations

@@ -1,0 +1,40 @@
+"""Where programs will run: the columns of the kernels' tables.
+
+Asked while a kernel is traced. ``lax.platform_dependent`` would ask when a program is lowered, but it traces every form on
+every machine: importing Pallas where there is no GPU, and writing out a hundred rows for a form that is then not taken.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Literal
+
+import jax
+
+Backend = Literal["cpu", "nvidia", "other"]
+
+OLDEST = 8
+"""Compute capability from which on Triton, Pallas' compiler for NVIDIA GPUs, is supported: A100 and later."""
+
+
+def current() -> Backend:
+    """The kind of the devices that programs run on by default.
+
+    Returns:
+      ``"nvidia"`` where Pallas kernels can be compiled for GPUs; ``"other"`` is TPU, and GPUs of other makers or older.
+
+    >>> import jax
+    >>> from fedjax_sim_kernels import backends
+    >>> (backends.current() == "cpu") == (jax.default_backend() == "cpu")
+    True
+    """
+    name = jax.default_backend()
+    if name == "cpu":
+        return "cpu"
+    device = jax.local_devices()[0]
+    # JAX calls GPUs of every maker "gpu".
+    if name != "gpu" or not device.device_kind.startswith("NVIDIA"):
+        return "other"
+    # From jax 0.11 its use of Triton is deprecated: a later version will not have it.
+    has_triton = importlib.util.find_spec("jax.experimental.pallas.triton") is not None
+    return "nvidia" if has_triton and float(device.compute_capability) >= OLDEST else "other"

@@ -1,0 +1,21 @@
+"""What a program would be on an NVIDIA GPU, found out where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+TRITON = "__gpu$xla.gpu.triton"
+"""The call that a Pallas kernel becomes."""
+
+
+def lowered(function: Callable[..., Any], *arguments: Any, platform: str = "cuda") -> str:
+    """The program's text, traced anew: JAX keeps traces by function, and what a function chooses may have changed."""
+    # From jax 0.11 Pallas wants to know the device, which need not be there.
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = jax.jit(lambda *given: function(*given)).trace(*arguments)
+        return traced.lower(lowering_platforms=(platform,)).as_text()
