@@ -52,7 +52,13 @@ class Chunks(contextlib.AbstractContextManager):
 
 
 class Feed(abc.ABC):
-    """Plans chunks of rounds and brings their examples to the devices."""
+    """Plans chunks of rounds and brings their examples to the devices.
+
+    Attributes:
+      stays: whether a chunk's examples stay what they are after the next chunk was asked for.
+    """
+
+    stays = False
 
     @abc.abstractmethod
     def chunks(self, planner: Planner, place: Place, roots, room: int) -> Chunks:
@@ -65,6 +71,8 @@ class Feed(abc.ABC):
 
 class Resident(Feed):
     """All examples are on the devices, from the first chunk on."""
+
+    stays = True
 
     def __init__(self, data: ClientData):
         self._data, self._placed = data, None

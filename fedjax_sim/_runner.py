@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -74,6 +74,28 @@ Callback = Callable[[Progress], Any]
 """Called after every chunk; a return value of True ends the run."""
 
 
+_Evaluations = Mapping[str, Callable[[], Evaluation]]
+"""By set: what waits for an evaluation that was begun."""
+
+
+class _Sent(NamedTuple):
+    """A chunk that the devices were given.
+
+    Attributes:
+      plan: of its rounds.
+      report: what comes back of them.
+      done: rounds of this run before it.
+      after: likewise, with it.
+      evaluations: of the models after it, by replica.
+    """
+
+    plan: Plan
+    report: RoundReport
+    done: int
+    after: int
+    evaluations: dict[int, _Evaluations]
+
+
 @dataclasses.dataclass
 class Runner:
     """Runs rounds and keeps the books.
@@ -88,8 +110,8 @@ class Runner:
       turn_costs: costs of a client's turn, one for each group.
       hyper: hyper-parameters, ``[replicas]`` each, or ``()``.
       single: the state has no replica axis.
-      evaluate: evaluates a state without replica axis, and the number of its replica, on every named set; ``None``
-        when there is nothing to evaluate on.
+      evaluate: begins to evaluate a state without replica axis, given the number of its replica, on every named set;
+        ``None`` when there is nothing to evaluate on.
       every: rounds between evaluations; ``None`` for one at the end.
       callbacks: called after every chunk.
       store: checkpoints, ``None`` for none.
@@ -107,7 +129,7 @@ class Runner:
     turn_costs: tuple[TurnCosts, ...]
     hyper: Any = ()
     single: bool = True
-    evaluate: Callable[[SimState, int], Mapping[str, Evaluation]] | None = None
+    evaluate: Callable[[SimState, int], _Evaluations] | None = None
     every: int | None = None
     callbacks: Sequence[Callback] = ()
     store: Store | None = None
@@ -148,7 +170,12 @@ class Runner:
         return self._dated(state), self._histories()
 
     def _rounds(self, chunks: Chunks, state: SimState, done: int, rounds: int) -> SimState:
-        """The rounds from the ``done``-th to the one before the ``rounds``-th, or to where a callback stops."""
+        """The rounds from the ``done``-th to the one before the ``rounds``-th, or to where a callback stops.
+
+        Where nobody looks at a state between two chunks, the devices have the next one before the results of this one are
+        looked at, and do not wait for the host.
+        """
+        waiting: _Sent | None = None
         stop = done >= rounds
         if not stop:
             chunks.ask(self._first + done, self._length(done, rounds))
@@ -163,18 +190,32 @@ class Runner:
             after = done + int(plan.rounds)
             if after < rounds:
                 chunks.ask(self._first + after, self._length(after, rounds))
-            report = jax.device_get(report)
-            # All of the chunk, and not only its report: from here on its columns may be written over.
-            jax.block_until_ready(state)
-            self._collect(report, plan, done)
+            if not self._ahead:
+                # All of the chunk, and not only its report: from here on its columns may be written over.
+                jax.block_until_ready(state)
             state = self._held(self.clients.back(state, lent), after)
-            self._clock()
-            self._evaluate(state, after, rounds)
-            self._halted = self._call(state, done, after, rounds)
+            sent = _Sent(plan, report, done, after, self._begin_evaluations(state, after, rounds))
+            if waiting is not None:
+                self._settle(waiting)
+            waiting = sent if self._ahead and after < rounds else None
+            if waiting is None:
+                self._settle(sent)
+                self._halted = self._call(state, done, after, rounds)
             stop = self._halted or after == rounds
             self._save(state, after, stop)
             done = after
         return state
+
+    @property
+    def _ahead(self) -> bool:
+        """Whether a state may be written over before the results of its rounds have been looked at."""
+        return self.feed.stays and self.clients.stays and self.store is None and not self.callbacks
+
+    def _settle(self, sent: _Sent) -> None:
+        """Books the results of a chunk."""
+        self._collect(jax.device_get(sent.report), sent.plan, sent.done)
+        self._clock()
+        self._end_evaluations(sent)
 
     def _length(self, done: int, rounds: int) -> int:
         """Rounds of the next chunk: up to the next evaluation, checkpoint or end of a replica."""
@@ -243,15 +284,24 @@ class Runner:
             self._histories(stop=round_ - self._first),
         )
 
-    def _evaluate(self, state: SimState, done: int, rounds: int) -> None:
+    def _begin_evaluations(self, state: SimState, done: int, rounds: int) -> dict[int, _Evaluations]:
+        """Those that are due after so many rounds, by replica; the devices may still be at work on them."""
         if self.evaluate is None:
-            return
+            return {}
+        clock, begun = time.perf_counter(), {}
+        for replica in range(self.planner.replicas):
+            if self._is_due(replica, done, rounds):
+                own = state if self.single else jax.tree.map(lambda x, r=replica: x[r], state)
+                begun[replica] = self.evaluate(own, replica)
+        self._spend(evaluation_seconds=self._costs.evaluation_seconds + time.perf_counter() - clock)
+        return begun
+
+    def _end_evaluations(self, sent: _Sent) -> None:
         clock = time.perf_counter()
-        for replica, results in enumerate(self._evaluations):
-            if not self._is_due(replica, done, rounds):
-                continue
-            own = state if self.single else jax.tree.map(lambda x, r=replica: x[r], state)
-            results[self._first + done] = self.evaluate(own, replica)
+        for replica, begun in sent.evaluations.items():
+            self._evaluations[replica][self._first + sent.after] = {
+                name: end() for name, end in begun.items()
+            }
         self._spend(evaluation_seconds=self._costs.evaluation_seconds + time.perf_counter() - clock)
 
     def _is_due(self, replica: int, done: int, rounds: int) -> bool:

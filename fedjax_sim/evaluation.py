@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -131,7 +131,14 @@ class Evaluator:
         self._checked: set[Check] = set()
 
     def __call__(self, task: Task, variables: Variables) -> Evaluation:
-        """One model of any task that the examples fit; nothing comes back from the device before its totals."""
+        """One model of any task that the examples fit."""
+        return self.begin(task, variables)()
+
+    def begin(self, task: Task, variables: Variables) -> Callable[[], Evaluation]:
+        """Gives the devices an evaluation to work on; what is returned waits for it and sums up.
+
+        Nothing comes back before the totals.
+        """
         start, add = _compiled(
             task.apply, task.loss, tuple(sorted(task.metrics.items())), self._data.num_clients
         )
@@ -140,10 +147,11 @@ class Evaluator:
             before = totals
             for batch, owner in block:
                 totals = add(totals, variables, batch, owner)
-            # The next block is made while the device works on this one; those before it must be out of its hands. To wait
-            # for them takes the totals they left, which therefore cannot be written over.
-            jax.block_until_ready(before)
-        return summarise(jax.device_get(totals), self._data.sizes)
+            if self._kept is None:
+                # The next block is made while the device works on this one; those before it must be out of its hands.
+                # To wait for them takes the totals they left, which therefore cannot be written over.
+                jax.block_until_ready(before)
+        return lambda: summarise(jax.device_get(totals), self._data.sizes)
 
     def _blocks(self, check: Check | None) -> Iterator[Iterable[_Batch]]:
         """Batches on the device, a block of the data at a time."""

@@ -336,7 +336,7 @@ class Simulation(Priced, Inspected):
         # For this run alone: its examples are to leave the device when it ends.
         sets = {name: Evaluator(data) for name, data in named_sets(evaluate_on).items()}
 
-        def evaluation(state: SimState, replica: int) -> dict[str, Evaluation]:
+        def evaluation(state: SimState, replica: int) -> dict[str, Callable[[], Evaluation]]:
             return {name: self._evaluate(algorithms[replica], state, one) for name, one in sets.items()}
 
         return Runner(
@@ -353,14 +353,16 @@ class Simulation(Priced, Inspected):
           ValueError: data without a single example, or that the task's check refuses.
         """
         check_is_state(state)
-        return self._evaluate(self.algorithm, state, Evaluator(data, batch_size))
+        return self._evaluate(self.algorithm, state, Evaluator(data, batch_size))()
 
-    def _evaluate(self, algorithm: Algorithm, state: SimState, evaluator: Evaluator) -> Evaluation:
+    def _evaluate(
+        self, algorithm: Algorithm, state: SimState, evaluator: Evaluator
+    ) -> Callable[[], Evaluation]:
         variables = algorithm.params(state.server)
         if self.engine.devices > 1:
             # One copy is enough: on a mesh every device would compute the same batch.
             variables = jax.device_put(variables, jax.devices()[0])
-        return evaluator(algorithm.task, variables)
+        return evaluator.begin(algorithm.task, variables)
 
     def personalised(
         self,

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from fedjax_sim import aggregation, algorithms, models, tasks
+from fedjax_sim import aggregation, algorithms, models, rules, tasks
 from fedjax_sim._src.types import Algorithm, Task
 from fedjax_sim.data import ClientData, cohorts
 from fedjax_sim.data.local_work import LocalWork
@@ -40,6 +40,7 @@ class Workload:
       check_factor: of the learning rate, where programs are compared number by number. Training a deep network at its
         full rate makes float32's small differences large; a convex problem does not, and there a small rate would
         only show who rounds weights and who rounds updates.
+      wide: paths of dense weights that most of the parameters are in, for ``rules.factored_sgd``.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Workload:
     rounds: int
     lanes: tuple[int, ...] = (1, 2)
     check_factor: float = 0.01
+    wide: tuple[str, ...] = ()
 
     def task(self, dropout: bool = True) -> Task:
         """Classification by the model. Without dropout it trains with the model that evaluation sees.
@@ -67,12 +69,28 @@ class Workload:
         )
 
     def algorithm(
-        self, dropout: bool = True, learning_rate: float | None = None, **precision: Any
+        self,
+        dropout: bool = True,
+        learning_rate: float | None = None,
+        factored_steps: int | None = None,
+        **precision: Any,
     ) -> Algorithm:
-        """FedAvg with this workload's optimizers and weights; ``precision`` as ``fs.tasks.with_precision`` has it."""
+        """FedAvg with this workload's optimizers and weights.
+
+        Args:
+          dropout: as for ``task``.
+          learning_rate: the clients', in place of the workload's.
+          factored_steps: where given, the wide layers are kept as outer products, of at most so many steps.
+          precision: as ``fs.tasks.with_precision`` has it.
+        """
         rate = self.learning_rate if learning_rate is None else learning_rate
         mean = aggregation.mean(over=self.weights)
         task = tasks.with_precision(self.task(dropout), **precision)
+        if factored_steps is not None:
+            rule = rules.factored_sgd(
+                task, rate, self.wide, steps=factored_steps, batch_size=self.local.batch_size
+            )
+            return algorithms.from_rule("fedavg", task, rule, optax.sgd(1.0), mean)
         return algorithms.fedavg(task, optax.sgd(rate), optax.sgd(1.0), mean)
 
 
@@ -189,6 +207,7 @@ _ALL = (
     Workload(
         "cifar10", lambda: images_of(np.full(1000, 50), (32, 32, 3), 10), models.cifar10_cnn, _DROPOUT_CNN,
         0.1, "clients", cohorts.uniform(50, replace=True), LocalWork(epochs=1, batch_size=10, shuffle=False), 5,
+        wide=("Dense_0/kernel",),
     ),
     # The model and shapes of federated Shakespeare (Reddi et al. 2021), roles of skewed sizes.
     Workload(

@@ -43,11 +43,11 @@ def test_the_convolution_equals_the_reference_under_vmap_over_kernels(name):
 
 def test_channels_and_rows_of_several_blocks():
     case = NAMED["resnet-3x3"]._replace(batch=2, in_channels=40, out_channels=70)
-    tile = conv.Tile(rows=64, columns=32, depth=16, height=16, added=32, reach=64)
-    assert case.in_channels % tile.depth and case.out_channels % tile.columns and case.batch * 64 > tile.reach
+    tile, sums = conv.Tile(rows=64, columns=32, depth=16), conv.Sums(height=16, width=32, added=32, reach=64)
+    assert case.in_channels % tile.depth and case.out_channels % tile.columns and case.batch * 64 > sums.reach
     x, kernel = case.arguments(KEY)
     assert_equal(
-        value_and_gradients(functools.partial(interpreted, tile=tile), case.spec, x, kernel),
+        value_and_gradients(functools.partial(interpreted, tile=tile, sums=sums), case.spec, x, kernel),
         value_and_gradients(reference.conv, case.spec, x, kernel),
     )
 

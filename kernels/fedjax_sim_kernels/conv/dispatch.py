@@ -9,11 +9,13 @@ from types import ModuleType
 from typing import Literal
 
 import jax
+from jax import lax
 
+from fedjax_sim_kernels import backends
 from fedjax_sim_kernels.conv import overlap, reference, shifted, slices, winograd
 from fedjax_sim_kernels.conv.spec import ConvSpec, window_of
 
-Form = Literal["slices", "winograd", "shifted", "overlap", "pallas", "reference"]
+Form = Literal["slices", "winograd", "shifted", "overlap", "pallas", "vendor", "reference"]
 FORMS = {"slices": slices, "winograd": winograd, "shifted": shifted, "overlap": overlap}
 
 MOST_OFFSETS = 256
@@ -36,14 +38,23 @@ def choose(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> tuple[Form, str]:
     if max(spec.lhs_dilation) > 1 and overlap.supports(lhs, rhs, spec):
         return "overlap", ""
     out, into = (rhs.shape[axis] for axis in spec.dimension_numbers.rhs_spec[:2])
+    backend = backends.current()
     if into == 1 and spec.feature_group_count > 1:
-        return "shifted", ""
-    backend = jax.default_backend()
+        return ("vendor" if backend == "nvidia" else "shifted"), ""
     if backend == "cpu" and min(into, out) >= WINOGRAD_CHANNELS and winograd.supports(lhs, rhs, spec):
         return "winograd", ""
-    if backend == "gpu" and _module("pallas").supports(lhs, rhs, spec):
+    sliding = math.prod(window) > 1 and max(spec.strides) == 1
+    if backend == "nvidia" and sliding and not _exact(spec) and _module("pallas").supports(lhs, rhs, spec):
         return "pallas", ""
     return "slices", ""
+
+
+def _exact(spec: ConvSpec) -> bool:
+    """Whether products of float32 are asked for that tensor cores do not compute."""
+    asked = spec.precision if isinstance(spec.precision, tuple) else (spec.precision,)
+    default = jax.config.jax_default_matmul_precision  # type: ignore
+    exact = (lax.Precision.HIGHEST, "highest", "float32")
+    return any((default if one is None else one) in exact for one in asked)
 
 
 def conv(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, form: Form | None = None) -> jax.Array:
@@ -55,6 +66,6 @@ def conv(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, form: Form | None = Non
 
 def _module(form: Form) -> ModuleType:
     """Pallas is imported where it is used: it takes half a second."""
-    if form == "reference":
+    if form in ("vendor", "reference"):
         return reference
     return importlib.import_module("fedjax_sim_kernels.conv.pallas") if form == "pallas" else FORMS[form]
