@@ -248,7 +248,9 @@ class LaneQueue:
             width = live.shape[0]
             lane = repeated(tick, steps, lane, width)
             deposit = deposit._replace(lane_steps=deposit.lane_steps + steps * width)
-            return self._event(begin, end, lane, upcoming, deposit, live & (remaining == steps), offset)
+            return self._event(
+                begin, end, lane, upcoming, count, deposit, live & (remaining == steps), offset
+            )
 
         packed = deposit._replace(metrics=jax.vmap(tree.pack, axis_size=self.replicas)(deposit.metrics))
         lane, upcoming, deposit = strong(first), jnp.int32(lanes), packed
@@ -283,7 +285,7 @@ class LaneQueue:
         """Steps of each lane's turn."""
         return jax.vmap(Ticket.of)(lane.words).entry.steps[:, self.stage]
 
-    def _event(self, begin, end, lane: Lane, upcoming, deposit: Deposit, done, offset):
+    def _event(self, begin, end, lane: Lane, upcoming, count, deposit: Deposit, done, offset):
         """Finishes lanes that are done and gives them the next turns: one lane at a time, or all at once, masked.
 
         With the compact form an event of several lanes takes several passes through the loop, with no step between.
@@ -297,18 +299,23 @@ class LaneQueue:
         width = mask.shape[0]
         sent = over_lanes(lambda one: end(deposit.table, one), width)(chosen)
         deposit = self._collect(deposit, sent, chosen, mask, offset)
-        order = upcoming + jnp.cumsum(mask, dtype=jnp.int32) - 1
+        order = jnp.where(mask, upcoming + jnp.cumsum(mask, dtype=jnp.int32) - 1, chosen.position)
         after = deposit.table
-        fresh = over_lanes(lambda position: begin(after, position), width)(
-            jnp.where(mask, order, chosen.position)
-        )
-        fresh = strong(fresh)
+
+        def refilled(lane: Lane) -> Lane:
+            fresh = strong(over_lanes(lambda position: begin(after, position), width)(order))
+            if self.compact:
+                return jax.tree.map(
+                    lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, place, axis=0), lane, fresh
+                )
+            return tree.where(mask, fresh, lane)
+
         if self.compact:
-            lane = jax.tree.map(
-                lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, place, axis=0), lane, fresh
-            )
+            lane = refilled(lane)
         else:
-            lane = tree.where(mask, fresh, lane)
+            # At the end of a queue there is nothing to begin, and all lanes would be written anew.
+            left = lambda lane: lane._replace(position=order)  # noqa: E731
+            lane = jax.lax.cond(upcoming < count, refilled, left, lane)
         return lane, upcoming + jnp.sum(mask, dtype=jnp.int32), deposit
 
     def _collect(self, deposit: Deposit, sent: Sent, lane: Lane, mask, offset) -> Deposit:

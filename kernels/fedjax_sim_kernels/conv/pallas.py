@@ -65,9 +65,6 @@ class Sums(NamedTuple):
 TILE, SUMS = Tile(), Sums()
 """Where nobody says: the fastest on an H200 for clients that train CNNs of 3 x 3 windows in TF32."""
 
-MOST_TOGETHER = 5
-"""Offsets whose gradients a program adds up side by side: as many as fit into registers."""
-
 
 def supports(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> bool:
     """Convolutions without groups, in types of at most 32 bits whose results need no wider one, with a result to compute."""
@@ -268,57 +265,45 @@ def _gathered(x: jax.Array, kernel: jax.Array, rows: int, source: Source, slidin
 
 
 def _correlated(x: jax.Array, results: jax.Array, sliding: Sliding) -> jax.Array:
-    """Sums over positions of outer products of what they see and their results, ``[clients, offsets * channels, features]``.
-
-    A program takes a block of channels at the offsets of one row of the window, so that it reads the results once for all
-    of them; or, of few channels, terms of whatever offsets.
-    """
+    """Sums over positions of outer products of what they see and their results, ``[clients, offsets * channels, features]``."""
     clients, rows, features = results.shape
     channels, sums = x.shape[-1], sliding.sums
     terms, width = sliding.offsets * channels, _fitting(features, sums.width)
-    apart = channels % (height := _fitting(channels, sums.height)) == 0
-    together = sliding.window[-1] if apart and sliding.window[-1] <= MOST_TOGETHER else 1
-    if not apart:
+    height = _fitting(channels, sums.height)
+    # A program's channels are of one offset where they can be: the compiler then sees that they lie side by side.
+    one_offset = channels % height == 0
+    if not one_offset:
         height = _fitting(terms, sums.height)
     parts, across = -(-rows // sums.reach), -(-features // width)
-    blocks = channels // height if apart else -(-terms // height)
 
     def compute(x, results, out):
         client, part, place = pl.program_id(2), pl.program_id(1), pl.program_id(0)
         columns = lax.rem(place, jnp.int32(across)) * width + jnp.arange(width, dtype=jnp.int32)
-        place = lax.div(place, jnp.int32(across))
-        here = [] if features % width == 0 else [(columns < features)[None, :]]
-        own_terms = lax.rem(place, jnp.int32(blocks)) * height + jnp.arange(height, dtype=jnp.int32)
-        if apart:
-            first = lax.div(place, jnp.int32(blocks)) * together
-            seen = [(first + more, own_terms) for more in range(together)]
-            found = [(first + more) * channels + own_terms for more in range(together)]
+        first = lax.div(place, jnp.int32(across)) * height
+        term = first + jnp.arange(height, dtype=jnp.int32)
+        if one_offset:
+            offset, channel = (
+                lax.div(first, jnp.int32(channels)),
+                term - lax.div(first, jnp.int32(channels)) * channels,
+            )
         else:
-            seen = [
-                (lax.div(own_terms, jnp.int32(channels))[:, None], lax.rem(own_terms, jnp.int32(channels)))
-            ]
-            found = [own_terms]
-        known = [] if apart or terms % height == 0 else [own_terms < terms]
+            offset, channel = lax.div(term, jnp.int32(channels))[:, None], lax.rem(term, jnp.int32(channels))
+        known = [] if terms % height == 0 else [(term < terms)[:, None]]
+        here = [] if features % width == 0 else [(columns < features)[None, :]]
 
-        def add(step, totals):
+        def add(step, total):
             own = part * sums.reach + step * sums.added + jnp.arange(sums.added, dtype=jnp.int32)
-            there = (own < rows)[:, None]
-            right = _load(results, (client, own[:, None], columns[None, :]), there, *here)
-            added = []
-            for total, (offset, channel) in zip(totals, seen, strict=True):
-                at, _ = sliding.seen(own[None, :], offset)
-                index = at * channels + channel[:, None]
-                left = _load(x, (client, index), (own < rows)[None, :], *(mask[:, None] for mask in known))
-                added.append(total + sliding.dot(left, right))
-            return tuple(added)
+            at, _ = sliding.seen(own[None, :], offset)
+            # Read as the product wants it: turned afterwards, single numbers would be moved and not four at a time.
+            left = _load(x, (client, at * channels + channel[:, None]), (own < rows)[None, :], *known)
+            right = _load(results, (client, own[:, None], columns[None, :]), (own < rows)[:, None], *here)
+            return total + sliding.dot(left, right)
 
-        start = (jnp.zeros((height, width), jnp.float32),) * len(seen)
-        totals = lax.fori_loop(0, -(-min(sums.reach, rows) // sums.added), add, start)
-        masks = [*(mask[:, None] for mask in known), *here]
-        for total, term in zip(totals, found, strict=True):
-            _store(out, (client, part, term[:, None], columns[None, :]), total, *masks)
+        start = jnp.zeros((height, width), jnp.float32)
+        total = lax.fori_loop(0, -(-min(sums.reach, rows) // sums.added), add, start)
+        _store(out, (client, part, term[:, None], columns[None, :]), total, *known, *here)
 
-    grid = (blocks * across * (sliding.offsets // together if apart else 1), parts, clients)
+    grid = (-(-terms // height) * across, parts, clients)
     wide = jnp.float32 if parts > 1 else x.dtype
     found = sliding.call(compute, (clients, parts, terms, features), wide, grid, sums)
     return jnp.sum(found(x.reshape(clients, -1), results), axis=1).astype(x.dtype)
