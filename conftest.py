@@ -2,6 +2,7 @@
 
 import gc
 import os
+from importlib import metadata
 from pathlib import Path
 
 # Many tests, and the processes that they start, compile the same programs. One folder for each worker: JAX does not
@@ -14,7 +15,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # time: its newer generator of fused loops, and LLVM's optimizations. XLA's own passes, which fuse, simplify and choose
 # forms, run as ever; the documentation's pages and the installed wheel are compiled as users have it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):  # later ones do not know it, and end
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 # A layout that somebody measured on this machine is not for tests.
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parent / ".pytest_cache" / "user")

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from fedjax_sim_kernels import clipping, conv, lstm, modular, order, packing, pooling, products
+from fedjax_sim_kernels import backends, clipping, conv, lstm, modular, order, packing, pooling, products
 from fedjax_sim_kernels.clipping import reference as clipping_reference
 from fedjax_sim_kernels.clipping import shapes as clipping_shapes
 from fedjax_sim_kernels.clipping import streamed
@@ -92,8 +92,12 @@ def conv_cases(clients: int) -> Iterator[Case]:
             names.append("overlap")
         if winograd.supports(x, kernel[0], spec):
             names.append("winograd")
+        if backends.current() == "nvidia" and conv_dispatch.module_of("pallas").supports(
+            x[0], kernel[0], spec
+        ):
+            names.append("pallas")
         forms = {name: _clients_train(functools.partial(conv.conv, spec=spec, form=name)) for name in names}
-        used = conv.choose(x[0], kernel[0], spec)[0]
+        used = conv.choose(x[0], kernel[0], spec)[0].replace("vendor", "reference")
         out = jax.eval_shape(lambda x, k, spec=spec: conv.conv(x[0], k[0], spec, "reference"), x, kernel)
         # Forward and two gradients; between dilated elements stand zeros, which nobody need multiply with.
         useful = out.size * kernel[0].size / kernel.shape[-1] / math.prod(spec.lhs_dilation)

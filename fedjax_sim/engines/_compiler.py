@@ -45,15 +45,19 @@ def cpu_options(step_flops: float, devices: int) -> Options:
 
 
 def gpu_options() -> Options:
-    """Loops are recorded, too: else the host reads the predicate of a loop of unknown length before every iteration."""
-    return {"xla_gpu_enable_command_buffer": _RECORDED, "xla_gpu_graph_min_graph_size": 2}
+    """Loops are recorded, too: else the host reads the predicate of a loop of unknown length before every iteration.
+
+    Figures are in ``docs/decisions/0025-convolutions-on-a-gpu.md``.
+    """
+    options: Options = {"xla_gpu_enable_command_buffer": _RECORDED, "xla_gpu_graph_min_graph_size": 2}
+    return options if all(_known(name, value) for name, value in options.items()) else {}
 
 
 @functools.cache
-def _known(option: str) -> bool:
-    """Whether this version's compiler has an option, which is empty where it is left alone."""
+def _known(option: str, value: bool | int | str = "") -> bool:
+    """Whether this version's compiler has an option and takes a value for it."""
     try:
-        jax.jit(lambda: 0, compiler_options={option: ""}).lower().compile()
+        jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
     except jax.errors.JaxRuntimeError:
         return False
     return True

@@ -8,14 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fedjax_sim_kernels import backends, clipping, modular, order, packing
+from fedjax_sim_kernels import backends, clipping, conv, modular, order, packing
 from fedjax_sim_kernels.clipping import dispatch as clipping_dispatch
 from fedjax_sim_kernels.clipping import reference as clipping_reference
+from fedjax_sim_kernels.conv import shapes as conv_shapes
 from fedjax_sim_kernels.modular import dispatch as modular_dispatch
 from fedjax_sim_kernels.modular import reference as modular_reference
 from fedjax_sim_kernels.order import dispatch as order_dispatch
 from fedjax_sim_kernels.order import reference as order_reference
 from on_gpus import TRITON, lowered
+
+import fedjax_sim as fs
 
 KEY = jax.random.key(0)
 BACKENDS = get_args(backends.Backend)
@@ -158,3 +161,46 @@ def test_a_trim_may_be_traced(nvidia):
     for trim in range(3):
         expected = order_reference.trimmed_mean(rows, valid, trim)
         np.testing.assert_allclose(trimmed[trim], expected, rtol=1e-5, atol=1e-6)
+
+
+CONVOLUTIONS = {
+    "emnist-2": {"cpu": "winograd", "nvidia": "pallas", "other": "slices"},
+    "emnist-1": {"cpu": "slices", "nvidia": "pallas", "other": "slices"},
+    "resnet-down": {"cpu": "slices", "nvidia": "slices", "other": "slices"},
+    "decoder": {"cpu": "overlap", "nvidia": "overlap", "other": "overlap"},
+    "mobilenet": {"cpu": "shifted", "nvidia": "vendor", "other": "shifted"},
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_the_form_of_a_convolution(backend, name):
+    case = next(case for case in conv_shapes.MODELS if case.name == name)
+    x, kernel = jax.eval_shape(case.arguments, KEY)
+    assert conv.choose(x, kernel, case.spec) == (CONVOLUTIONS[name][backend], "")
+
+
+@pytest.mark.parametrize("asked", ["default", "highest"])
+def test_tensor_cores_are_not_for_who_asks_for_float32(monkeypatch, asked):
+    monkeypatch.setattr(backends, "current", lambda: "nvidia")
+    case = next(case for case in conv_shapes.MODELS if case.name == "emnist-2")
+    x, kernel = jax.eval_shape(case.arguments, KEY)
+    form = {"default": "pallas", "highest": "slices"}[asked]
+    assert conv.choose(x, kernel, case.spec._replace(precision=jax.lax.Precision(asked)))[0] == form
+    with jax.default_matmul_precision(asked):
+        assert conv.choose(x, kernel, case.spec)[0] == form
+
+
+def test_a_whole_model_lowers_for_a_gpu(monkeypatch):
+    """A client's step of the CIFAR10 CNN, under vmap over clients, with its gradient, dropout and pooling."""
+    monkeypatch.setattr(backends, "current", lambda: "nvidia")
+    task = fs.tasks.classification(fs.models.cifar10_cnn(), sample_input=jnp.zeros((1, 32, 32, 3)))
+    variables = jax.eval_shape(task.init, KEY)
+    batch = {
+        "x": jax.ShapeDtypeStruct((3, 10, 32, 32, 3), jnp.uint8), "y": jax.ShapeDtypeStruct((3, 10), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((3, 10), bool),
+    }  # fmt: skip
+    own = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape), x.dtype), variables)
+    step = jax.vmap(lambda variables, batch: fs.rules.gradient(task, variables, batch, jax.random.key(1))[0])
+    text = lowered(step, own, batch)
+    # Two results, two gradients by weights, one by images: nobody needs that of the first layer.
+    assert text.count(TRITON) == 5

@@ -41,6 +41,16 @@ def test_an_option_that_the_compiler_does_not_know_is_not_asked_for(monkeypatch)
     assert _compiler.cpu_options(1e4, 1) == IN_PLACE | ONE_THREAD
 
 
+def test_a_gpu_records_loops_where_its_compiler_can(monkeypatch):
+    """This version's compiler knows the names, for whatever device it compiles."""
+    options = _compiler.compiler_options("gpu", 1e7, 1)
+    assert options is not None and "WHILE" in str(options["xla_gpu_enable_command_buffer"])
+    assert not _compiler._known("xla_gpu_enable_command_buffer", "NO_SUCH_OPERATION")
+    monkeypatch.setattr(_compiler, "_known", lambda option, value: False)
+    assert _compiler.compiler_options("gpu", 1e7, 1) == {}
+    assert _compiler.compiler_options("tpu", 1e7, 1) is None
+
+
 def test_what_the_compiler_is_asked_changes_rounding_alone(monkeypatch):
     data = fs.data.digits(5, seed=0)
     task = fs.tasks.classification(fs.models.linear(classes=10))

@@ -44,7 +44,7 @@ def choose(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> tuple[Form, str]:
     if backend == "cpu" and min(into, out) >= WINOGRAD_CHANNELS and winograd.supports(lhs, rhs, spec):
         return "winograd", ""
     sliding = math.prod(window) > 1 and max(spec.strides) == 1
-    if backend == "nvidia" and sliding and not _exact(spec) and _module("pallas").supports(lhs, rhs, spec):
+    if backend == "nvidia" and sliding and not _exact(spec) and module_of("pallas").supports(lhs, rhs, spec):
         return "pallas", ""
     return "slices", ""
 
@@ -60,12 +60,12 @@ def _exact(spec: ConvSpec) -> bool:
 def conv(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, form: Form | None = None) -> jax.Array:
     """A convolution in the form for these arguments, or in a given one."""
     name = choose(lhs, rhs, spec)[0] if form is None else form
-    run: Callable = _module(name).conv
+    run: Callable = module_of(name).conv
     return run(lhs, rhs, spec)
 
 
-def _module(form: Form) -> ModuleType:
-    """Pallas is imported where it is used: it takes half a second."""
+def module_of(form: Form) -> ModuleType:
+    """Where a form is written. Pallas is imported where it is used: it takes half a second."""
     if form in ("vendor", "reference"):
         return reference
     return importlib.import_module("fedjax_sim_kernels.conv.pallas") if form == "pallas" else FORMS[form]
