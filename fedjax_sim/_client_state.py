@@ -34,11 +34,11 @@ class ClientStates(abc.ABC):
       rows_at_first: that ``engines._problem.initialiser`` makes.
       axis: of the clients; that of replicas stands before it.
       folder: of the table, if it lies on disk.
-      stays: whether ``back`` need not wait for the devices.
+      waits: whether ``back`` waits for the devices.
     """
 
     folder: Path | None = None
-    stays = False
+    waits = True
 
     def __init__(self, rows: int, rows_at_first: int, replicated: bool):
         self.rows, self.rows_at_first, self.axis = rows, rows_at_first, int(replicated)
@@ -87,7 +87,7 @@ class ClientStates(abc.ABC):
 class OnDevice(ClientStates):
     """The whole table is on the devices."""
 
-    stays = True
+    waits = False
 
     def initial(self, state: SimState) -> SimState:
         return state

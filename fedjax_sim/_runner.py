@@ -113,6 +113,7 @@ class Runner:
       evaluate: begins to evaluate a state without replica axis, given the number of its replica, on every named set;
         ``None`` when there is nothing to evaluate on.
       every: rounds between evaluations; ``None`` for one at the end.
+      evaluation_waits: whether to begin an evaluation waits for the devices.
       callbacks: called after every chunk.
       store: checkpoints, ``None`` for none.
       precision: what the model computes with, for the books.
@@ -132,6 +133,7 @@ class Runner:
     evaluate: Callable[[SimState, int], _Evaluations] | None = None
     every: int | None = None
     callbacks: Sequence[Callback] = ()
+    evaluation_waits: bool = False
     store: Store | None = None
     precision: str = ""
 
@@ -209,7 +211,8 @@ class Runner:
     @property
     def _ahead(self) -> bool:
         """Whether a state may be written over before the results of its rounds have been looked at."""
-        return self.feed.stays and self.clients.stays and self.store is None and not self.callbacks
+        looked_at = bool(self.callbacks) or self.store is not None
+        return self.feed.stays and not (looked_at or self.clients.waits or self.evaluation_waits)
 
     def _settle(self, sent: _Sent) -> None:
         """Books the results of a chunk."""

@@ -23,7 +23,7 @@ UNNAMED = "eval"
 """Name of the set that a run evaluates on when it is given one without a name."""
 
 KEPT_BYTES = 10**9
-"""A set of no more bytes stays on the device between a run's evaluations."""
+"""Sets of no more bytes together stay on the device between a run's evaluations."""
 
 _Batch = tuple[dict[str, jax.Array], jax.Array]
 """Columns with their mask, and the position of each row's client, ``int32[batch]``."""
@@ -106,20 +106,19 @@ def evaluate(task: Task, variables: Variables, data: Clients, *, batch_size: int
 
 
 class Evaluator:
-    """Evaluates models on one set, whose examples stay on the device for as long as this object lives.
-
-    They are brought at the first evaluation, cut into batches. Of a set of more than ``KEPT_BYTES``, or one whose clients
-    are made at each evaluation, nothing stays.
+    """Evaluates models on one set.
 
     Args:
       data: clients' examples.
       batch_size: rows of one compiled call; the last one is padded.
+      keep: whether the examples stay on the device for as long as this object lives; they are brought at the first
+        evaluation, cut into batches. ``begin`` then need not wait for the device.
 
     Raises:
       TypeError, ValueError: as ``evaluate``.
     """
 
-    def __init__(self, data: Clients, batch_size: int = 512):
+    def __init__(self, data: Clients, batch_size: int = 512, keep: bool = False):
         checks.positive_int("batch_size", batch_size)
         _check_client_data("data", data)
         if data.num_examples == 0:
@@ -127,6 +126,7 @@ class Evaluator:
                 f"the data has {data.num_clients} clients and no example: there is nothing to evaluate on."
             )
         self._data, self._batch_size = data, batch_size
+        self.stays = keep
         self._kept: list[_Batch] | None = None
         self._checked: set[Check] = set()
 
@@ -155,7 +155,7 @@ class Evaluator:
 
     def _blocks(self, check: Check | None) -> Iterator[Iterable[_Batch]]:
         """Batches on the device, a block of the data at a time."""
-        kept = held(self._data) if self._data.nbytes <= KEPT_BYTES else None
+        kept = held(self._data) if self.stays else None
         if kept is None:
             first = 0
             for columns in batch_blocks(self._data, self._batch_size, check):
@@ -179,6 +179,15 @@ class Evaluator:
             batch["mask"] = np.arange(size) < rows
             owner = np.searchsorted(ends, first + start + np.arange(rows), side="right").astype(np.int32)
             yield jax.device_put((batch, _padded(owner, size)))
+
+
+def evaluators(sets: Mapping[str, Clients]) -> dict[str, Evaluator]:
+    """Those of a run; of its sets the first stay on the device, as many as ``KEPT_BYTES`` lets."""
+    room, found = KEPT_BYTES, {}
+    for name, data in sets.items():
+        found[name] = Evaluator(data, keep=data.nbytes <= room)
+        room -= data.nbytes if found[name].stays else 0
+    return found
 
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:

@@ -47,7 +47,7 @@ from fedjax_sim.engines._problem import (
     initialiser,
 )  # fmt: skip
 from fedjax_sim.engines._state import check_is_state, check_state
-from fedjax_sim.evaluation import Evaluation, Evaluator, named_sets
+from fedjax_sim.evaluation import Evaluation, Evaluator, evaluators, named_sets
 from fedjax_sim.history import Histories, History
 from fedjax_sim.personalisation import Personalised, Personaliser, chosen_clients, work_alone
 from fedjax_sim.privacy import Budget
@@ -334,7 +334,7 @@ class Simulation(Priced, Inspected):
             if evaluate_on is None:
                 raise ValueError("every is given without evaluate_on: there is no data to evaluate on.")
         # For this run alone: its examples are to leave the device when it ends.
-        sets = {name: Evaluator(data) for name, data in named_sets(evaluate_on).items()}
+        sets = evaluators(named_sets(evaluate_on))
 
         def evaluation(state: SimState, replica: int) -> dict[str, Callable[[], Evaluation]]:
             return {name: self._evaluate(algorithms[replica], state, one) for name, one in sets.items()}
@@ -342,6 +342,7 @@ class Simulation(Priced, Inspected):
         return Runner(
             rounds_fn, dataclasses.replace(self.planner(len(algorithms)), ends=ends), self._feed, self._clients, self.data.ids,
             self.rounds_per_chunk, costs, hyper, single, evaluation if sets else None, every, callbacks,
+            evaluation_waits=not all(one.stays for one in sets.values()),
             precision=model_precision(self.algorithm, self._problem, self._template),
         )  # fmt: skip
 
@@ -413,6 +414,7 @@ class Simulation(Priced, Inspected):
         program = (work, block_size, batch_size)
         if program not in self._personalisers:
             problem = dataclasses.replace(self._problem, local=program[0])
+            check_steps(problem, self.data.sizes[chosen])
             self._personalisers[program] = Personaliser(problem, block_size, batch_size)
         train = self._feed.examples(self._rounds.place_columns, chosen, block_size)
         tested = some_at_a_time(test, chosen, block_size, self.algorithm.task.check)

@@ -9,7 +9,10 @@ cache; so may it keep a small model, whose memory floor it can then pass. Evalua
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+import jax
 
 from fedjax_sim._src import tree
 from fedjax_sim.bench import _measure
@@ -60,9 +63,13 @@ def precision_of(compute: Compute | None = None, products: Products | None = Non
     return "bfloat16" if compute == "bfloat16" else products or "default"
 
 
-def work_of(sim: Simulation, state: SimState, costs: Costs, rounds: int = 1) -> Work:
-    """A round's share of the work that so many rounds of a simulation did."""
-    step_bytes = 2 * tree.num_bytes(sim.algorithm.params(state.server).params)
+def work_of(
+    sim: Simulation, state: SimState, costs: Costs, rounds: int = 1, unwritten: Sequence[str] = ()
+) -> Work:
+    """A round's share of the work that so many rounds of a simulation did; ``unwritten`` parameters, no client has."""
+    leaves = jax.tree.leaves_with_path(sim.algorithm.params(state.server).params)
+    own = [x for path, x in leaves if jax.tree_util.keystr(path, simple=True, separator="/") not in unwritten]
+    step_bytes = 2 * tree.num_bytes(own)
     row_bytes = sim.data.nbytes / sim.data.num_examples
     flops = costs.flops * costs.examples / (costs.steps * costs.rows_per_step)
     return Work(flops / rounds, (costs.steps * step_bytes + costs.examples * row_bytes) / rounds)

@@ -116,7 +116,8 @@ def measure(name: str, args, machines: dict[str, Machine]) -> list[dict[str, Any
             if history.costs.compile_seconds:
                 raise RuntimeError(f"{name}, {precision}: the rounds were compiled within the time.")
             seen[precision].append(history.costs)
-            works[precision] = _floors.work_of(sim, state, history.costs)
+            unwritten = workload.wide if experiment.factored else ()
+            works[precision] = _floors.work_of(sim, state, history.costs, unwritten=unwritten)
             return seconds
 
         calls[precision] = call

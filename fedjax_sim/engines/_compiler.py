@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 
 import jax
+from fedjax_sim_kernels import backends
 
 from fedjax_sim._src import machine
 
@@ -14,16 +16,14 @@ _TINY_STEP = 1e5
 """Operations of a client's step below which its products are over before another thread has heard of them."""
 
 _RECORDED = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
-"""Operations that a GPU replays from a recording: the compiler's default, and loops."""
+"""Operations that a GPU replays from a recording: the compiler's default, and loops and branches."""
 
 
 def compiler_options(platform: str, step_flops: float, devices: int) -> Options | None:
     """Options for local steps of so many operations, on so many devices of a platform; ``None`` for the compiler's own."""
     if platform == "cpu":
         return cpu_options(step_flops, devices)
-    if platform == "gpu":
-        return gpu_options()
-    return None
+    return gpu_options() if platform == "gpu" and backends.current() == "nvidia" else None
 
 
 def cpu_options(step_flops: float, devices: int) -> Options:
@@ -47,9 +47,11 @@ def cpu_options(step_flops: float, devices: int) -> Options:
 def gpu_options() -> Options:
     """Loops are recorded, too: else the host reads the predicate of a loop of unknown length before every iteration.
 
-    Figures are in ``docs/decisions/0025-convolutions-on-a-gpu.md``.
+    What ``XLA_FLAGS`` says of recordings stands. Figures are in ``docs/decisions/0025-convolutions-on-a-gpu.md``.
     """
     options: Options = {"xla_gpu_enable_command_buffer": _RECORDED, "xla_gpu_graph_min_graph_size": 2}
+    if any(name in os.environ.get("XLA_FLAGS", "") for name in options):
+        return {}
     return options if all(_known(name, value) for name, value in options.items()) else {}
 
 

@@ -313,7 +313,8 @@ class LaneQueue:
         if self.compact:
             lane = refilled(lane)
         else:
-            # At the end of a queue there is nothing to begin, and all lanes would be written anew.
+            # At the end of a queue there is nothing to begin, and all lanes would be written anew. Those that are done
+            # compute on from where they are; nobody looks at them.
             left = lambda lane: lane._replace(position=order)  # noqa: E731
             lane = jax.lax.cond(upcoming < count, refilled, left, lane)
         return lane, upcoming + jnp.sum(mask, dtype=jnp.int32), deposit

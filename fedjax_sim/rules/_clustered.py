@@ -74,10 +74,10 @@ def train_chosen(rule: ClientRule) -> ClientRule:
 
     inner_model = rule.model
     if inner_model is None:
-        return ClientRule(init, begin, step, finish)
+        return ClientRule(init, begin, step, finish, most_steps=rule.most_steps)
 
     def model(broadcast: Variables, work) -> Variables:
         inner, chosen = work
         return inner_model(own(broadcast, chosen), inner)
 
-    return ClientRule(init, begin, step, finish, model)
+    return ClientRule(init, begin, step, finish, model, most_steps=rule.most_steps)

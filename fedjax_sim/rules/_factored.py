@@ -40,7 +40,7 @@ class FactoredTraining(NamedTuple):
 
 
 def factored_sgd(
-    task: Task, learning_rate: float, layers: Sequence[str], *, steps: int, batch_size: int
+    task: Task, learning_rate: float, layers: str | Sequence[str], *, steps: int, batch_size: int
 ) -> ClientRule:
     """``local_sgd`` with plain SGD, for models whose time goes into moving wide dense layers through memory.
 
@@ -49,17 +49,18 @@ def factored_sgd(
     outputs. Kept in that form, a client that sees ``n`` rows moves ``n * (depth + features)`` numbers and not several times
     ``depth * features`` in every step; the products with ``W0`` become one large product for all clients. The same to
     rounding as ``local_sgd(task, optax.sgd(learning_rate))``, whose update it sends. On an accelerator it pays where
-    ``steps * batch_size`` is far below ``depth * features / (depth + features)``; on a CPU it does not.
+    ``steps * batch_size`` is far below ``depth * features / (depth + features)``; on a CPU it was not measured.
 
     Args:
-      task: any; the named layers must be dense ones that see one row per example, and nothing else may use their weights.
+      task: any whose statistics are not kept by the clients; the named layers must be dense ones that see one row per example, and nothing else may use their weights.
       learning_rate: of the clients' SGD.
-      layers: paths of the layers' weights, such as ``"Dense_0/kernel"``.
+      layers: paths of the layers' weights, such as ``"Dense_0/kernel"``; or one of them.
       steps: most local steps that a client takes.
       batch_size: rows of a batch, as in ``LocalWork``.
 
     Raises:
-      ValueError: no layers, a path that the model does not have, or other batches than ``batch_size`` says.
+      ValueError: no layers, a path that the model does not have, other batches than ``batch_size`` says, a learning rate that
+        is not above 0, or a task whose statistics stay with the clients.
       TypeError: weights that are used otherwise than in one dense layer.
 
     Example:
@@ -76,7 +77,8 @@ def factored_sgd(
     checks.task(task)
     checks.positive_int("steps", steps)
     checks.positive_int("batch_size", batch_size)
-    names = tuple(layers)
+    checks.positive("learning_rate", learning_rate)
+    names = (layers,) if isinstance(layers, str) else tuple(layers)
     if not names:
         raise ValueError(
             "layers is empty, expected paths of dense layers' weights, such as 'Dense_0/kernel'."

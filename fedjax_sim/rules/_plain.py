@@ -46,4 +46,5 @@ def over_params(rule: ClientRule) -> ClientRule:
         lambda params, work, batch, ctx: rule.step(Variables(params), work, batch, ctx),
         finish,
         noise=rule.noise,
+        most_steps=rule.most_steps,
     )

@@ -50,6 +50,7 @@ def sliced(rule: ClientRule, shapes: PyTree) -> ClientRule:
         finish,
         receives=own,
         sends=sends,
+        most_steps=rule.most_steps,
     )
 
 

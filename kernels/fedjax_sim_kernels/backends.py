@@ -7,6 +7,7 @@ every machine: importing Pallas where there is no GPU, and writing out a hundred
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -35,6 +36,12 @@ def current() -> Backend:
     # JAX calls GPUs of every maker "gpu".
     if name != "gpu" or not device.device_kind.startswith("NVIDIA"):
         return "other"
-    # From jax 0.11 its use of Triton is deprecated: a later version will not have it.
-    has_triton = importlib.util.find_spec("jax.experimental.pallas.triton") is not None
-    return "nvidia" if has_triton and float(device.compute_capability) >= OLDEST else "other"
+    return "nvidia" if _has_triton() and float(device.compute_capability) >= OLDEST else "other"
+
+
+def _has_triton() -> bool:
+    """From jax 0.11 Pallas' use of Triton is deprecated: a later version will not have it."""
+    # Not asked for "...pallas.triton": to find it, Python would import Pallas.
+    pallas = importlib.util.find_spec("jax.experimental.pallas")
+    folders = [] if pallas is None else pallas.submodule_search_locations or []
+    return any((Path(folder) / "triton.py").exists() for folder in folders)

@@ -286,5 +286,5 @@ ENTERED: Mapping[str, Callable[..., Sequence[Any]]] = {
 }  # fmt: skip
 """By name of the primitive: how the programs inside are entered; inside others nothing is replaced."""
 
-_CALLS = ("jit", "pjit", "closed_call", "core_call")
+_CALLS = tuple(name for name, entered in ENTERED.items() if entered is _call)
 """Those that hand their operands to the program inside as they are."""

@@ -77,6 +77,30 @@ def test_a_kernel_that_all_clients_share():
         np.testing.assert_allclose(actual[client], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("case", SUPPORTED, ids=lambda case: case.name)
+def test_where_pallas_cannot_be_compiled_the_same_comes_out(case):
+    """A model that was rewritten for the machine's GPU may run on its CPU."""
+    x, kernel = case.arguments(KEY)
+    assert_equal(
+        value_and_gradients(conv.conv, case.spec, x, kernel),
+        value_and_gradients(reference.conv, case.spec, x, kernel),
+    )
+
+
+def test_a_kernel_that_examples_share_is_not_copied_for_each():
+    """Whose gradients differ, as for DP-SGD."""
+    case = NAMED["explicit"]._replace(batch=1)
+    xs, kernels = case.arguments(KEY, 4)
+
+    def gradients(form):
+        total = lambda k, x: jnp.sum(jnp.sin(form(x, k, case.spec)))  # noqa: E731
+        return jax.vmap(jax.grad(total), in_axes=(None, 0))(kernels[0], xs)
+
+    np.testing.assert_allclose(gradients(interpreted), gradients(reference.conv), rtol=1e-4, atol=1e-4)
+    text = str(jax.make_jaxpr(lambda: jax.vmap(lambda x: interpreted(x, kernels[0], case.spec))(xs))())
+    assert text.count("batch=4") == 1
+
+
 def test_bfloat16_adds_up_in_float32():
     case = NAMED["resnet-3x3"]._replace(batch=1, in_channels=96)
     x, kernel = (a.astype(jnp.bfloat16) for a in case.arguments(KEY))

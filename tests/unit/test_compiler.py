@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fedjax_sim_kernels import backends
 
 import fedjax_sim as fs
 from fedjax_sim._src import machine
@@ -43,11 +44,17 @@ def test_an_option_that_the_compiler_does_not_know_is_not_asked_for(monkeypatch)
 
 def test_a_gpu_records_loops_where_its_compiler_can(monkeypatch):
     """This version's compiler knows the names, for whatever device it compiles."""
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert _compiler.compiler_options("gpu", 1e7, 1) is None  # of another maker
+    monkeypatch.setattr(backends, "current", lambda: "nvidia")
     options = _compiler.compiler_options("gpu", 1e7, 1)
     assert options is not None and "WHILE" in str(options["xla_gpu_enable_command_buffer"])
     assert not _compiler._known("xla_gpu_enable_command_buffer", "NO_SUCH_OPERATION")
-    monkeypatch.setattr(_compiler, "_known", lambda option, value: False)
-    assert _compiler.compiler_options("gpu", 1e7, 1) == {}
+    with monkeypatch.context() as older:
+        older.setattr(_compiler, "_known", lambda option, value: False)
+        assert _compiler.compiler_options("gpu", 1e7, 1) == {}
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_command_buffer=")
+    assert _compiler.compiler_options("gpu", 1e7, 1) == {}  # what somebody asked for stands
     assert _compiler.compiler_options("tpu", 1e7, 1) is None
 
 

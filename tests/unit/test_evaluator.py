@@ -11,7 +11,7 @@ import pytest
 from laws.test_compiled_once import backend_compilations
 
 import fedjax_sim as fs
-from fedjax_sim import evaluation
+from fedjax_sim import _runner, evaluation
 from fedjax_sim.data import ClientSource, _blocks
 from fedjax_sim.evaluation import Evaluator
 
@@ -79,7 +79,7 @@ def make(request, monkeypatch):
 
 @pytest.mark.parametrize("sizes", SETS.values(), ids=SETS)
 def test_every_evaluation_is_the_plain_loop(make, sizes):
-    evaluator = Evaluator(make(sizes), batch_size=4)
+    evaluator = Evaluator(make(sizes), batch_size=4, keep=evaluation.KEPT_BYTES > 0)
     for variables in (*MODELS, MODELS[0]):
         found, expected = evaluator(TASK, variables), plain(variables, sizes)
         assert found.num_examples == sum(sizes)
@@ -93,7 +93,7 @@ def test_every_evaluation_is_the_plain_loop(make, sizes):
 
 def test_a_second_evaluation_brings_nothing_to_the_device():
     """Not even explicitly; the guard does see what the first one brings."""
-    evaluator = Evaluator(client_data([5, 0, 6]), batch_size=4)
+    evaluator = Evaluator(client_data([5, 0, 6]), batch_size=4, keep=True)
     guarded = lambda: jax.transfer_guard_host_to_device("disallow_explicit")  # noqa: E731
     with guarded(), pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         evaluator(TASK, MODELS[0])
@@ -117,7 +117,7 @@ def test_one_program_serves_sets_of_any_length_wherever_the_model_lies():
 
 
 def test_another_task_is_checked_on_what_is_kept():
-    evaluator = Evaluator(client_data([2, 2]))
+    evaluator = Evaluator(client_data([2, 2]), keep=True)
     evaluator(TASK, MODELS[0])
 
     def refuse(columns):
@@ -125,6 +125,44 @@ def test_another_task_is_checked_on_what_is_kept():
 
     with pytest.raises(ValueError, match=r"refused \['x', 'y'\]"):
         evaluator(TASK._replace(check=refuse), MODELS[0])
+
+
+def test_sets_share_the_room_on_the_device(monkeypatch):
+    small, large = client_data([2]), client_data([3])
+    monkeypatch.setattr(evaluation, "KEPT_BYTES", small.nbytes + large.nbytes - 1)
+    kept = lambda *sets: [one.stays for one in evaluation.evaluators(dict(enumerate(sets))).values()]  # noqa: E731
+    assert kept(small, large) == [True, False] and kept(large, small) == [True, False]
+    assert kept(small, large, small)[:2] == [True, False]
+
+
+def test_a_run_books_alike_whether_or_not_somebody_looks_between_its_chunks(monkeypatch):
+    """Without callbacks the device has the next chunk before this one's results are looked at."""
+    data, waits = client_data([4, 3, 5]), []
+    algorithm = fs.algorithms.fedavg(fs.tasks.classification(fs.models.linear(CLASSES)), optax.sgd(0.1))
+    sim = fs.Simulation(algorithm, data, cohort=fs.cohorts.uniform(2), rounds_per_chunk=2)
+    settle, begin = _runner.Runner._settle, _runner.Runner._begin_evaluations
+    settled = lambda self, sent: waits.append(sent.after) or settle(self, sent)  # noqa: E731
+    begun = lambda self, state, done, rounds: waits.append(-done) or begin(self, state, done, rounds)  # noqa: E731
+    monkeypatch.setattr(_runner.Runner, "_settle", settled)
+    monkeypatch.setattr(_runner.Runner, "_begin_evaluations", begun)
+    ahead, history = sim.run(sim.init(seed=0), 6, evaluate_on=data, every=2)
+    order, waits[:] = list(waits), []
+    behind, watched = sim.run(
+        sim.init(seed=0), 6, evaluate_on=data, every=2, callbacks=[lambda progress: None]
+    )
+    assert order == [-2, -4, 2, -6, 4, 6] and waits == [-2, 2, -4, 4, -6, 6]
+    for one, other in zip(*map(jax.tree.leaves, (ahead.server, behind.server)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert history.metrics.keys() == watched.metrics.keys()
+    for name, values in history.metrics.items():
+        np.testing.assert_array_equal(values, watched.metrics[name])
+    assert {k: v["eval"].examples for k, v in history.evaluations.items()} == {
+        k: v["eval"].examples for k, v in watched.evaluations.items()
+    }
+    monkeypatch.setattr(evaluation, "KEPT_BYTES", 0)
+    waits.clear()
+    sim.run(sim.init(seed=0), 4, evaluate_on=data, every=2)
+    assert waits == [-2, 2, -4, 4]  # such an evaluation waits for the device: its time would be the rounds'
 
 
 def test_a_run_brings_its_sets_once_and_lets_go_of_them(monkeypatch):

@@ -368,7 +368,52 @@ def _to_right(cotangent, a, b, *, layout: Layout, sliding: Sliding):
     return bind(a, cotangent, layout="to_kernel" if layout == "forth" else "forth")
 
 
-def _batched(operands, axes, **settings: Any):
+def _elsewhere(a: jax.Array, b: jax.Array, *, layout: Layout, sliding: Sliding) -> jax.Array:
+    """The same where Pallas cannot be compiled: on the CPU of a machine whose models were rewritten for its GPU."""
+    batch, axes = sliding.batch, len(sliding.space)
+    space = "DHW"[-axes:]
+
+    def one(a: jax.Array, b: jax.Array) -> jax.Array:
+        channels = b.shape[0] // sliding.offsets if layout != "to_kernel" else a.shape[-1]
+        features = b.shape[-1]
+
+        def forth(x: jax.Array, kernel: jax.Array) -> jax.Array:
+            rows = lax.conv_general_dilated(
+                x.reshape(batch, *sliding.space, channels),
+                kernel.reshape(*sliding.window, channels, features),
+                sliding.strides,
+                "VALID",
+                rhs_dilation=sliding.dilation,
+                dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
+                precision=sliding.precision,
+            )
+            return rows[(slice(None), *map(slice, sliding.positions))].reshape(-1, features)
+
+        x = jax.ShapeDtypeStruct((batch * math.prod(sliding.space), channels), a.dtype)
+        kernel = jax.ShapeDtypeStruct((sliding.offsets * channels, features), a.dtype)
+        if layout == "forth":
+            return forth(a, b)
+        if layout == "to_x":
+            return jax.linear_transpose(lambda x: forth(x, b), x)(a)[0]
+        return jax.linear_transpose(lambda kernel: forth(a, kernel), kernel)(b)[0]
+
+    return jax.vmap(one)(a, b)
+
+
+def _anywhere(a: jax.Array, b: jax.Array, *, layout: Layout, sliding: Sliding) -> jax.Array:
+    return (_compute if sliding.interpret else _elsewhere)(a, b, layout=layout, sliding=sliding)
+
+
+def _batched(operands, axes, *, layout: Layout, sliding: Sliding):
+    a, b = operands
+    if layout != "to_kernel" and axes[1] is None:
+        # A kernel that all share: everybody's images are one client's.
+        a = jnp.moveaxis(a, axes[0], 1)
+        clients, size, rows, depth = a.shape
+        many = sliding._replace(batch=size * sliding.batch)
+        found = sliding_p.bind(a.reshape(clients, size * rows, depth), b, layout=layout, sliding=many)
+        return found.reshape(clients, size, -1, found.shape[-1]), 1
+    settings: dict[str, Any] = {"layout": layout, "sliding": sliding}
     size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
     merged = []
     for x, axis in zip(operands, axes, strict=True):
@@ -387,4 +432,5 @@ sliding_p.def_impl(_evaluate)
 sliding_p.def_abstract_eval(_abstract)
 ad.defbilinear(sliding_p, _to_left, _to_right)
 batching.primitive_batchers[sliding_p] = _batched
-mlir.register_lowering(sliding_p, mlir.lower_fun(_compute, multiple_results=False))
+mlir.register_lowering(sliding_p, mlir.lower_fun(_anywhere, multiple_results=False))
+mlir.register_lowering(sliding_p, mlir.lower_fun(_compute, multiple_results=False), platform="cuda")

@@ -39,7 +39,17 @@ class Outer:
         return Outer(base, left, right, probe, self.seen)
 
     def product(self, rows: jax.Array, precision: Any, preferred_element_type: Any) -> jax.Array:
-        """``rows @ (base + left^T @ right) + probe`` for ``rows: [rows, depth]``."""
+        """``rows @ (base + left^T @ right) + probe`` for ``rows: [rows, depth]``.
+
+        Raises:
+          TypeError: other rows than the probe has.
+        """
+        if rows.shape[0] != self.probe.shape[0]:
+            raise TypeError(
+                f"weights of shape {self.base.shape} are multiplied with {rows.shape[0]} row(s) where the batch has "
+                f"{self.probe.shape[0]}: such weights can be kept as a sum of outer products only in a dense layer that sees "
+                "one row per example."
+            )
         self.seen.append(rows)
 
         def dot(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
