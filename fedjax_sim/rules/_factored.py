@@ -48,8 +48,8 @@ def factored_sgd(
     one array for all clients, and an outer product for every step, of the rows that the layer saw and the gradients by its
     outputs. Kept in that form, a client that sees ``n`` rows moves ``n * (depth + features)`` numbers and not several times
     ``depth * features`` in every step; the products with ``W0`` become one large product for all clients. The same to
-    rounding as ``local_sgd(task, optax.sgd(learning_rate))``, whose update it sends. On an accelerator it pays where
-    ``steps * batch_size`` is far below ``depth * features / (depth + features)``; on a CPU it was not measured.
+    rounding as ``local_sgd(task, optax.sgd(learning_rate))``, whose update it sends. It moves less where ``steps * batch_size``
+    is far below ``depth * features / (depth + features)``, which paid on a GPU; on a CPU it was not measured.
 
     Args:
       task: any whose statistics are not kept by the clients; the named layers must be dense ones that see one row per example, and nothing else may use their weights.

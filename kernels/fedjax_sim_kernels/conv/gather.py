@@ -234,10 +234,8 @@ def correlated(x: jax.Array, results: jax.Array, sliding: Sliding) -> jax.Array:
         first = lax.div(place, jnp.int32(across)) * height
         term = first + jnp.arange(height, dtype=jnp.int32)
         if one_offset:
-            offset, channel = (
-                lax.div(first, jnp.int32(channels)),
-                term - lax.div(first, jnp.int32(channels)) * channels,
-            )
+            offset = lax.div(first, jnp.int32(channels))
+            channel = term - offset * channels
         else:
             offset, channel = lax.div(term, jnp.int32(channels))[:, None], lax.rem(term, jnp.int32(channels))
         known = [] if terms % height == 0 else [(term < terms)[:, None]]

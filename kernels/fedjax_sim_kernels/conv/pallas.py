@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import batching, mlir
 
+from fedjax_sim_kernels import bilinear
 from fedjax_sim_kernels.conv.gather import SUMS, TILE, Sliding, Sums, Tile, correlated, gathered
 from fedjax_sim_kernels.conv.spec import ConvSpec, plain, restored, window_of
 from fedjax_sim_kernels.windows import window_counts
@@ -94,31 +95,16 @@ def _abstract(a, b, *, layout: Layout, sliding: Sliding):
     return a.update(shape=(a.shape[0], *shape))
 
 
-def _to_left(cotangent, a, b, *, layout: Layout, sliding: Sliding):
-    bind = functools.partial(sliding_p.bind, sliding=sliding)
-    if layout == "to_kernel":
-        return bind(b, cotangent, layout="to_x")
-    return bind(cotangent, b, layout="to_x" if layout == "forth" else "forth")
-
-
-def _to_right(cotangent, a, b, *, layout: Layout, sliding: Sliding):
-    bind = functools.partial(sliding_p.bind, sliding=sliding)
-    if layout == "to_x":
-        return bind(cotangent, a, layout="to_kernel")
-    return bind(a, cotangent, layout="to_kernel" if layout == "forth" else "forth")
-
-
 def _elsewhere(a: jax.Array, b: jax.Array, *, layout: Layout, sliding: Sliding) -> jax.Array:
     """The same where Pallas cannot be compiled: on the CPU of a machine whose models were rewritten for its GPU."""
-    batch, axes = sliding.batch, len(sliding.space)
-    space = "DHW"[-axes:]
+    batch, space = sliding.batch, "DHW"[-len(sliding.space) :]
 
     def one(a: jax.Array, b: jax.Array) -> jax.Array:
         channels = b.shape[0] // sliding.offsets if layout != "to_kernel" else a.shape[-1]
         features = b.shape[-1]
 
         def forth(x: jax.Array, kernel: jax.Array) -> jax.Array:
-            rows = lax.conv_general_dilated(
+            results = lax.conv_general_dilated(
                 x.reshape(batch, *sliding.space, channels),
                 kernel.reshape(*sliding.window, channels, features),
                 sliding.strides,
@@ -127,7 +113,7 @@ def _elsewhere(a: jax.Array, b: jax.Array, *, layout: Layout, sliding: Sliding) 
                 dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
                 precision=sliding.precision,
             )
-            return rows[(slice(None), *map(slice, sliding.positions))].reshape(-1, features)
+            return results.reshape(-1, features)
 
         x = jax.ShapeDtypeStruct((batch * math.prod(sliding.space), channels), a.dtype)
         kernel = jax.ShapeDtypeStruct((sliding.offsets * channels, features), a.dtype)
@@ -153,13 +139,12 @@ def _batched(operands, axes, *, layout: Layout, sliding: Sliding):
         many = sliding._replace(batch=size * sliding.batch)
         found = sliding_p.bind(a.reshape(clients, size * rows, depth), b, layout=layout, sliding=many)
         return found.reshape(clients, size, -1, found.shape[-1]), 1
-    settings: dict[str, Any] = {"layout": layout, "sliding": sliding}
     size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
     merged = []
     for x, axis in zip(operands, axes, strict=True):
         x = jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
         merged.append(x.reshape(-1, *x.shape[2:]))
-    found = sliding_p.bind(*merged, **settings)
+    found = sliding_p.bind(*merged, layout=layout, sliding=sliding)
     return found.reshape(size, -1, *found.shape[1:]), 0
 
 
@@ -170,7 +155,7 @@ def _evaluate(a: jax.Array, b: jax.Array, *, layout: Layout, sliding: Sliding) -
 
 sliding_p.def_impl(_evaluate)
 sliding_p.def_abstract_eval(_abstract)
-ad.defbilinear(sliding_p, _to_left, _to_right)
+bilinear.differentiate(sliding_p, "forth", "to_x", "to_kernel")
 batching.primitive_batchers[sliding_p] = _batched
 mlir.register_lowering(sliding_p, mlir.lower_fun(_anywhere, multiple_results=False))
 mlir.register_lowering(sliding_p, mlir.lower_fun(_compute, multiple_results=False), platform="cuda")

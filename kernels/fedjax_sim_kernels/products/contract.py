@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import batching, mlir
+
+from fedjax_sim_kernels import bilinear
 
 Layout = Literal["nn", "nt", "tn"]
 """Which operand is given transposed: none, the right one, the left one."""
@@ -84,23 +86,7 @@ def _abstract(a, b, *, layout: Layout, precision: Any):
     )[0]
 
 
-# --- derivatives and vmap ------------------------------------------------------------------------------------
-
-# For C = A B, A B^T and A^T B: the cotangents of A and of B from that of C.
-
-
-def _to_left(cotangent, a, b, *, layout: Layout, precision: Any):
-    bind = functools.partial(contract_p.bind, precision=precision)
-    if layout == "tn":
-        return bind(b, cotangent, layout="nt")
-    return bind(cotangent, b, layout="nt" if layout == "nn" else "nn")
-
-
-def _to_right(cotangent, a, b, *, layout: Layout, precision: Any):
-    bind = functools.partial(contract_p.bind, precision=precision)
-    if layout == "nt":
-        return bind(cotangent, a, layout="tn")
-    return bind(a, cotangent, layout="tn" if layout == "nn" else "nn")
+# --- vmap -----------------------------------------------------------------------------------------------------
 
 
 def _batched(operands, axes, *, layout: Layout, precision: Any):
@@ -153,7 +139,7 @@ def _evaluate(a: jax.Array, b: jax.Array, *, layout: Layout, precision: Any) -> 
 
 contract_p.def_impl(_evaluate)
 contract_p.def_abstract_eval(_abstract)
-ad.defbilinear(contract_p, _to_left, _to_right)
+bilinear.differentiate(contract_p, "nn", "nt", "tn")
 batching.primitive_batchers[contract_p] = _batched
 mlir.register_lowering(contract_p, mlir.lower_fun(_dot, multiple_results=False))
 mlir.register_lowering(contract_p, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")
