@@ -47,9 +47,10 @@ def prepare(
     sizes=SIZES,
     pair=("image", "label"),
     shards=1,
+    kind="array_record",
     **features,
 ) -> Path:
-    """A set as ``download_and_prepare`` leaves it, in ArrayRecord files; returns the folder of its version."""
+    """A set as ``download_and_prepare`` leaves it; returns the folder of its version. TFRecord files take TensorFlow."""
     f = library.features
     features = features or {
         "image": f.Image(shape=(6, 5, 1)),
@@ -80,7 +81,7 @@ def prepare(
 
     Builder.name = name
     library.disable_progress_bar()
-    builder = Builder(data_dir=str(folder), file_format="array_record")
+    builder = Builder(data_dir=str(folder), file_format=kind)
     config = library.download.DownloadConfig(num_shards=shards)
     builder.download_and_prepare(download_config=config)
     return Path(builder.data_dir)
