@@ -1,14 +1,16 @@
 """FedProx against FedAvg on synthetic(alpha, beta) where 0, 50 or 90 % of each round's devices are too slow.
 
 The setting of Li et al. 2020 ("Federated Optimization in Heterogeneous Networks", section 5.2 and appendix C): softmax
-regression, 10 of 30 devices per round drawn uniformly without replacement, their models averaged by number of examples, 20
-epochs with batches of 10, step size 0.01, 200 rounds. A slow device has time for a number of epochs drawn uniformly from 1
+regression, 10 of 30 devices per round, 20 epochs with batches of 10, step size 0.01, 200 rounds. The paper has two ways to
+draw devices, both without replacement here: uniformly, their models averaged by number of examples (its experiments), or in
+proportion to their number of examples, their models averaged as equals (its algorithm 2, ``--devices by-size``). A slow device has time for a number of epochs drawn uniformly from 1
 to 20. FedAvg leaves slow devices out, FedProx keeps what they did, with mu = 0 or mu = 1. Devices, slow devices and batches
 are the same for all three, as in the paper, so methods are compared draw by draw. The training loss is that of all devices'
 training data, the test accuracy that of all their test examples. The paper shows figures only; its data were drawn once, by
 its code, so these are other draws from the same law.
 
-python examples/reproductions/fedprox_synthetic.py --draws 6 --results fedprox_synthetic.jsonl --plot fedprox_synthetic.png
+python examples/reproductions/fedprox_synthetic.py --results fedprox_synthetic.jsonl --plot fedprox_synthetic.png
+python examples/reproductions/fedprox_synthetic.py --devices by-size --results fedprox_synthetic.jsonl --plot fedprox_by_size.png
 """
 
 import argparse
@@ -32,22 +34,25 @@ COLOURS = ("#d95f02", "#7570b3", "#1b9e77")
 WINDOW = 50  # rounds, whose evaluations are averaged: curves go up and down
 
 
-def runs(data, stragglers: float, seed: int, rounds: int, every: int) -> list[fs.History]:
+def runs(data, devices: str, stragglers: float, seed: int, rounds: int, every: int) -> list[fs.History]:
     """One history for each of the methods, on the same devices in the same rounds."""
     task = fs.tasks.classification(fs.models.linear(classes=10))
     sgd = optax.sgd(0.01)
+    if devices == "uniform":
+        cohort, mean = fs.cohorts.uniform(10), fs.aggregation.mean(over="examples")
+    else:
+        cohort, mean = fs.cohorts.weighted(10, data.train.sizes), fs.aggregation.mean(over="clients")
 
     def simulation(drop: bool) -> fs.Simulation:
         local = fs.LocalWork(epochs=20, batch_size=10, stragglers=stragglers, drop_stragglers=drop)
-        return fs.Simulation(
-            fs.algorithms.fedavg(task, sgd), data.train, cohort=fs.cohorts.uniform(10), local=local
-        )
+        fedavg = fs.algorithms.fedavg(task, sgd, aggregate=mean)
+        return fs.Simulation(fedavg, data.train, cohort=cohort, local=local)
 
     sets = {"test": data.test, "train": data.train}
     drops, keeps = simulation(drop=True), simulation(drop=False)
     fedprox = keeps.sweep(
         [seed, seed], rounds, evaluate_on=sets, every=every,
-        algorithm=lambda mu: fs.algorithms.fedprox(task, sgd, mu=mu), hyperparameters={"mu": [0.0, 1.0]},
+        algorithm=lambda mu: fs.algorithms.fedprox(task, sgd, mu=mu, aggregate=mean), hyperparameters={"mu": [0.0, 1.0]},
     )  # fmt: skip
     if stragglers == 0:
         return [fedprox[0], *fedprox]  # with nobody to drop, FedAvg is FedProx with mu = 0
@@ -72,7 +77,9 @@ def measured(file: Path | None, setting: dict, data) -> list[list[list[float]]]:
                 return found["curves"]
     made = [
         curves(history)
-        for history in runs(data, setting["slow"], setting["draw"], setting["rounds"], setting["every"])
+        for history in runs(
+            data, setting["devices"], setting["slow"], setting["draw"], setting["rounds"], setting["every"]
+        )
     ]
     if file is not None:
         with file.open("a") as lines:
@@ -146,6 +153,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--draws", type=int, default=6, help="draws of the data, each with a seed of its own")
     parser.add_argument("--every", type=int, default=5, help="rounds between evaluations")
+    parser.add_argument(
+        "--devices", choices=["uniform", "by-size"], default="uniform", help="how they are drawn"
+    )
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--results", type=Path, help="file that measured curves are added to, and taken from")
     parser.add_argument("--plot", help="where the picture goes")
@@ -161,6 +171,7 @@ def main() -> None:
                             "draw": draw,
                             "set": name,
                             "slow": share,
+                            "devices": options.devices,
                             "rounds": options.rounds,
                             "every": options.every,
                         },

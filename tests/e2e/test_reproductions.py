@@ -33,6 +33,8 @@ def test_fedprox_on_synthetic_data_compares_draw_by_draw(tmp_path):
     measured = file.read_text()
     assert len(measured.splitlines()) == 6
     assert rerun("fedprox_synthetic", *small) == printed and file.read_text() == measured
+    by_size = rerun("fedprox_synthetic", *small, "--devices", "by-size")
+    assert by_size != printed and len(file.read_text().splitlines()) == 12
 
 
 def test_femnist_by_writer_trains_from_its_file(shared):
