@@ -156,9 +156,12 @@ class Personaliser:
                 continue
             broadcast, own = stage.broadcast(state.server), turn.keys(root, state.round, entry)
             begun = turn.begin(hyper, broadcast, own, state.round, entry, row)
+            order = turn.order(own, entry)
 
-            def step(number, work, turn=turn, broadcast=broadcast, own=own, rows=explicit[index]):
-                chosen = turn.rows(own, entry, number, rows)
+            def step(
+                number, work, turn=turn, broadcast=broadcast, own=own, order=order, rows=explicit[index]
+            ):
+                chosen = turn.rows(order, entry, number, rows)
                 return turn.step(hyper, broadcast, columns, chosen, own, entry, number, work)[0]
 
             # Each client's own trip count: under vmap the loop runs to the longest and the others stand still.

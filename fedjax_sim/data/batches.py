@@ -30,16 +30,25 @@ def shuffled(words: Array, epoch: Array, index: Array, size: Array) -> Array:
     Returns:
       ``int32[...]`` rows in ``[0, size)``; distinct for distinct places.
     """
+    return _permuted(_permutation(words, epoch, size), index)
+
+
+def _permutation(words: Array, epoch: Array, size: Array) -> Array:
+    """What ``_permuted`` reads: a word, the size, the last place, and each round's salt and offset, ``uint32[3 + 2 rounds]``."""
     seed = _mix(words[0] ^ _mix(jnp.asarray(epoch).astype(jnp.uint32) + words[1]))
-    size = jnp.maximum(size, 1).astype(jnp.uint32)
-    place = jnp.minimum(index.astype(jnp.uint32), size - 1)
     # All rounds' salts at once: the compiler makes one small kernel of them instead of one per round.
     salts = _mix(seed + jnp.uint32(0x9E3779B9) * jnp.arange(1, _SHUFFLE_ROUNDS + 1, dtype=jnp.uint32))
-    offsets = salts % size
+    size = jnp.maximum(size, 1).astype(jnp.uint32)
+    return jnp.concatenate([words[1:], size[None], size[None] - 1, salts, salts % size])
+
+
+def _permuted(permutation: Array, index: Array) -> Array:
+    word, size, last = permutation[0], permutation[1], permutation[2]
+    place = jnp.minimum(index.astype(jnp.uint32), last)
     for round_ in range(_SHUFFLE_ROUNDS):
-        salt, offset = salts[round_], offsets[round_]
+        salt, offset = permutation[3 + round_], permutation[3 + _SHUFFLE_ROUNDS + round_]
         partner = offset + jnp.where(place > offset, size, jnp.uint32(0)) - place
-        coin = _mix(jnp.maximum(place, partner) ^ salt ^ words[1])
+        coin = _mix(jnp.maximum(place, partner) ^ salt ^ word)
         # The top bit: the low bits of a multiplicative hash are its weakest.
         place = jnp.where(coin >> 31 == 1, partner, place)
     return place.astype(jnp.int32)
@@ -52,20 +61,46 @@ def _mix(x: Array) -> Array:
     return x ^ (x >> 16)
 
 
-def step_rows(local: LocalWork, words: Array, step: Array, size: Array, before: Array) -> Array:
-    """Rows of one local step, ``int32[local.rows_per_step]``; -1 where there is none.
+def turn_order(local: LocalWork, words: Array, size: Array) -> Array:
+    """What ``step_rows`` reads: of the order of a turn's examples, all that can be worked out before its first step.
 
     Args:
       local: how much the client does, and in what order.
       words: ``uint32[2]``, random bits of the client in this round, or in all rounds where passes go on.
+      size: ``int32[]``, the client's examples.
+
+    Returns:
+      ``uint32[words]``.
+    """
+    if local.shuffle and _one_pass(local):
+        return _permutation(words, jnp.int32(0), size)
+    return words if local.shuffle else words[:0]
+
+
+def step_rows(local: LocalWork, order: Array, step: Array, size: Array, before: Array) -> Array:
+    """Rows of one local step, ``int32[local.rows_per_step]``; -1 where there is none.
+
+    Args:
+      local: how much the client does, and in what order.
+      order: as ``turn_order`` made it.
       step: ``int32[]``, of this round.
       size: ``int32[]``, the client's examples.
       before: ``int32[]``, steps of earlier rounds.
     """
     epoch, place_in_epoch = _epoch(local, step, size, before)
     place = place_in_epoch * local.rows_per_step + jnp.arange(local.rows_per_step, dtype=jnp.int32)
-    rows = shuffled(words, epoch, place, size) if local.shuffle else place
+    if not local.shuffle:
+        rows = place
+    elif _one_pass(local):
+        rows = _permuted(order, place)
+    else:
+        rows = shuffled(order, epoch, place, size)
     return jnp.where(place < size, rows, -1)
+
+
+def _one_pass(local: LocalWork) -> bool:
+    """Whether a turn is one epoch, the same in every round's numbering."""
+    return local.epochs == 1 and local.explicit_rows is None and not local.continue_epochs
 
 
 def epoch_of(local: LocalWork, step: Array, size: Array, before: Array) -> Array:
@@ -75,10 +110,10 @@ def epoch_of(local: LocalWork, step: Array, size: Array, before: Array) -> Array
 
 def _epoch(local: LocalWork, step: Array, size: Array, before: Array) -> tuple[Array, Array]:
     count = local.rows_per_step
+    if _one_pass(local):
+        return jnp.zeros_like(step), step
     if local.continue_epochs:
         step = before + step
-    elif local.epochs == 1 and local.explicit_rows is None:
-        return jnp.zeros_like(step), step
     # Nothing here is negative: without the sign's corrections a division is one operation instead of five.
     rows = jnp.asarray(size if local.drop_remainder else size + count - 1)
     per_epoch = jnp.maximum(lax.div(rows, jnp.asarray(count, rows.dtype)), 1)

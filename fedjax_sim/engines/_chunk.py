@@ -147,7 +147,7 @@ class Chunk:
         """All turns of a stage, and their reduction over the mesh."""
         passes = self._passes(stage)
         rows_kept = passes[0].gathers
-        caps = [turns.shape[0] for turns in tickets]
+        caps = [len(turns.numbers) for turns in tickets]
         specs = [
             p.specs(shared, table, turns, q.rows[stage])
             for p, q, turns in zip(passes, queues, tickets, strict=True)

@@ -35,30 +35,33 @@ class TurnKeys(NamedTuple):
     order: Array
 
 
+class Packed(NamedTuple):
+    """Small values in few arrays, each of which a lane takes over in one copy.
+
+    Attributes:
+      numbers: ``int32[numbers]``.
+      words: ``uint32[words]``; apart from the numbers, because the compiler converts neither to the other for free.
+    """
+
+    numbers: Array
+    words: Array
+
+
 class Ticket(NamedTuple):
     """What a lane knows of its turn: the queue's entry and the turn's keys."""
 
     entry: Entry
     keys: TurnKeys
 
-    def words(self) -> Array:
-        """All of it as ``uint32[words]``, which a lane takes over in one copy."""
+    def packed(self) -> Packed:
         entry, (turn, step, order) = self
         numbers = jnp.concatenate([jnp.ravel(x) for x in entry])
-        return jnp.concatenate(
-            [
-                jax.lax.bitcast_convert_type(numbers, jnp.uint32),
-                jax.random.key_data(turn),
-                jax.random.key_data(step),
-                order,
-            ]
-        )
+        return Packed(numbers, jnp.concatenate([jax.random.key_data(turn), jax.random.key_data(step), order]))
 
     @classmethod
-    def of(cls, words: Array) -> Ticket:
-        """The inverse of ``words``."""
-        numbers = jax.lax.bitcast_convert_type(words[:-_KEY_WORDS], jnp.int32)
-        turn, step, order = jnp.split(words[-_KEY_WORDS:], 3)
+    def of(cls, packed: Packed) -> Ticket:
+        """The inverse of ``packed``."""
+        numbers, (turn, step, order) = packed.numbers, jnp.split(packed.words, 3)
         fields = len(Entry._fields) - 2
         steps, before = jnp.split(numbers[fields:], 2)
         entry = Entry(*(numbers[index] for index in range(fields)), steps=steps, before=before)
@@ -66,7 +69,7 @@ class Ticket(NamedTuple):
         return cls(entry, TurnKeys(wrap(turn), wrap(step), order))
 
 
-_KEY_WORDS = 6
+TICKET_WORDS = 6
 """Two of each of a turn's keys and of the words behind its order."""
 
 
@@ -132,14 +135,17 @@ class Turn:
         ctx = self._context(keys.fold(own.turn, keys.BEGIN), round_, entry)
         return strong(self.rule(hyper).begin(broadcast, self.state(hyper, broadcast, row), ctx))
 
-    def rows(self, own: TurnKeys, entry: Entry, step, explicit) -> Array:
+    def order(self, own: TurnKeys, entry: Entry) -> Array:
+        """The order of the client's examples, ``uint32[words]``: what there is to work out once a turn."""
+        return batches.turn_order(self.local, own.order, entry.examples)
+
+    def rows(self, order: Array, entry: Entry, step, explicit) -> Array:
         """Rows of a step in the client's examples, ``int32[rows]``, -1 where there is none.
 
-        Explicit ones ``int32[steps, batch_size]`` if there are any, else by the keyed order.
+        Explicit ones ``int32[steps, batch_size]`` if there are any, else by the turn's order.
         """
         if explicit is None:
-            before = entry.before[self._stage]
-            return batches.step_rows(self.local, own.order, step, entry.examples, before)
+            return batches.step_rows(self.local, order, step, entry.examples, entry.before[self._stage])
         return explicit[jnp.minimum(step, explicit.shape[0] - 1)]
 
     def one_step(

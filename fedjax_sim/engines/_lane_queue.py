@@ -18,7 +18,7 @@ from fedjax_sim._src import tree
 from fedjax_sim._src.types import Array, Message
 from fedjax_sim.data.plans import Entry
 from fedjax_sim.engines._auto import Layout
-from fedjax_sim.engines._client import Row, Sent, Ticket, Turn, strong
+from fedjax_sim.engines._client import TICKET_WORDS, Packed, Row, Sent, Ticket, Turn, strong
 from fedjax_sim.engines._state import ClientTable
 
 _FOREVER = jnp.iinfo(jnp.int32).max
@@ -27,20 +27,40 @@ _FOREVER = jnp.iinfo(jnp.int32).max
 class Lane(NamedTuple):
     """One slot of the vmapped axis; all leaves ``[lanes, ...]``.
 
-    ``position`` is the turn's place in the queue, at or beyond its end when the lane has run dry. ``broadcast`` is
-    the lane's own copy when a program holds several replicas, else ``()``: all lanes share one. ``rows`` are those of
-    the coming step, made one step ahead: in the step itself the compiler would fuse their computation into the gather
-    and repeat it for every element. ``words`` are those of the turn's ticket, ``metrics`` are packed: every array that a
-    lane has is one more to copy at an event.
+    Its ``Place`` and ``metrics`` are packed: every array that a lane has is one more to copy at an event. ``rows`` are
+    those of the coming step, made one step ahead: in the step itself the compiler would fuse their computation into the
+    gather and repeat it for every element. ``broadcast`` is the lane's own copy when a program holds several replicas,
+    else ``()``: all lanes share one.
     """
 
-    position: Array
-    words: Array
-    step: Array
+    place: Packed
     rows: Array
     work: Any
     metrics: Any
     broadcast: Any
+
+
+class Place(NamedTuple):
+    """What a lane knows of its turn.
+
+    Attributes:
+      began: ``int32[]``, steps that the pass had taken when the turn began.
+      position: ``int32[]``, the turn's place in the queue, at or beyond its end when the lane has run dry.
+      order: the order of its examples, ``uint32[words]``.
+      ticket: the queue's entry and the turn's keys.
+    """
+
+    began: Array
+    position: Array
+    order: Array
+    ticket: Ticket
+
+    @classmethod
+    def of(cls, packed: Packed) -> Place:
+        """From numbers that begin with ``began`` and ``position``, and words that end with a ticket's."""
+        order, ticket = packed.words[:-TICKET_WORDS], packed.words[-TICKET_WORDS:]
+        began, position = packed.numbers[0], packed.numbers[1]
+        return cls(began, position, order, Ticket.of(Packed(packed.numbers[2:], ticket)))
 
 
 class Deposit(NamedTuple):
@@ -90,15 +110,15 @@ def _widened(lane):
     return jax.tree.map(lambda x: x[None], lane)
 
 
-def repeated(tick: Callable, steps: Array, lane: Any, lanes: int) -> Any:
-    """``tick`` so many times on all lanes.
+def repeated(tick: Callable, now: Array, then: Array, lane: Any, lanes: int) -> Any:
+    """``tick(step, lane)`` on all lanes, for the pass's steps from ``now`` to before ``then``.
 
     One lane is squeezed outside the loop: where the axis came and went inside it, the compiler could not update parameters
     in place and copied them in every step.
     """
     if lanes > 1:
-        return jax.lax.fori_loop(0, steps, lambda _, lane: jax.vmap(tick)(lane), lane)
-    return _widened(jax.lax.fori_loop(0, steps, lambda _, lane: tick(lane), _squeezed(lane)))
+        return jax.lax.fori_loop(now, then, jax.vmap(tick, in_axes=(None, 0)), lane)
+    return _widened(jax.lax.fori_loop(now, then, tick, _squeezed(lane)))
 
 
 class LaneQueue:
@@ -130,8 +150,8 @@ class LaneQueue:
         row = Row(table.states[self.group] if table.states else (), table.parts[self.stage], table.seen)
         return jax.tree.map(lambda x: x[entry.replica, entry.slot], row)
 
-    def tickets(self, roots: jax.Array, rounds: Array, entries: Entry) -> Array:
-        """Words of the tickets of all turns of a chunk, ``uint32[rounds, cap, words]``.
+    def tickets(self, roots: jax.Array, rounds: Array, entries: Entry) -> Packed:
+        """Tickets of all turns of a chunk, leaves ``[rounds, cap, ...]``.
 
         Made at once, before the first round: one threefry after the other took longer at an event than a small model's
         steps, and all of a round's together in every round two or three per cent of such a model's round.
@@ -142,49 +162,64 @@ class LaneQueue:
           entries: leaves ``[rounds, cap, ...]``.
         """
 
-        def one(round_, entry: Entry) -> Array:
+        def one(round_, entry: Entry) -> Packed:
             own = self.turn.keys(self._of(roots, entry.replica), round_, entry)
-            return Ticket(entry, own).words()
+            return Ticket(entry, own).packed()
 
         return jax.vmap(jax.vmap(one, in_axes=(None, 0)))(rounds, entries)
 
-    def _start(self, shared: Shared, table: ClientTable, tickets, explicit, metrics, position) -> Lane:
-        """A lane at the beginning of a turn; beyond the queue's end, at the beginning of some turn."""
-        words = tickets[jnp.minimum(position, tickets.shape[0] - 1)]
-        entry, own_keys = Ticket.of(words)
+    def _places(self, tickets: Packed) -> Packed:
+        """What a lane takes over at the beginning of a turn, and one place beyond the queue's end: leaves ``[cap + 1, ...]``.
+
+        Orders are worked out here, for all turns of a round at once: of the twenty-eight operations of a small model's event
+        they were six.
+        """
+        tickets = jax.tree.map(lambda x: jnp.pad(x, ((0, 1), (0, 0))), tickets)
+        positions = jnp.arange(len(tickets.numbers), dtype=jnp.int32)[:, None]
+        ticket = jax.vmap(Ticket.of)(tickets)
+        orders = jax.vmap(self.turn.order)(ticket.keys, ticket.entry)
+        return Packed(
+            jnp.concatenate([positions, tickets.numbers], axis=1),
+            jnp.concatenate([orders, tickets.words], axis=1),
+        )
+
+    def _start(
+        self, shared: Shared, table: ClientTable, places: Packed, explicit, metrics, now, position
+    ) -> Lane:
+        """A lane at the beginning of a turn; beyond the queue's end, at the beginning of none."""
+        index = jnp.minimum(position, len(places.numbers) - 1)
+        numbers, words = places.numbers[index], places.words[index]
+        packed = Packed(jnp.concatenate([now[None], numbers]), words)
+        place = Place.of(packed)
+        entry, own_keys = place.ticket
         broadcast, hyper = self._of(shared.broadcast, entry.replica), self._of(shared.hyper, entry.replica)
         work = self.turn.begin(hyper, broadcast, own_keys, shared.round, entry, self._row(table, entry))
         own = () if self.replicas == 1 else broadcast
-        first = jnp.zeros((), jnp.int32)
-        rows = self._rows(explicit, position, Ticket(entry, own_keys), first)
-        return Lane(position, words, first, rows, work, tree.pack(tree.zeros_like(metrics)), own)
+        rows = self._rows(explicit, place, jnp.zeros((), jnp.int32))
+        return Lane(packed, rows, work, tree.pack(tree.zeros_like(metrics)), own)
 
-    def _rows(self, explicit, position, ticket: Ticket, step) -> Array:
-        mine = None if explicit is None else explicit[jnp.minimum(position, explicit.shape[0] - 1)]
-        return self.turn.rows(ticket.keys, ticket.entry, step, mine)
+    def _rows(self, explicit, place: Place, step) -> Array:
+        mine = None if explicit is None else explicit[jnp.minimum(place.position, explicit.shape[0] - 1)]
+        return self.turn.rows(place.order, place.ticket.entry, step, mine)
 
     def _broadcast(self, shared: Shared, lane: Lane):
         return self._of(shared.broadcast, 0) if self.replicas == 1 else lane.broadcast
 
-    def _tick(self, shared: Shared, explicit, lane: Lane) -> Lane:
-        ticket = Ticket.of(lane.words)
+    def _tick(self, shared: Shared, explicit, now, lane: Lane) -> Lane:
+        place = Place.of(lane.place)
+        entry, own_keys = place.ticket
+        step = now - place.began
+        hyper, broadcast = self._of(shared.hyper, entry.replica), self._broadcast(shared, lane)
         work, measured = self.turn.step(
-            self._of(shared.hyper, ticket.entry.replica),
-            self._broadcast(shared, lane),
-            shared.columns,
-            lane.rows,
-            ticket.keys,
-            ticket.entry,
-            lane.step,
-            lane.work,
+            hyper, broadcast, shared.columns, lane.rows, own_keys, entry, step, lane.work
         )
-        rows = self._rows(explicit, lane.position, ticket, lane.step + 1)
+        rows = self._rows(explicit, place, step + 1)
         metrics = tree.add(lane.metrics, tree.pack(measured))
-        return lane._replace(work=work, step=lane.step + 1, rows=rows, metrics=metrics)
+        return lane._replace(work=work, rows=rows, metrics=metrics)
 
     def _end(self, shared: Shared, table: ClientTable, step_metrics, lane: Lane) -> Sent:
         """What the lane's turn leaves, its metrics packed."""
-        entry, own_keys = Ticket.of(lane.words)
+        entry, own_keys = Place.of(lane.place).ticket
         sent = self.turn.finish(
             self._of(shared.hyper, entry.replica),
             self._broadcast(shared, lane),
@@ -200,18 +235,21 @@ class LaneQueue:
 
     # --- the pass ---
 
-    def specs(self, shared: Shared, table: ClientTable, tickets: Array, explicit):
+    def specs(self, shared: Shared, table: ClientTable, tickets: Packed, explicit):
         """Specs of a turn's message and metrics, and of the metrics of its steps."""
 
         def one(shared, table, tickets, explicit):
-            entry, own_keys = Ticket.of(tickets[0])
+            entry, own_keys = Ticket.of(jax.tree.map(lambda x: x[0], tickets))
             hyper, broadcast = (
                 self._of(shared.hyper, entry.replica),
                 self._of(shared.broadcast, entry.replica),
             )
             row = self._row(table, entry)
             work = self.turn.begin(hyper, broadcast, own_keys, shared.round, entry, row)
-            rows = self._rows(explicit, entry.client, Ticket(entry, own_keys), entry.client)
+            place = Place(
+                entry.client, entry.client, self.turn.order(own_keys, entry), Ticket(entry, own_keys)
+            )
+            rows = self._rows(explicit, place, entry.client)
             _, measured = self.turn.step(
                 hyper, broadcast, shared.columns, rows, own_keys, entry, entry.client, work
             )
@@ -221,49 +259,61 @@ class LaneQueue:
 
         return jax.eval_shape(one, shared, table, tickets, explicit)
 
-    def run(self, shared: Shared, tickets: Array, count, rows, deposit: Deposit, offset: int) -> Deposit:
+    def run(self, shared: Shared, tickets: Packed, count, rows, deposit: Deposit, offset: int) -> Deposit:
         """Runs all turns of a queue.
 
         Args:
           shared: what turns read.
-          tickets: ``uint32[cap, words]``.
+          tickets: leaves ``[cap, ...]``.
           count: ``int32[]``, how many of them are turns.
           rows: explicit rows ``int32[cap, steps, batch_size]`` or ``None``.
           deposit: what was accumulated before.
           offset: first row of the gather that belongs to this queue.
         """
         _, turn_metrics, step_metrics = self.specs(shared, deposit.table, tickets, rows)
-        widths = self._widths(tickets.shape[0])
+        widths = self._widths(len(tickets.numbers))
         lanes = widths[0]
-        begin = lambda table, position: self._start(shared, table, tickets, rows, step_metrics, position)  # noqa: E731
+        places = self._places(tickets)
+        begin = lambda table, now, position: self._start(  # noqa: E731
+            shared, table, places, rows, step_metrics, now, position
+        )
         end = lambda table, lane: self._end(shared, table, step_metrics, lane)  # noqa: E731
-        first = jax.vmap(begin, in_axes=(None, 0))(deposit.table, jnp.arange(lanes, dtype=jnp.int32))
-        tick = lambda lane: self._tick(shared, rows, lane)  # noqa: E731
+        tick = lambda now, lane: self._tick(shared, rows, now, lane)  # noqa: E731
 
         def until_next_event(carry):
-            lane, upcoming, deposit = carry
-            live = lane.position < count
-            remaining = jnp.where(live, self._steps(lane) - lane.step, _FOREVER)
-            steps = jnp.min(remaining)
-            width = live.shape[0]
-            lane = repeated(tick, steps, lane, width)
-            deposit = deposit._replace(lane_steps=deposit.lane_steps + steps * width)
-            return self._event(
-                begin, end, lane, upcoming, count, deposit, live & (remaining == steps), offset
+            lane, now, upcoming, deposit = carry
+            place = jax.vmap(Place.of)(lane.place)
+            live = place.position < count
+            due = jnp.where(live, place.began + place.ticket.entry.steps[:, self.stage], _FOREVER)
+            then = jnp.min(due)
+            lane = repeated(tick, now, then, lane, live.shape[0])
+            lane, upcoming, deposit = self._event(
+                begin, end, lane, then, upcoming, count, deposit, live & (due == then), offset
             )
+            return lane, then, upcoming, deposit
 
+        now = jnp.int32(0)
         packed = deposit._replace(metrics=jax.vmap(tree.pack, axis_size=self.replicas)(deposit.metrics))
+        first = jax.vmap(begin, in_axes=(None, None, 0))(
+            deposit.table, now, jnp.arange(lanes, dtype=jnp.int32)
+        )
         lane, upcoming, deposit = strong(first), jnp.int32(lanes), packed
-        for enough in [*widths[1:], 0]:  # lanes that the next loop has
+        for width, enough in zip(
+            widths, [*widths[1:], 0], strict=True
+        ):  # lanes, and those that the next loop has
 
             def busy(carry, enough=enough):
-                lane, upcoming, _ = carry
-                live = jnp.sum(lane.position < count, dtype=jnp.int32)
+                lane, _, upcoming, _ = carry
+                live = jnp.sum(self._positions(lane) < count, dtype=jnp.int32)
                 return (live > enough) | ((live > 0) & (upcoming < count))
 
-            lane, upcoming, deposit = jax.lax.while_loop(busy, until_next_event, (lane, upcoming, deposit))
+            before = now
+            lane, now, upcoming, deposit = jax.lax.while_loop(
+                busy, until_next_event, (lane, now, upcoming, deposit)
+            )
+            deposit = deposit._replace(lane_steps=deposit.lane_steps + (now - before) * width)
             if enough:
-                first_live = jnp.argsort(lane.position >= count, stable=True)[:enough]
+                first_live = jnp.argsort(self._positions(lane) >= count, stable=True)[:enough]
                 lane = jax.tree.map(lambda x, chosen=first_live: x[chosen], lane)
         unpack = jax.vmap(lambda sums: tree.unpack(sums, turn_metrics), axis_size=self.replicas)
         metrics = unpack(deposit.metrics)
@@ -281,11 +331,10 @@ class LaneQueue:
                 widths.append(-(-widths[-1] // 4))
         return widths
 
-    def _steps(self, lane: Lane) -> Array:
-        """Steps of each lane's turn."""
-        return jax.vmap(Ticket.of)(lane.words).entry.steps[:, self.stage]
+    def _positions(self, lane: Lane) -> Array:
+        return jax.vmap(Place.of)(lane.place).position
 
-    def _event(self, begin, end, lane: Lane, upcoming, count, deposit: Deposit, done, offset):
+    def _event(self, begin, end, lane: Lane, now, upcoming, count, deposit: Deposit, done, offset):
         """Finishes lanes that are done and gives them the next turns: one lane at a time, or all at once, masked.
 
         With the compact form an event of several lanes takes several passes through the loop, with no step between.
@@ -299,11 +348,12 @@ class LaneQueue:
         width = mask.shape[0]
         sent = over_lanes(lambda one: end(deposit.table, one), width)(chosen)
         deposit = self._collect(deposit, sent, chosen, mask, offset)
-        order = jnp.where(mask, upcoming + jnp.cumsum(mask, dtype=jnp.int32) - 1, chosen.position)
+        next_ones = upcoming + jnp.cumsum(mask, dtype=jnp.int32) - 1
+        positions = jnp.where(mask, next_ones, self._positions(chosen))
         after = deposit.table
 
         def refilled(lane: Lane) -> Lane:
-            fresh = strong(over_lanes(lambda position: begin(after, position), width)(order))
+            fresh = strong(over_lanes(lambda position: begin(after, now, position), width)(positions))
             if self.compact:
                 return jax.tree.map(
                     lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, place, axis=0), lane, fresh
@@ -315,13 +365,15 @@ class LaneQueue:
         else:
             # At the end of a queue there is nothing to begin, and all lanes would be written anew. Those that are done
             # compute on from where they are; nobody looks at them.
-            left = lambda lane: lane._replace(position=order)  # noqa: E731
+            numbers = lane.place.numbers.at[:, 1].set(positions)
+            left = lambda lane: lane._replace(place=lane.place._replace(numbers=numbers))  # noqa: E731
             lane = jax.lax.cond(upcoming < count, refilled, left, lane)
         return lane, upcoming + jnp.sum(mask, dtype=jnp.int32), deposit
 
     def _collect(self, deposit: Deposit, sent: Sent, lane: Lane, mask, offset) -> Deposit:
         """Adds what the masked lanes send; everything else is replaced by zero before it can touch a sum."""
-        entry = jax.vmap(Ticket.of)(lane.words).entry
+        turn = jax.vmap(Place.of)(lane.place)
+        entry = turn.ticket.entry
         replica = entry.replica
 
         def add(total, values):
@@ -331,7 +383,7 @@ class LaneQueue:
             return total.at[replica].add(values)
 
         def place(rows, values):
-            index = jnp.where(mask, lane.position + offset, rows.shape[1])
+            index = jnp.where(mask, turn.position + offset, rows.shape[1])
             return rows.at[replica, index].set(values.astype(rows.dtype), mode="drop")
 
         def keep(table, values):
@@ -349,7 +401,7 @@ class LaneQueue:
         parts = list(table.parts)
         parts[self.stage] = jax.tree.map(keep, parts[self.stage], sent.row.part)
         table = ClientTable(tuple(states), tuple(parts), jax.tree.map(keep, table.seen, sent.row.seen))
-        position = jnp.where(mask, lane.position, deposit.finite.shape[0])
+        position = jnp.where(mask, turn.position, deposit.finite.shape[0])
         return deposit._replace(
             message=jax.tree.map(place if self.gathers else add, deposit.message, sent.message),
             metrics=jax.tree.map(add, deposit.metrics, sent.metrics),

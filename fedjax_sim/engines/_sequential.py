@@ -159,13 +159,13 @@ class _JittedTurn:
         def begin(hyper, broadcast, columns, explicit, root, round_, entry, row):
             own, index = turn.keys(root, round_, entry), jnp.int32(0)
             work = turn.begin(hyper, broadcast, own, round_, entry, row)
-            rows = turn.rows(own, entry, index, explicit)
+            rows = turn.rows(turn.order(own, entry), entry, index, explicit)
             measured = jax.eval_shape(turn.step, hyper, broadcast, columns, rows, own, entry, index, work)[1]
             return own, (work, tree.zeros_like(measured), index)
 
         def step(hyper, broadcast, columns, explicit, own, entry, carry):
             work, total, index = carry
-            rows = turn.rows(own, entry, index, explicit)
+            rows = turn.rows(turn.order(own, entry), entry, index, explicit)
             work, measured = turn.step(hyper, broadcast, columns, rows, own, entry, index, work)
             return work, tree.add(total, measured), index + 1
 

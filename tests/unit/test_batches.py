@@ -115,8 +115,8 @@ def test_an_order_depends_on_words_and_epoch_alone():
 
 @functools.partial(jax.jit, static_argnums=0)
 def _steps(local: fs.LocalWork, size):
-    words = words_of(5, 1)[0]
-    return jax.vmap(lambda step: batches.step_rows(local, words, step, size, jnp.int32(0)))(
+    order = batches.turn_order(local, words_of(5, 1)[0], size)
+    return jax.vmap(lambda step: batches.step_rows(local, order, step, size, jnp.int32(0)))(
         jnp.arange(32, dtype=jnp.int32)
     )
 
@@ -142,6 +142,21 @@ def test_an_epoch_covers_every_example_exactly_once(name, size):
     for steps in epochs_of(LOCALS[name], size, epochs=LOCALS[name].epochs):
         assert sorted(np.concatenate([*steps, []]).tolist()) == list(range(size))
         assert all(len(step) == LOCALS[name].rows_per_step for step in steps[:-1])
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 100])
+def test_the_order_of_a_single_pass_is_that_of_a_first_epoch(size):
+    """All that is worked out at the beginning of a turn changes no row."""
+    words, size = words_of(5, 1)[0], jnp.int32(size)
+    first, several = LOCALS["one_epoch"], dataclasses.replace(LOCALS["one_epoch"], epochs=2)
+    for step in range(int(first.steps_per_epoch(size))):
+        one, other = (
+            batches.step_rows(
+                local, batches.turn_order(local, words, size), jnp.int32(step), size, jnp.int32(0)
+            )
+            for local in (first, several)
+        )
+        np.testing.assert_array_equal(one, other)
 
 
 def test_storage_order_is_the_order_without_shuffle():
