@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -18,6 +19,11 @@ from fedjax_sim.privacy._renyi import rdp_accountant
 
 FINE, COARSE = 1e-4, 1e-3
 """Discretisations of the privacy loss: for prices, and to come close to one in a tenth of the time."""
+_STAGES = ((1e-1, 3e-2), (1e-2, 1e-3), (COARSE, 1e-4), (FINE, 8e-6))
+"""Discretisations, each ten times as dear as the one before, and how close to a root in the logarithm each is to come."""
+_LARGEST = math.log(1e6)
+_FLAT = 0.05
+"""A slope of log epsilon in log noise below which nothing is said: epsilon is none, or none that is finite."""
 _MANY = 20
 
 
@@ -289,29 +295,51 @@ def calibrate(
     """
     checks.positive("epsilon", epsilon)
 
-    def excess(log_z: float, which: Accountant | None, interval: float) -> float:
+    def excess(log_z: float, *, which: Accountant | None, interval: float) -> float:
         ledger = ledger_of(source(math.exp(log_z)), cohort, population, rounds, message=message)
         got = price(ledger, delta, accountant=which, neighbour=neighbour, interval=interval).epsilon
         # The logarithm of epsilon is close to a straight line in that of the noise; PLD may find none at all.
         return math.log(min(max(got, 1e-12), 1e12) / epsilon)
 
-    def root(low: float, high: float, interval: float, tolerance: float) -> float:
-        while excess(high, accountant, interval) > 0:
-            low, high = high, high + 1.0
-            if high > math.log(1e6):
-                raise ValueError(
-                    f"epsilon is {epsilon}, which no noise multiplier up to 10^6 reaches in {rounds} rounds at delta "
-                    f"{delta}: something in the chain costs more than that whatever the noise, or delta is too small."
-                )
-        while excess(low, accountant, interval) < 0:
-            low, high = low - 1.0, low
-        value = lambda x: excess(x, accountant, interval)  # noqa: E731
-        from scipy import optimize  # slow to import
+    log_z, slope = 0.0, -1.0
+    for interval, tolerance in _STAGES:
+        value = functools.partial(excess, which=accountant, interval=interval)
+        log_z, slope = _crossing(value, log_z, slope, tolerance)
+        if log_z > _LARGEST:
+            raise ValueError(
+                f"epsilon is {epsilon}, which no noise multiplier up to 10^6 reaches in {rounds} rounds at delta "
+                f"{delta}: something in the chain costs more than that whatever the noise, or delta is too small."
+            )
+    return math.exp(log_z)
 
-        return optimize.root_scalar(value, bracket=(low, high), xtol=tolerance).root
 
-    coarse = root(-1.0, 1.0, COARSE, 1e-3)
-    fine = root(coarse - 2e-3, coarse + 2e-3, FINE, 2e-6)
-    while excess(fine, accountant, FINE) > 0:
-        fine += 2e-6
-    return math.exp(fine)
+def _crossing(
+    value: Callable[[float], float], guess: float, slope: float, tolerance: float
+) -> tuple[float, float]:
+    """Where a falling function is 0 or a little less, and its slope there; beyond ``_LARGEST`` where it stays above.
+
+    The function is close to a straight line, and every value of it is dear: a guess near the root takes two or three.
+
+    Args:
+      value: the function.
+      guess: where to begin.
+      slope: an estimate of its slope.
+      tolerance: how far the result may lie above the root.
+    """
+    low, high, before = -math.inf, math.inf, None
+    x = guess
+    while True:
+        got = value(x)
+        low, high = (x, high) if got > 0 else (low, x)
+        if before is not None and (got - before[1]) / (x - before[0]) < -_FLAT:
+            slope = (got - before[1]) / (x - before[0])
+        if low > _LARGEST:
+            return low, slope
+        if high - low <= tolerance:
+            return high, slope
+        if slope * tolerance <= got <= 0:  # on a line of this slope the root lies close below
+            return x, slope
+        before = x, got
+        x += max(-1.0, min(1.0, -got / slope + tolerance / 4))
+        if not low < x < high:
+            x = (low + high) / 2

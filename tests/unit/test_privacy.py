@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import fedjax_sim as fs
 from fedjax_sim import aggregation as agg
 from fedjax_sim import cohorts, privacy
-from fedjax_sim.privacy import Entry, Ledger, Sampling
+from fedjax_sim.privacy import Entry, Ledger, Sampling, _accounting
 
 TOLERANCE = 1e-4
 POISSON = cohorts.poisson(0.01)
@@ -74,6 +74,31 @@ def test_calibration_is_the_golden_one(name):
     assert z == pytest.approx(expected, rel=TOLERANCE)
     assert privacy.epsilon(z, cohort, **run) <= 2.0
     assert privacy.epsilon(z * (1 - 1e-4), cohort, **run) > 2.0
+
+
+FALLING = {
+    "a line": lambda x: -1.3 * (x - 0.7),
+    "a curve": lambda x: math.exp(-x) - 0.2,
+    "none at either end": lambda x: min(max(-2 * (x - 3), -1.0), 1.0),
+    "a step": lambda x: 0.5 if x < 1.25 else -0.5,
+    "far away": lambda x: -0.1 * (x - 13),
+    "far below": lambda x: -4 * (x + 30),
+}
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-6])
+@pytest.mark.parametrize("guess", [-3.0, 0.0, 2.5])
+@pytest.mark.parametrize("name", FALLING)
+def test_a_crossing_is_never_short_of_it_and_found_in_few_looks(name, guess, tolerance):
+    asked = []
+    value = lambda x: asked.append(x) or FALLING[name](x)  # noqa: E731
+    found, _ = _accounting._crossing(value, guess, -1.0, tolerance)
+    assert FALLING[name](found) <= 0 < FALLING[name](found - 2 * tolerance)
+    assert len(asked) <= 45
+
+
+def test_a_crossing_that_no_noise_reaches_is_said():
+    assert _accounting._crossing(lambda x: 1.0, 0.0, -1.0, 1e-3)[0] > math.log(1e6)
 
 
 @pytest.mark.parametrize(("epsilon", "delta", "sigma"), RELEASES)
