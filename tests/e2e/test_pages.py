@@ -19,6 +19,7 @@ PAGES = [
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     if FENCE.search(page.read_text(encoding="utf-8"))
 ]
+READ_FIRST = [ROOT / "README.md", ROOT / "docs" / "index.md", ROOT / "docs" / "quickstart.md"]
 NEEDS_DEVICES = ROOT / "docs" / "how-to" / "several-devices.md"
 MOST_SKIPPED = 2
 """Blocks that cannot run here; a new one says why, and this number is raised on purpose."""
@@ -32,22 +33,26 @@ def name(page: Path) -> str:
 
 @pytest.fixture(scope="session")
 def results(tmp_path_factory):
-    """What each page did. The number of devices is fixed when JAX starts, so the page about several has a process."""
-    as_users_have_it = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
-    }
-    environment = as_users_have_it | {
+    """What each page did.
+
+    The number of devices is fixed when JAX starts, so the page about several has a process. The first pages that people
+    read are compiled as they will be for them, the others as tests are, in half the time.
+    """
+    for_tests = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "COLUMNS": "120",
     }
-    rest = [page for page in PAGES if page != NEEDS_DEVICES]
+    for_users = {
+        name: value
+        for name, value in for_tests.items()
+        if name not in ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
+    }
+    rest = [page for page in PAGES if page not in (*READ_FIRST, NEEDS_DEVICES)]
     # One after the other: programs that a page compiled are there for the next one, and other tests run meanwhile.
     found = {}
-    for pages in (rest, [NEEDS_DEVICES]):
+    for pages, environment in ((READ_FIRST, for_users), (rest, for_tests), ([NEEDS_DEVICES], for_tests)):
         arguments = [sys.executable, str(PROGRAM), *map(str, pages)]
         done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=1800)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -74,7 +79,7 @@ def test_the_readme_prints_what_it_says(results):
     assert "worst decile" in printed and "mean gain" in printed and "(5, 4)" in printed
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "index.md"], ids=name)
+@pytest.mark.parametrize("page", READ_FIRST[:2], ids=name)
 def test_a_run_looks_as_it_is_shown(results, page):
     """The rows of the table, numbers apart: the page runs the same command."""
     shown = re.search(r"```text\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
