@@ -298,9 +298,8 @@ class LaneQueue:
             deposit.table, now, jnp.arange(lanes, dtype=jnp.int32)
         )
         lane, upcoming, deposit = strong(first), jnp.int32(lanes), packed
-        for width, enough in zip(
-            widths, [*widths[1:], 0], strict=True
-        ):  # lanes, and those that the next loop has
+        # Lanes of a loop, and those that the next one has.
+        for width, enough in zip(widths, [*widths[1:], 0], strict=True):
 
             def busy(carry, enough=enough):
                 lane, _, upcoming, _ = carry
@@ -340,8 +339,8 @@ class LaneQueue:
         With the compact form an event of several lanes takes several passes through the loop, with no step between.
         """
         if self.compact:
-            place = jnp.argmax(done)
-            chosen = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, place, keepdims=True), lane)
+            which = jnp.argmax(done)
+            chosen = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, which, keepdims=True), lane)
             mask = jnp.ones(1, bool)
         else:
             chosen, mask = lane, done
@@ -356,7 +355,7 @@ class LaneQueue:
             fresh = strong(over_lanes(lambda position: begin(after, now, position), width)(positions))
             if self.compact:
                 return jax.tree.map(
-                    lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, place, axis=0), lane, fresh
+                    lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, which, axis=0), lane, fresh
                 )
             return tree.where(mask, fresh, lane)
 
