@@ -19,11 +19,10 @@ from fedjax_sim.privacy._renyi import rdp_accountant
 
 FINE, COARSE = 1e-4, 1e-3
 """Discretisations of the privacy loss: for prices, and to come close to one in a tenth of the time."""
-_STAGES = ((1e-1, 3e-2), (1e-2, 1e-3), (COARSE, 1e-4), (FINE, 8e-6))
-"""Discretisations, each ten times as dear as the one before, and how close to a root in the logarithm each is to come."""
+_STAGES = ((1e-2, 1e-3), (COARSE, 1e-6), (FINE, 1e-5))
+"""Discretisations, each ten times as dear as the one before, and how close to a root in the logarithm each is to come. What a coarse
+one says is a guess: of many rounds with little epsilon it says far too much."""
 _LARGEST = math.log(1e6)
-_FLAT = 0.05
-"""A slope of log epsilon in log noise below which nothing is said: epsilon is none, or none that is finite."""
 _MANY = 20
 
 
@@ -295,51 +294,47 @@ def calibrate(
     """
     checks.positive("epsilon", epsilon)
 
-    def excess(log_z: float, *, which: Accountant | None, interval: float) -> float:
+    def excess(log_z: float, interval: float) -> float:
         ledger = ledger_of(source(math.exp(log_z)), cohort, population, rounds, message=message)
-        got = price(ledger, delta, accountant=which, neighbour=neighbour, interval=interval).epsilon
+        got = price(ledger, delta, accountant=accountant, neighbour=neighbour, interval=interval).epsilon
         # The logarithm of epsilon is close to a straight line in that of the noise; PLD may find none at all.
-        return math.log(min(max(got, 1e-12), 1e12) / epsilon)
+        return math.log(min(max(got, 1e-12), 1e12 * max(epsilon, 1.0)) / epsilon)
 
-    log_z, slope = 0.0, -1.0
-    for interval, tolerance in _STAGES:
-        value = functools.partial(excess, which=accountant, interval=interval)
-        log_z, slope = _crossing(value, log_z, slope, tolerance)
-        if log_z > _LARGEST:
+    guess, width = 0.0, 1.0
+    # Coarser losses are dear, too, where RDP does without any.
+    stages = _STAGES[-1:] if accountant == "rdp" else _STAGES
+    for interval, tolerance in stages:
+        value = functools.cache(functools.partial(excess, interval=interval))
+        bracket = _bracket(value, guess, width)
+        if bracket is not None:
+            guess, width = _root(value, *bracket, tolerance), 4 * tolerance
+        elif interval == FINE:
             raise ValueError(
                 f"epsilon is {epsilon}, which no noise multiplier up to 10^6 reaches in {rounds} rounds at delta "
                 f"{delta}: something in the chain costs more than that whatever the noise, or delta is too small."
             )
-    return math.exp(log_z)
+    return math.exp(guess)
 
 
-def _crossing(
-    value: Callable[[float], float], guess: float, slope: float, tolerance: float
-) -> tuple[float, float]:
-    """Where a falling function is 0 or a little less, and its slope there; beyond ``_LARGEST`` where it stays above.
+def _bracket(value: Callable[[float], float], guess: float, width: float) -> tuple[float, float] | None:
+    """Two points between which a falling function becomes 0 or less, that far around a guess at first; ``None`` where it stays above."""
+    low, high, step = guess - width, guess + width, 2 * width
+    while value(high) > 0:
+        if high >= _LARGEST:
+            return None
+        low, high, step = high, min(high + step, _LARGEST), 2 * step
+    while value(low) <= 0:
+        low, high, step = low - step, low, 2 * step
+    return low, high
 
-    The function is close to a straight line, and every value of it is dear: a guess near the root takes two or three.
 
-    Args:
-      value: the function.
-      guess: where to begin.
-      slope: an estimate of its slope.
-      tolerance: how far the result may lie above the root.
-    """
-    low, high, before = -math.inf, math.inf, None
-    x = guess
-    while True:
-        got = value(x)
-        low, high = (x, high) if got > 0 else (low, x)
-        if before is not None and (got - before[1]) / (x - before[0]) < -_FLAT:
-            slope = (got - before[1]) / (x - before[0])
-        if low > _LARGEST:
-            return low, slope
-        if high - low <= tolerance:
-            return high, slope
-        if slope * tolerance <= got <= 0:  # on a line of this slope the root lies close below
-            return x, slope
-        before = x, got
-        x += max(-1.0, min(1.0, -got / slope + tolerance / 4))
-        if not low < x < high:
-            x = (low + high) / 2
+def _root(value: Callable[[float], float], low: float, high: float, tolerance: float) -> float:
+    """A point between two at which the function is 0 or less, and so close above its root."""
+    if high - low <= tolerance:
+        return high
+    from scipy import optimize  # slow to import
+
+    found = optimize.root_scalar(value, bracket=(low, high), xtol=tolerance / 4).root
+    while value(found) > 0:
+        found += tolerance / 4
+    return min(found, high)

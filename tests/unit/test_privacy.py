@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 
@@ -81,24 +82,52 @@ FALLING = {
     "a curve": lambda x: math.exp(-x) - 0.2,
     "none at either end": lambda x: min(max(-2 * (x - 3), -1.0), 1.0),
     "a step": lambda x: 0.5 if x < 1.25 else -0.5,
+    "a high step": lambda x: 27.0 if x < 1.2345 else -0.001,
+    "a deep step": lambda x: 1e-4 if x < 1.2345 else -27.0,
+    "a floor close below": lambda x: math.log(math.exp(-x) + 0.999),
     "far away": lambda x: -0.1 * (x - 13),
     "far below": lambda x: -4 * (x + 30),
 }
 
 
-@pytest.mark.parametrize("tolerance", [1e-2, 1e-6])
-@pytest.mark.parametrize("guess", [-3.0, 0.0, 2.5])
+@pytest.mark.parametrize(("guess", "width"), [(-3.0, 1.0), (0.0, 1.0), (2.5, 1e-3)])
 @pytest.mark.parametrize("name", FALLING)
-def test_a_crossing_is_never_short_of_it_and_found_in_few_looks(name, guess, tolerance):
+def test_a_root_is_never_short_of_it_and_found_in_few_looks(name, guess, width):
+    asked, tolerance = [], 1e-5
+    value = functools.cache(lambda x: asked.append(x) or FALLING[name](x))
+    bracket = _accounting._bracket(value, guess, width)
+    found = _accounting._root(value, *bracket, tolerance)
+    assert FALLING[name](found) <= 0 < FALLING[name](found - tolerance)
+    assert len(asked) <= 50
+
+
+def test_what_no_noise_reaches_is_said_at_once():
     asked = []
-    value = lambda x: asked.append(x) or FALLING[name](x)  # noqa: E731
-    found, _ = _accounting._crossing(value, guess, -1.0, tolerance)
-    assert FALLING[name](found) <= 0 < FALLING[name](found - 2 * tolerance)
-    assert len(asked) <= 45
+    assert _accounting._bracket(lambda x: asked.append(x) or 1e-3, 0.0, 1.0) is None
+    assert max(asked) == math.log(1e6) and len(asked) < 10
 
 
-def test_a_crossing_that_no_noise_reaches_is_said():
-    assert _accounting._crossing(lambda x: 1.0, 0.0, -1.0, 1e-3)[0] > math.log(1e6)
+def test_coarse_losses_that_say_far_too_much_are_a_guess():
+    """Of many rounds with little epsilon, the coarse ones say that no noise is enough."""
+    run = {"rounds": 100_000, "delta": 1e-6}
+    z = privacy.calibrate(0.05, POISSON, **run)
+    assert z == pytest.approx(382.9, rel=1e-3)
+    assert privacy.epsilon(z, POISSON, **run) <= 0.05 < privacy.epsilon(z * (1 - 1e-4), POISSON, **run)
+
+
+def test_a_multiplier_beside_what_a_chain_costs_at_any_noise():
+    """The count of an adaptive clip has a price of its own, 0.03269: what is left for the sum is tiny, or nothing."""
+    chain = lambda z: agg.chain(  # noqa: E731
+        agg.adaptive_clip(1.0, count_noise_std=5.0), agg.mean(over="expected_cohort"), agg.gaussian_noise(z)
+    )
+    run = {"rounds": 100, "delta": 1e-5, "accountant": "rdp", "source": chain}
+    floor = privacy.epsilon(chain(1e6), POISSON, **{k: v for k, v in run.items() if k != "source"})
+    z = privacy.calibrate(1.001 * floor, POISSON, **run)
+    assert (
+        privacy.epsilon(chain(z), POISSON, **{k: v for k, v in run.items() if k != "source"}) <= 1.001 * floor
+    )
+    with pytest.raises(ValueError, match="which no noise multiplier up to 10"):
+        privacy.calibrate(0.999 * floor, POISSON, **run)
 
 
 @pytest.mark.parametrize(("epsilon", "delta", "sigma"), RELEASES)
