@@ -13,7 +13,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 # Most of the suite's time goes into compiling small programs. Two of the compiler's stages are left out, in half the
 # time: its newer generator of fused loops, and LLVM's optimizations. XLA's own passes, which fuse, simplify and choose
-# forms, run as ever; the documentation's pages and the installed wheel are compiled as users have it.
+# forms, run as ever; the pages that people read first and the installed wheel are compiled as users have it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):  # later ones do not know it, and end
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")

@@ -3,8 +3,8 @@
 The setting of Li et al. 2020 ("Federated Optimization in Heterogeneous Networks", section 5.2 and appendix C): softmax
 regression, 10 of 30 devices per round, 20 epochs with batches of 10, step size 0.01, 200 rounds. The paper has two ways to
 draw devices, both without replacement here: uniformly, their models averaged by number of examples (its experiments), or in
-proportion to their number of examples, their models averaged as equals (its algorithm 2, ``--devices by-size``). A slow device has time for a number of epochs drawn uniformly from 1
-to 20. FedAvg leaves slow devices out, FedProx keeps what they did, with mu = 0 or mu = 1. Devices, slow devices and batches
+proportion to their number of examples, their models averaged as equals (its algorithm 2, ``--devices by-size``). A slow
+device has time for a number of epochs drawn uniformly from 1 to 20. FedAvg leaves slow devices out, FedProx keeps what they did, with mu = 0 or mu = 1. Devices, slow devices and batches
 are the same for all three, as in the paper, so methods are compared draw by draw. The training loss is that of all devices'
 training data, the test accuracy that of all their test examples. The paper shows figures only; its data were drawn once, by
 its code, so these are other draws from the same law.

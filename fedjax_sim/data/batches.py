@@ -99,7 +99,7 @@ def step_rows(local: LocalWork, order: Array, step: Array, size: Array, before: 
 
 
 def _one_pass(local: LocalWork) -> bool:
-    """Whether a turn is one epoch, the same in every round's numbering."""
+    """Whether every turn is one epoch, the first of its client in that round."""
     return local.epochs == 1 and local.explicit_rows is None and not local.continue_epochs
 
 
