@@ -17,6 +17,9 @@ ALIGNMENT = 64
 PINNED = "pinned_host"
 """JAX's name of page-locked memory, from which a device copies by itself while the host does something else."""
 
+TRIAL_BYTES = 1 << 26
+"""Of the trial: a copy of less may be over before anything could go wrong with it."""
+
 
 class HostArray(NamedTuple):
     """An array to write to, and what a device is given for it.
@@ -59,6 +62,8 @@ def host_array(shape: tuple[int, ...], dtype: np.dtype, pinned: bool) -> HostArr
 def _pinned(shape: tuple[int, ...], dtype: np.dtype) -> HostArray:
     device = jax.devices()[0]
     pinned = jax.device_put(np.zeros(shape, dtype), SingleDeviceSharding(device, memory_kind=PINNED))
+    # The zeros are on their way yet, and would arrive on top of what is written first.
+    jax.block_until_ready(pinned)
     # JAX has no call that makes page-locked memory to write to; what it holds there for an array is such memory.
     memory = (ctypes.c_byte * pinned.nbytes).from_address(pinned.unsafe_buffer_pointer())
     return HostArray(np.frombuffer(memory, np.uint8).view(dtype).reshape(shape), pinned)
@@ -80,7 +85,7 @@ def copies_from_pinned() -> bool:
 
 def _arrives() -> bool:
     """Whether what is written to page-locked memory arrives on the device, the second time, too."""
-    made = host_array((ALIGNMENT,), np.dtype(np.float32), pinned=True)
+    made = host_array((TRIAL_BYTES,), np.dtype(np.uint8), pinned=True)
     for value in (1, 2):
         made.array[:] = value
         if not (np.asarray(made.source()) == value).all():

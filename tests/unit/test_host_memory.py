@@ -1,5 +1,7 @@
 """Arrays that devices read, in ordinary memory and in page-locked memory."""
 
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -27,6 +29,17 @@ def test_what_is_written_arrives_every_time(dtype, shape, pinned):
         np.testing.assert_array_equal(found, np.full(shape, value, dtype))
 
 
+@pytest.mark.skipif(PINNED not in KINDS, reason="no such memory")
+def test_nothing_arrives_on_top_of_what_is_written_first():
+    """A large array's zeros take their time; on a GPU they erased the first chunk of a streamed run."""
+    made = host_array((1 << 28,), np.dtype(np.uint8), pinned=True)
+    made.array[:] = 7
+    time.sleep(0.2)
+    assert (made.array == 7).all()
+    assert (np.asarray(made.source()) == 7).all()
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of CPU alone")
 def test_ordinary_memory_is_read_where_it_lies():
     """By JAX on CPU, so that a chunk is in memory once."""
     array = host_array((7, 3), np.dtype(np.float32), pinned=False).array
