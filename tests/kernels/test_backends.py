@@ -32,6 +32,13 @@ def backend(request, monkeypatch):
     return request.param
 
 
+@pytest.fixture(autouse=True)
+def usual_precision():
+    """What is chosen depends on the precision, which somebody may have set for all tests of a GPU."""
+    with jax.default_matmul_precision("default"):
+        yield
+
+
 # --- the question --------------------------------------------------------------------------------------------
 
 

@@ -63,6 +63,8 @@ def test_the_form_that_is_used_equals_the_reference(case):
 @pytest.mark.parametrize("case", MODELS, ids=lambda case: case.name)
 def test_no_convolution_is_left_in_the_compiled_loop(case):
     x, kernel = case.arguments(KEY, 2)
+    if conv.choose(x[0], kernel[0], case.spec)[0] == "vendor":
+        pytest.skip("this backend's own convolution was measured to be the fastest")
 
     def train(x, kernel):
         def step(_, kernel):
