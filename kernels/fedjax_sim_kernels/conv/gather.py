@@ -167,7 +167,12 @@ def _fitting(extent: int, most: int) -> int:
 
 
 def gathered(
-    x: jax.Array, kernel: jax.Array, rows: int, source: Source, sliding: Sliding, bias: jax.Array | None = None
+    x: jax.Array,
+    kernel: jax.Array,
+    rows: int,
+    source: Source,
+    sliding: Sliding,
+    bias: jax.Array | None = None,
 ) -> jax.Array:
     """Sums over offsets of ``x[source(row, offset)] @ kernel[:, offset]^T``, ``[clients, rows, features]``.
 
@@ -210,7 +215,9 @@ def gathered(
 
         start = jnp.zeros((tile.rows, width), jnp.float32)
         for bias in added:
-            start += _load(bias, (client, columns[None, :]), *(mask[None, :] for mask in here)).astype(start.dtype)
+            start += _load(bias, (client, columns[None, :]), *(mask[None, :] for mask in here)).astype(
+                start.dtype
+            )
         total = lax.fori_loop(0, -(-terms // block), add, start)
         if added:
             total = jnp.where(total < 0, 0.0, total)  # Triton's maximum would lose what is not a number.
@@ -270,7 +277,9 @@ def correlated(
             masks = (own < rows)[:, None], *here
             right = _load(results, (client, own[:, None], columns[None, :]), *masks)
             for active in actives:
-                above = _load(active, (client, own[:, None], columns[None, :]), *masks).astype(jnp.float32) > 0
+                above = (
+                    _load(active, (client, own[:, None], columns[None, :]), *masks).astype(jnp.float32) > 0
+                )
                 right = jnp.where(above, right, jnp.zeros_like(right))
                 left = jnp.where((term == terms)[:, None], jnp.ones_like(left), left)
             return total + sliding.dot(left, right)
