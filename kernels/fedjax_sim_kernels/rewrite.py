@@ -18,7 +18,7 @@ import jax
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxprs_in_params
 
-from fedjax_sim_kernels import conv, pooling
+from fedjax_sim_kernels import chains, conv, pooling
 from fedjax_sim_kernels.products import Outer, product
 from fedjax_sim_kernels.walk import bound, evaluate
 
@@ -156,16 +156,19 @@ def _concerns_inside(equation: Any, names: Collection[str]) -> bool:
 
 def _evaluate(program: ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
     """The results of a program, with operations replaced."""
-    put_off = () if _UNTOUCHED.value else conv.before_relu(program.jaxpr)
-    return evaluate(program, arguments, functools.partial(_results, put_off=put_off))
+    waits = () if _UNTOUCHED.value else chains.waiting(program.jaxpr)
+
+    def results(equation: Any, operands: list[Any]) -> Sequence[Any]:
+        found = chains.continued(equation, operands, waits, functools.partial(_results, equation))
+        return _results(equation, operands) if found is None else [found]
+
+    return evaluate(program, arguments, results)
 
 
-def _results(equation: Any, operands: list[Any], put_off: Collection[Any]) -> Sequence[Any]:
+def _results(equation: Any, operands: list[Any]) -> Sequence[Any]:
     name = equation.primitive.name
     if any(isinstance(operand, Outer) for operand in operands):
         return _with_outer(equation, operands)
-    if (step := conv.continued(equation, operands, put_off)) is not None:
-        return [step]
     if name in REPLACED and not _UNTOUCHED.value:
         result = REPLACED[name](*operands, **equation.params)
         if result is not None:

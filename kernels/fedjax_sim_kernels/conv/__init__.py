@@ -1,7 +1,6 @@
 """Convolutions of any number of axes, with every setting of ``lax.conv_general_dilated``."""
 
-from fedjax_sim_kernels.conv.chain import before_relu, continued
-from fedjax_sim_kernels.conv.dispatch import choose, conv
+from fedjax_sim_kernels.conv.dispatch import choose, conv, rectified
 from fedjax_sim_kernels.conv.spec import ConvSpec
 
-__all__ = ["ConvSpec", "before_relu", "choose", "continued", "conv"]
+__all__ = ["ConvSpec", "choose", "conv", "rectified"]
