@@ -9,7 +9,7 @@ import pytest
 from fedjax_sim_kernels.conv import rectified, reference
 from fedjax_sim_kernels.conv.gather import Sums, Tile
 from fedjax_sim_kernels.conv.shapes import EDGE_CASES, MODELS, ConvShape
-from on_gpus import TRITON, lowered
+from on_gpus import TRITON, lowered, primitives
 
 KEY = jax.random.key(0)
 NAMED = {case.name: case for case in (*EDGE_CASES, *MODELS)}
@@ -63,21 +63,6 @@ def assert_same(actual, expected, tolerance=2e-5):
         a, b = (np.asarray(leaf, np.float32) for leaf in (a, b))
         scale = np.max(np.abs(b), initial=1e-6)
         np.testing.assert_allclose(a / scale, b / scale, atol=tolerance)
-
-
-def primitives(function, *given):
-    """The operations of ours in a program: names, with the layout where there is one."""
-    found = []
-
-    def visit(jaxpr):
-        for equation in jaxpr.eqns:
-            if equation.primitive.name in ("sliding", "rectified_sliding", "rectified_tangent"):
-                found.append((equation.primitive.name, equation.params.get("layout")))
-            for inner in jax.extend.core.jaxprs_in_params(equation.params):
-                visit(inner)
-
-    visit(jax.make_jaxpr(function)(*given).jaxpr)
-    return sorted(found, key=str)
 
 
 @pytest.mark.parametrize("case", [*ONE_BLOCK, *SEVERAL], ids=lambda case: case.name)
