@@ -215,9 +215,8 @@ def gathered(
 
         start = jnp.zeros((tile.rows, width), jnp.float32)
         for bias in added:
-            start += _load(bias, (client, columns[None, :]), *(mask[None, :] for mask in here)).astype(
-                start.dtype
-            )
+            each = _load(bias, (client, columns[None, :]), *(mask[None, :] for mask in here))
+            start += each.astype(jnp.float32)
         total = lax.fori_loop(0, -(-terms // block), add, start)
         if added:
             total = jnp.where(total < 0, 0.0, total)  # Triton's maximum would lose what is not a number.
@@ -274,12 +273,10 @@ def correlated(
             at, _ = sliding.seen(own[None, :], offset)
             # Read as the product wants it: turned afterwards, single numbers would be moved and not four at a time.
             left = _load(x, (client, at * channels + channel[:, None]), (own < rows)[None, :], *known)
-            masks = (own < rows)[:, None], *here
-            right = _load(results, (client, own[:, None], columns[None, :]), *masks)
+            where, there = (client, own[:, None], columns[None, :]), [(own < rows)[:, None], *here]
+            right = _load(results, where, *there)
             for active in actives:
-                above = (
-                    _load(active, (client, own[:, None], columns[None, :]), *masks).astype(jnp.float32) > 0
-                )
+                above = _load(active, where, *there).astype(jnp.float32) > 0
                 right = jnp.where(above, right, jnp.zeros_like(right))
                 left = jnp.where((term == terms)[:, None], jnp.ones_like(left), left)
             return total + sliding.dot(left, right)

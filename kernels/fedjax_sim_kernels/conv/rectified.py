@@ -9,7 +9,7 @@ and XLA writes them.
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -62,11 +62,14 @@ def _differentiated(primals, tangents, *, sliding: Sliding):
         weights = jnp.concatenate([of_kernel, ad.instantiate_zeros(tangents[2])[:, None]], axis=1)
         return y, tangent_p.bind(x, weights, y, layout="forth", sliding=sliding)
     forth = functools.partial(sliding_p.bind, layout="forth", sliding=sliding)
-    total: Any = 0 if of_bias is None else of_bias[:, None]
+    parts = []
+    if of_bias is not None:
+        # Turned round, this is a sum over rows: in float32.
+        parts.append(jnp.broadcast_to(of_bias.astype(jnp.float32)[:, None], y.shape).astype(y.dtype))
     for a, b in ((of_x, kernel), (x, of_kernel)):
         if a is not None and b is not None:
-            total = total + forth(a, b)
-    return y, _where(y, jnp.broadcast_to(total, y.shape))
+            parts.append(forth(a, b))
+    return y, _where(y, sum(parts[1:], parts[0]))
 
 
 def _batched(operands, axes, *, sliding: Sliding):
