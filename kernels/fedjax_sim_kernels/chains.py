@@ -84,7 +84,7 @@ def continued(
     if begun is None:
         return None
     if isinstance(begun.x, Convolution):
-        return conv.rectified(
+        return conv.with_relu(
             begun.x.lhs, begun.x.rhs, lax.reshape(begun.bias, (begun.bias.size,)), begun.x.spec
         )
     (largest,) = usual([begun.x])
