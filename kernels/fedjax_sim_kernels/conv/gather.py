@@ -283,7 +283,7 @@ def correlated(
 
         start = jnp.zeros((height, width), jnp.float32)
         total = lax.fori_loop(0, -(-min(sums.reach, rows) // sums.added), add, start)
-        stored = [] if kept % height == 0 else [(term < kept)[:, None]]
+        stored = [(term < kept)[:, None]] if actives else known
         _store(out, (client, part, term[:, None], columns[None, :]), total, *stored, *here)
 
     grid = (-(-kept // height) * across, parts, clients)
