@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.extend.core import jaxprs_in_params
 
 TRITON = "__gpu$xla.gpu.triton"
 """The call that a Pallas kernel becomes."""
@@ -19,3 +20,19 @@ def lowered(function: Callable[..., Any], *arguments: Any, platform: str = "cuda
     with jax.sharding.use_abstract_mesh(mesh):
         traced = jax.jit(lambda *given: function(*given)).trace(*arguments)
         return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def primitives(function: Callable[..., Any], *arguments: Any) -> list[tuple[str, str | None]]:
+    """The operations of a program that convolutions become: names, with the layout where there is one."""
+    found = []
+
+    def visit(program: Any) -> None:
+        for equation in program.eqns:
+            name = equation.primitive.name
+            if name == "sliding" or name.startswith("rectified"):
+                found.append((name, equation.params.get("layout")))
+            for inner in jaxprs_in_params(equation.params):
+                visit(inner)
+
+    visit(jax.make_jaxpr(lambda *given: function(*given))(*arguments))
+    return sorted(found, key=str)

@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 
 import jax
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxprs_in_params
 
-from fedjax_sim_kernels import conv, pooling
+from fedjax_sim_kernels import chains, conv, pooling
 from fedjax_sim_kernels.products import Outer, product
+from fedjax_sim_kernels.walk import bound, evaluate
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -78,17 +79,7 @@ def as_written() -> AbstractContextManager[Any]:
 
 
 def _conv(lhs: jax.Array, rhs: jax.Array, **settings: Any) -> jax.Array | None:
-    spec = conv.ConvSpec(
-        settings["window_strides"],
-        tuple(settings["padding"]),
-        settings["lhs_dilation"],
-        settings["rhs_dilation"],
-        settings["dimension_numbers"],
-        settings["feature_group_count"],
-        settings["batch_group_count"],
-        settings["precision"],
-        settings["preferred_element_type"],
-    )
+    spec = conv.ConvSpec.of(settings)
     form, reason = conv.choose(lhs, rhs, spec)
     if form == "reference":
         _stays(f"a convolution with {reason}")
@@ -165,18 +156,13 @@ def _concerns_inside(equation: Any, names: Collection[str]) -> bool:
 
 def _evaluate(program: ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
     """The results of a program, with operations replaced."""
-    known: dict[Any, Any] = {}
+    waits = () if _UNTOUCHED.value else chains.waiting(program.jaxpr)
 
-    def read(variable: Any) -> Any:
-        return variable.val if isinstance(variable, Literal) else known[variable]
+    def results(equation: Any, operands: list[Any]) -> Sequence[Any]:
+        found = chains.continued(equation, operands, waits, functools.partial(_results, equation))
+        return _results(equation, operands) if found is None else [found]
 
-    jaxpr = program.jaxpr
-    known.update(zip(jaxpr.constvars, program.consts, strict=True))
-    known.update(zip(jaxpr.invars, arguments, strict=True))
-    for equation in jaxpr.eqns:
-        operands = [read(variable) for variable in equation.invars]
-        known.update(zip(equation.outvars, _results(equation, operands), strict=True))
-    return [read(variable) for variable in jaxpr.outvars]
+    return evaluate(program, arguments, results)
 
 
 def _results(equation: Any, operands: list[Any]) -> Sequence[Any]:
@@ -192,12 +178,7 @@ def _results(equation: Any, operands: list[Any]) -> Sequence[Any]:
             return ENTERED[name](operands, **equation.params)
         if _concerns_inside(equation, SLOW):
             _stays(f"a convolution or pooling inside {name}")
-    bind = equation.primitive.get_bind_params(equation.params)
-    # Up to jax 0.9 a pair of functions and settings, then the settings alone.
-    functions, settings = bind if isinstance(bind, tuple) else ((), bind)
-    with equation.ctx.manager:
-        results = equation.primitive.bind(*functions, *operands, **settings)
-    return results if equation.primitive.multiple_results else [results]
+    return bound(equation, operands)
 
 
 def _with_outer(equation: Any, operands: list[Any]) -> Sequence[Any]:

@@ -69,6 +69,11 @@ def conv(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, form: Form | None = Non
     return run(lhs, rhs, spec)
 
 
+def with_relu(lhs: jax.Array, rhs: jax.Array, bias: jax.Array, spec: ConvSpec) -> jax.Array:
+    """ReLU of a convolution and its bias ``[features]`` in one pass, where the convolution takes the form "pallas"."""
+    return importlib.import_module("fedjax_sim_kernels.conv.rectified").conv(lhs, rhs, bias, spec)
+
+
 def module_of(form: Form) -> ModuleType:
     """Where a form is written. Pallas is imported where it is used: it takes half a second."""
     if form in ("vendor", "reference"):

@@ -166,7 +166,14 @@ def _fitting(extent: int, most: int) -> int:
 # --- the products --------------------------------------------------------------------------------------------
 
 
-def gathered(x: jax.Array, kernel: jax.Array, rows: int, source: Source, sliding: Sliding) -> jax.Array:
+def gathered(
+    x: jax.Array,
+    kernel: jax.Array,
+    rows: int,
+    source: Source,
+    sliding: Sliding,
+    bias: jax.Array | None = None,
+) -> jax.Array:
     """Sums over offsets of ``x[source(row, offset)] @ kernel[:, offset]^T``, ``[clients, rows, features]``.
 
     Args:
@@ -175,6 +182,7 @@ def gathered(x: jax.Array, kernel: jax.Array, rows: int, source: Source, sliding
       rows: of the result.
       source: which row of ``x`` a row of the result is made of.
       sliding: the window.
+      bias: ``[clients, features]``, which is added; what is negative then becomes zero.
     """
     clients, features, terms = kernel.shape
     depth, tile = x.shape[-1], sliding.tile
@@ -182,7 +190,8 @@ def gathered(x: jax.Array, kernel: jax.Array, rows: int, source: Source, sliding
     # A block of terms is of one offset where it can be: the compiler then sees that they lie side by side.
     one_offset = depth % block == 0
 
-    def compute(x, kernel, out):
+    def compute(x, kernel, *others):
+        *added, out = others
         client = pl.program_id(2)
         own = pl.program_id(0) * tile.rows + jnp.arange(tile.rows, dtype=jnp.int32)
         columns = pl.program_id(1) * width + jnp.arange(width, dtype=jnp.int32)
@@ -205,30 +214,48 @@ def gathered(x: jax.Array, kernel: jax.Array, rows: int, source: Source, sliding
             return total + sliding.dot(left, right.T)
 
         start = jnp.zeros((tile.rows, width), jnp.float32)
+        for bias in added:
+            each = _load(bias, (client, columns[None, :]), *(mask[None, :] for mask in here))
+            start += each.astype(jnp.float32)
         total = lax.fori_loop(0, -(-terms // block), add, start)
+        if added:
+            total = jnp.where(total < 0, 0.0, total)  # Triton's maximum would lose what is not a number.
         masks = [(own < rows)[:, None], *(mask[None, :] for mask in here)]
         _store(out, (client, own[:, None], columns[None, :]), total, *masks)
 
     # Neighbours, which run at the same time, are of one client and read the same rows.
     grid = (-(-rows // tile.rows), -(-features // width), clients)
-    return sliding.call(compute, (clients, rows, features), x.dtype, grid, tile)(
-        x.reshape(clients, -1), kernel
-    )
+    operands = [x.reshape(clients, -1), kernel, *([] if bias is None else [bias])]
+    return sliding.call(compute, (clients, rows, features), x.dtype, grid, tile)(*operands)
 
 
-def correlated(x: jax.Array, results: jax.Array, sliding: Sliding) -> jax.Array:
-    """Sums over positions of outer products of what they see and their results, ``[clients, offsets * channels, features]``."""
+def correlated(
+    x: jax.Array, results: jax.Array, sliding: Sliding, active: jax.Array | None = None
+) -> jax.Array:
+    """Sums over positions of outer products of what they see and their results, ``[clients, offsets * channels, features]``.
+
+    Args:
+      x: ``[clients, *, channels]``.
+      results: ``[clients, batch * positions, features]``.
+      sliding: the window.
+      active: like ``results``, which count only where it is above zero. One more row at the end is then their plain sum;
+        with it the terms must fit one block.
+    """
     clients, rows, features = results.shape
     channels, sums = x.shape[-1], sliding.sums
     terms, width = sliding.offsets * channels, _fitting(features, sums.width)
+    kept = terms if active is None else terms + 1
     height = _fitting(channels, sums.height)
     # A program's channels are of one offset where they can be: the compiler then sees that they lie side by side.
-    one_offset = channels % height == 0
+    one_offset = channels % height == 0 and active is None
     if not one_offset:
-        height = _fitting(terms, sums.height)
+        height = _fitting(kept, sums.height)
+    if active is not None and kept > height:
+        raise ValueError(f"{kept} terms with the bias's do not fit one block of {height}.")
     parts, across = -(-rows // sums.reach), -(-features // width)
 
-    def compute(x, results, out):
+    def compute(x, results, *others):
+        *actives, out = others
         client, part, place = pl.program_id(2), pl.program_id(1), pl.program_id(0)
         columns = lax.rem(place, jnp.int32(across)) * width + jnp.arange(width, dtype=jnp.int32)
         first = lax.div(place, jnp.int32(across)) * height
@@ -246,17 +273,24 @@ def correlated(x: jax.Array, results: jax.Array, sliding: Sliding) -> jax.Array:
             at, _ = sliding.seen(own[None, :], offset)
             # Read as the product wants it: turned afterwards, single numbers would be moved and not four at a time.
             left = _load(x, (client, at * channels + channel[:, None]), (own < rows)[None, :], *known)
-            right = _load(results, (client, own[:, None], columns[None, :]), (own < rows)[:, None], *here)
+            where, there = (client, own[:, None], columns[None, :]), [(own < rows)[:, None], *here]
+            right = _load(results, where, *there)
+            for active in actives:
+                above = _load(active, where, *there).astype(jnp.float32) > 0
+                right = jnp.where(above, right, jnp.zeros_like(right))
+                left = jnp.where((term == terms)[:, None], jnp.ones_like(left), left)
             return total + sliding.dot(left, right)
 
         start = jnp.zeros((height, width), jnp.float32)
         total = lax.fori_loop(0, -(-min(sums.reach, rows) // sums.added), add, start)
-        _store(out, (client, part, term[:, None], columns[None, :]), total, *known, *here)
+        stored = [(term < kept)[:, None]] if actives else known
+        _store(out, (client, part, term[:, None], columns[None, :]), total, *stored, *here)
 
-    grid = (-(-terms // height) * across, parts, clients)
+    grid = (-(-kept // height) * across, parts, clients)
     wide = jnp.float32 if parts > 1 else x.dtype
-    found = sliding.call(compute, (clients, parts, terms, features), wide, grid, sums)
-    return jnp.sum(found(x.reshape(clients, -1), results), axis=1).astype(x.dtype)
+    found = sliding.call(compute, (clients, parts, kept, features), wide, grid, sums)
+    operands = [x.reshape(clients, -1), results, *([] if active is None else [active])]
+    return jnp.sum(found(*operands), axis=1).astype(x.dtype)
 
 
 def _load(ref, at: tuple, *masks: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -46,6 +47,14 @@ def conv(
     interpret: bool = False,
 ) -> jax.Array:
     """Equals ``reference.conv`` for what it supports; ``interpret`` runs it where there is no accelerator."""
+    x, kernel, sliding = opened(lhs, rhs, spec, tile, sums, interpret)
+    return closed(sliding_p.bind(x, kernel, layout="forth", sliding=sliding), spec, sliding)
+
+
+def opened(
+    lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, tile: Tile, sums: Sums, interpret: bool
+) -> tuple[jax.Array, jax.Array, Sliding]:
+    """Images and kernel as the primitives take them, of one client, and how the window slides."""
     x, kernel = plain(lhs, rhs, spec)
     *window, channels, features = kernel.shape
     space = x.shape[1:-1]
@@ -58,9 +67,12 @@ def conv(
         window_of(rhs, spec), tuple(spec.strides), tuple(spec.rhs_dilation), precision, tile, sums,
         interpret,
     )  # fmt: skip
-    flat = x.reshape(1, -1, channels), kernel.reshape(1, -1, features)
-    rows = sliding_p.bind(*flat, layout="forth", sliding=sliding)
-    return restored(rows.reshape(x.shape[0], *sliding.positions, features), spec)
+    return x.reshape(1, -1, channels), kernel.reshape(1, -1, features), sliding
+
+
+def closed(rows: jax.Array, spec: ConvSpec, sliding: Sliding) -> jax.Array:
+    """One client's results as the convolution has them."""
+    return restored(rows.reshape(sliding.batch, *sliding.positions, rows.shape[-1]), spec)
 
 
 # --- one primitive -------------------------------------------------------------------------------------------
@@ -73,12 +85,17 @@ sliding_p = Primitive("sliding")
 ``[clients, batch * positions, features]``: any two of them to the third."""
 
 
+def forward(x: jax.Array, kernel: jax.Array, sliding: Sliding, bias: jax.Array | None = None) -> jax.Array:
+    """Results; with a bias, the ReLU of their sum with it."""
+    rows = sliding.batch * math.prod(sliding.positions)
+    return gathered(x, kernel.swapaxes(1, 2), rows, sliding.seen, sliding, bias)
+
+
 def _compute(a: jax.Array, b: jax.Array, *, layout: Layout, sliding: Sliding) -> jax.Array:
     if layout == "to_kernel":
         return correlated(a, b, sliding)
     if layout == "forth":
-        turned = b.swapaxes(1, 2)
-        return gathered(a, turned, sliding.batch * math.prod(sliding.positions), sliding.seen, sliding)
+        return forward(a, b, sliding)
     clients, terms, features = b.shape
     turned = b.reshape(clients, sliding.offsets, -1, features).swapaxes(1, 2)
     turned = turned.reshape(clients, terms // sliding.offsets, sliding.offsets * features)
@@ -130,22 +147,27 @@ def _anywhere(a: jax.Array, b: jax.Array, *, layout: Layout, sliding: Sliding) -
     return (_compute if sliding.interpret else _elsewhere)(a, b, layout=layout, sliding=sliding)
 
 
-def _batched(operands, axes, *, layout: Layout, sliding: Sliding):
-    a, b = operands
-    if layout != "to_kernel" and axes[1] is None:
-        # A kernel that all share: everybody's images are one client's.
+def with_clients(bind: Callable[..., jax.Array], operands, axes, shared: bool, sliding: Sliding):
+    """A primitive under ``vmap``: more clients, or one client's more images where they share all but these."""
+    if shared:
+        a, *rest = operands
         a = jnp.moveaxis(a, axes[0], 1)
         clients, size, rows, depth = a.shape
         many = sliding._replace(batch=size * sliding.batch)
-        found = sliding_p.bind(a.reshape(clients, size * rows, depth), b, layout=layout, sliding=many)
+        found = bind(a.reshape(clients, size * rows, depth), *rest, sliding=many)
         return found.reshape(clients, size, -1, found.shape[-1]), 1
     size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
     merged = []
     for x, axis in zip(operands, axes, strict=True):
         x = jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
         merged.append(x.reshape(-1, *x.shape[2:]))
-    found = sliding_p.bind(*merged, layout=layout, sliding=sliding)
+    found = bind(*merged, sliding=sliding)
     return found.reshape(size, -1, *found.shape[1:]), 0
+
+
+def _batched(operands, axes, *, layout: Layout, sliding: Sliding):
+    shared = layout != "to_kernel" and axes[1] is None
+    return with_clients(functools.partial(sliding_p.bind, layout=layout), operands, axes, shared, sliding)
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "sliding"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,21 @@ class ConvSpec(NamedTuple):
     batch_group_count: int = 1
     precision: Any = None
     preferred_element_type: Any = None
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> ConvSpec:
+        """Those of an equation of a traced program."""
+        return cls(
+            settings["window_strides"],
+            tuple(settings["padding"]),
+            settings["lhs_dilation"],
+            settings["rhs_dilation"],
+            settings["dimension_numbers"],
+            settings["feature_group_count"],
+            settings["batch_group_count"],
+            settings["precision"],
+            settings["preferred_element_type"],
+        )
 
 
 class Plain(NamedTuple):
