@@ -39,12 +39,13 @@ def waiting(program: Jaxpr) -> Collection[Any]:
     uses = [(v, equation) for equation in program.eqns for v in equation.invars if isinstance(v, Var)]
     times = Counter([*(v for v, _ in uses), *(v for v in program.outvars if isinstance(v, Var))])
     user = {v: equation for v, equation in uses if times[v] == 1}
-    maker = {v: equation for equation in program.eqns for v in equation.outvars}
+    maker: dict[Any, Any] = {v: equation for equation in program.eqns for v in equation.outvars}
     found: set[Any] = set()
     for relu in program.eqns:
         if not _is_relu(relu):
             continue
-        before, after = relu.invars[0], relu.outvars[0]
+        before: Any = relu.invars[0]
+        after = relu.outvars[0]
         added = maker.get(before) if user.get(before) is relu else None
         pool = user.get(after)
         if pool is not None and _takes_the_largest(pool):
@@ -75,10 +76,11 @@ def continued(
     begun = next((operand for operand in operands if isinstance(operand, Waiting)), None)
     if equation.outvars[0] in waits:
         if name == "conv_general_dilated":
-            return Waiting(Convolution(*operands, conv.ConvSpec.of(equation.params)))
-        if name != "add":
-            return begun or Waiting(operands[0])
+            lhs, rhs = operands
+            return Waiting(Convolution(lhs, rhs, conv.ConvSpec.of(equation.params)))
         place = _bias_place(equation)
+        if place is None:  # a ReLU
+            return begun or Waiting(operands[0])
         x = operands[1 - place]
         return Waiting(x.x if isinstance(x, Waiting) else x, operands[place])
     if begun is None:
@@ -136,12 +138,16 @@ def _bias_of(equation: Any, axes: Collection[int]) -> Any:
 def _convolution_behind(added: Any, maker: dict[Any, Any], user: dict[Any, Any]) -> Any:
     """The result of a convolution that takes the form "pallas" and gets nothing but a bias over its features."""
     place = _bias_place(added)
-    x = None if place is None else added.invars[1 - place]
+    x: Any = None if place is None else added.invars[1 - place]
     made = maker.get(x)
     if made is None or made.primitive.name != "conv_general_dilated" or user.get(x) is not added:
         return None
     spec = conv.ConvSpec.of(made.params)
-    others = [axis for axis in range(x.aval.ndim) if axis != spec.dimension_numbers.out_spec[1]]
+    others = [
+        axis
+        for axis in range(len(spec.dimension_numbers.out_spec))
+        if axis != spec.dimension_numbers.out_spec[1]
+    ]
     lhs, rhs = (v.aval for v in made.invars)
     fits = _bias_of(added, others) is not None and conv.choose(lhs, rhs, spec)[0] == "pallas"
     return x if fits else None

@@ -181,10 +181,16 @@ def test_a_model_of_clients_of_their_own(nvidia, kind):
         return jax.vmap(jax.grad(lambda weights, x: jnp.sum(jnp.sin(apply(weights, x)))))
 
     batched = step(client_batched(apply))
+    backward = [("sliding", "to_kernel"), ("sliding", "to_kernel"), ("sliding", "to_x")]
+    assert primitives(batched, own, xs) == [FUSED, FUSED, *backward]
     # The second layer's cotangents are masked before, as those of the images are found from them, too.
-    assert primitives(batched, own, xs) == [
-        FUSED, FUSED, ("rectified_tangent", "to_kernel"), ("sliding", "to_kernel"), ("sliding", "to_x"),
-    ]  # fmt: skip
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (own, xs))
+    assert primitives(step(client_batched(apply)), *narrow) == [
+        FUSED,
+        FUSED,
+        ("rectified_tangent", "to_kernel"),
+        *backward[1:],
+    ]
     assert lowered(batched, own, xs).count(TRITON) == 5
     actual, expected = jax.jit(batched)(own, xs), jax.jit(step(apply))(own, xs)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), actual, expected)
