@@ -122,7 +122,7 @@ def _bias_place(equation: Any) -> int | None:
     if equation.primitive.name != "add":
         return None
     left, right = (v.aval for v in equation.invars)
-    if left.ndim != right.ndim or left.dtype != right.dtype or left.size == right.size:
+    if left.ndim != right.ndim or left.size == right.size:
         return None
     return int(right.size < left.size)
 
@@ -158,9 +158,8 @@ def _is_relu(equation: Any) -> bool:
     name = equation.primitive.name
     if name in ("jit", "pjit"):
         (program,) = jaxprs_in_params(equation.params)
-        inner = program.eqns[0] if len(program.eqns) == 1 else None
-        same = inner is not None and (inner.invars, inner.outvars) == (program.invars, program.outvars)
-        return same and _is_relu(inner)
+        steps = [(step.invars, step.outvars) for step in program.eqns]
+        return steps == [(program.invars, program.outvars)] and _is_relu(program.eqns[0])
     if name != "custom_jvp_call" or len(equation.invars) != 1 or len(equation.outvars) != 1:
         return False
     x = jax.ShapeDtypeStruct(equation.invars[0].aval.shape, equation.invars[0].aval.dtype)

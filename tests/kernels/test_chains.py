@@ -94,6 +94,8 @@ NONE = {
     "a derivative of its own": lambda x, k, b: straight_through(conv(x, k) + b),
     "another's name": lambda x, k, b: relu(conv(x, k) + b),
     "more than a relu": lambda x, k, b: jax.jit(lambda z: nn.relu(z) * 2)(conv(x, k) + b),
+    "a jitted relu and its argument": lambda x, k, b: jax.jit(lambda z: (nn.relu(z), z))(conv(x, k) + b),
+    "a jitted relu of two": lambda x, k, b: jax.jit(lambda z, w: nn.relu(z) * w)(conv(x, k) + b, x[..., :1]),
     "no bias": lambda x, k, b: nn.relu(conv(x, k)) * b,
     "no activation": lambda x, k, b: conv(x, k) + b,
     "one bias": lambda x, k, b: nn.relu(conv(x, k) + b[0]),

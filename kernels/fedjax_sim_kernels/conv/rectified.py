@@ -91,10 +91,10 @@ def _where(y: jax.Array, values: jax.Array) -> jax.Array:
 Layout = Literal["forth", "to_kernel"]
 
 tangent_p = Primitive("rectified_tangent")
-"""Images, kernels and results of the ReLU to tangents of these results; images, their cotangents and they themselves to kernels.
+"""Images, tangents of kernels and results to tangents of the results; images, cotangents of the results and results to kernels.
 
-As ``sliding_p``, but that kernels have one more row at the end, the bias, and that nothing passes where a result is zero.
-Either layout is linear in the second operand and the other one's transpose.
+As the layouts of ``sliding_p``, but that kernels have one more row at the end, the bias, and nothing passes where a result is
+zero. Either is linear in the second operand and the other's transpose.
 """
 
 
