@@ -65,9 +65,15 @@ def turns_of(plan: Plan) -> int:
 def _rule(problem: Problem, state: SimState, plan: Plan, platform: str) -> Layout:
     turns, finish = turns_of(plan), default_finish(platform)
     if platform != "cpu":
-        return Layout(max(1, min(_ACCELERATOR_LANES, turns)), finish)
+        return Layout(_accelerator_lanes(turns), finish)
     flops = max(1.0, step_flops(problem, state))
     return Layout(max(1, min(int(min(_CPU_LANES, _CPU_FLOPS / flops)), turns // _TURNS_PER_LANE)), finish)
+
+
+def _accelerator_lanes(turns: int) -> int:
+    """At most 64, as many turns for each lane: of 100 turns, 64 lanes would have 28 that compute a second one for nobody."""
+    each = max(1, -(-turns // _ACCELERATOR_LANES))
+    return max(1, -(-turns // each))
 
 
 # --- what was measured before --------------------------------------------------------------------------------

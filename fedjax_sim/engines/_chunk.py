@@ -133,13 +133,10 @@ class Chunk:
     def _passes(self, stage: int) -> list[LaneQueue]:
         """One per group of clients."""
         declared = self.problem.algorithm().stages[stage]
-        transform = aggregate(declared)
         settings = {
             "layout": self.layout,
             "replicas": self.replicas,
-            "gathers": gathers(transform),
-            # What bounds a norm shall see that of what is summed.
-            "clips": any(facts.limits_norm for facts in transform.facts),
+            "gathers": gathers(aggregate(declared)),
         }
         return [
             LaneQueue(Turn(self.problem, stage, g), stage, g, **settings)

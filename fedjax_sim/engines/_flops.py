@@ -12,10 +12,18 @@ from jax.extend.core import Jaxpr, jaxprs_in_params
 def flops(traced: jax.stages.Traced) -> float:
     """XLA's count of a traced function, and for every ``scan`` the products of the steps beyond the first.
 
-    XLA counts a loop's body once. Loops of traced length are counted once here, too.
+    XLA counts a loop's body once. Loops of traced length are counted once here, too. It counts a program for the CPU: for
+    accelerators it refuses. Where there is no CPU to ask, the products alone are counted.
     """
-    counted = (traced.lower().cost_analysis() or {}).get("flops", 0.0)
-    return float(counted) + _beyond_once(traced.jaxpr.jaxpr, 1, 1)
+    program = traced.jaxpr.jaxpr
+    try:
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            counted = (traced.lower().cost_analysis() or {}).get("flops")
+    except RuntimeError:  # JAX was told to see no CPU
+        counted = None
+    if counted is None:
+        return _beyond_once(program, 1, 0)
+    return float(counted) + _beyond_once(program, 1, 1)
 
 
 def _beyond_once(program: Jaxpr, times: int, counted: int) -> float:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from fedjax_sim_kernels.products import OuterSum, unwritten, written
 
 from fedjax_sim._src import tree
 from fedjax_sim._src.types import Array, Message
@@ -134,10 +133,9 @@ class LaneQueue:
         layout: Layout,
         replicas: int,
         gathers: bool,
-        clips: bool,
     ):
         self.turn, self.stage, self.group = turn, stage, group
-        self.lanes, self.replicas, self.gathers, self.clips = layout.lanes, replicas, gathers, clips
+        self.lanes, self.replicas, self.gathers = layout.lanes, replicas, gathers
         self.compact = layout.finish == "compact" or layout.lanes == 1
 
     # --- what a turn reads and writes ---
@@ -347,7 +345,7 @@ class LaneQueue:
         else:
             chosen, mask = lane, done
         width = mask.shape[0]
-        sent = over_lanes(self._sending(lambda one: end(deposit.table, one)), width)(chosen)
+        sent = over_lanes(lambda one: end(deposit.table, one), width)(chosen)
         deposit = self._collect(deposit, sent, chosen, mask, offset)
         next_ones = upcoming + jnp.cumsum(mask, dtype=jnp.int32) - 1
         positions = jnp.where(mask, next_ones, self._positions(chosen))
@@ -371,17 +369,6 @@ class LaneQueue:
             lane = jax.lax.cond(upcoming < count, refilled, left, lane)
         return lane, upcoming + jnp.sum(mask, dtype=jnp.int32), deposit
 
-    def _sending(self, end: Callable[[Lane], Sent]) -> Callable[[Lane], Sent]:
-        """``end``, of whose messages products of few terms are ``OuterSum`` where all lanes' are summed at once."""
-        if self.compact or self.gathers or self.replicas > 1 or self.clips:
-            return end
-
-        def sending(lane: Lane) -> Sent:
-            sent = unwritten(end)(lane)
-            return Sent(sent.message, *written(sent[1:]))
-
-        return sending
-
     def _collect(self, deposit: Deposit, sent: Sent, lane: Lane, mask, offset) -> Deposit:
         """Adds what the masked lanes send; everything else is replaced by zero before it can touch a sum."""
         turn = jax.vmap(Place.of)(lane.place)
@@ -389,8 +376,6 @@ class LaneQueue:
         replica = entry.replica
 
         def add(total, values):
-            if isinstance(values, OuterSum):
-                return total + values.where(mask).total(sent.finite)[None]
             values = jnp.where(mask.reshape((-1,) + (1,) * (values.ndim - 1)), values, 0).astype(total.dtype)
             if self.replicas == 1:
                 return total + jnp.sum(values, axis=0, keepdims=True, dtype=total.dtype)

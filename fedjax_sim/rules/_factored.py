@@ -176,8 +176,7 @@ def _put(rows: Array, new: Array, step: Array) -> Array:
 
 
 def _written_out(factors: Factors, precision: str | None) -> Array:
-    """A product over the first axes, which an engine need not write out for every client."""
-    return jax.lax.dot_general(_rows(factors.left), _rows(factors.right), (((0,), (0,)), ((), ())), precision)
+    return jnp.matmul(_rows(factors.left).T, _rows(factors.right), precision=precision)
 
 
 def _rows(of_steps: Array) -> Array:

@@ -46,6 +46,26 @@ def test_loops_in_loops_and_in_branches():
     assert count(outer, X, W) == pytest.approx(15 * 2 * 8 * 32 * 32, rel=0.02)
 
 
+@pytest.mark.parametrize("broken", ["no CPU", "no count"])
+def test_where_xla_does_not_count_products_are(monkeypatch, broken):
+    """On a GPU it says nothing, and JAX may have been told to see no CPU."""
+
+    def absent(backend=None):
+        raise RuntimeError("Unknown backend cpu")
+
+    def model(x, w):
+        return jax.lax.scan(lambda x, _: (jax.nn.relu(x @ w), None), x, length=7)[0] @ w
+
+    exact = count(model, X, W)
+    if broken == "no CPU":
+        monkeypatch.setattr(jax, "local_devices", absent)
+    else:
+        monkeypatch.setattr(jax.stages.Lowered, "cost_analysis", lambda self: None)
+    products = count(model, X, W)
+    assert products == 8 * 2 * 8 * 32 * 32
+    assert products == pytest.approx(exact, rel=0.02)
+
+
 class Conv(nn.Module):
     @nn.compact
     def __call__(self, x, *, train):

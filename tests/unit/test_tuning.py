@@ -153,3 +153,12 @@ def test_without_a_place_to_keep_it_nothing_is_lost(cache, clock, monkeypatch):
     with pytest.warns(UserWarning, match="is not kept"):
         assert sim.tune(sim.init(0), layouts=FEW).file is None
     assert sim.tune(sim.init(0), layouts=FEW, keep=False).best in FEW
+
+
+@pytest.mark.parametrize(
+    ("turns", "lanes"), [(0, 1), (1, 1), (10, 10), (64, 64), (65, 33), (100, 50), (129, 43), (1000, 63)]
+)
+def test_lanes_of_an_accelerator_have_as_many_turns_each(turns, lanes):
+    """The fewest rounds of turns that 64 lanes can do, in no more lanes than that takes."""
+    assert _auto._accelerator_lanes(turns) == lanes
+    assert -(-turns // lanes) == -(-turns // 64)

@@ -143,24 +143,6 @@ class Sliding(NamedTuple):
             at = at + ahead * size
         return jnp.where(valid, at, 0), valid
 
-    @property
-    def has_pairs(self) -> bool:
-        """Whether two neighbours along the last axis see all but one of the same positions, and nobody is left alone."""
-        return self.strides[-1] == self.dilation[-1] == 1 < self.window[-1] and self.space[-1] % 2 == 0
-
-    def seeing_pairs(self, rows: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """As ``seeing``, of pairs of neighbours and the positions of either, from the first on."""
-        *outer, width = self.window
-        others = self._replace(
-            space=(*self.space[:-1], 1), positions=(*self.positions[:-1], 1), window=(*outer, 1)
-        )
-        count, pairs = jnp.int32(self.positions[-1]), jnp.int32(self.space[-1] // 2)
-        at, valid = others.seeing(lax.div(rows, pairs), lax.div(offset, jnp.int32(width + 1)))
-        first = 2 * lax.rem(rows, pairs) - (width - 1)
-        place = first + lax.rem(offset, jnp.int32(width + 1))
-        valid = valid & (place >= 0) & (place < count)
-        return jnp.where(valid, at * count + place, 0), valid
-
 
 def _split(rows: jax.Array, extents: Ints) -> tuple[jax.Array, list[jax.Array]]:
     """Row-major numbers as places along each axis, and what is left before the first."""

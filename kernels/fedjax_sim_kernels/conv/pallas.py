@@ -77,9 +77,6 @@ def closed(rows: jax.Array, spec: ConvSpec, sliding: Sliding) -> jax.Array:
 
 # --- one primitive -------------------------------------------------------------------------------------------
 
-FEW_CHANNELS = 32
-"""Up to so many, rows of the images' gradient are narrow, and reading results takes longer than the products."""
-
 Layout = Literal["forth", "to_x", "to_kernel"]
 """Images and kernels to results, results and kernels to images, images and results to kernels."""
 
@@ -99,23 +96,10 @@ def _compute(a: jax.Array, b: jax.Array, *, layout: Layout, sliding: Sliding) ->
         return correlated(a, b, sliding)
     if layout == "forth":
         return forward(a, b, sliding)
-    return backward(a, b, sliding)
-
-
-def backward(results: jax.Array, kernel: jax.Array, sliding: Sliding) -> jax.Array:
-    """Images that results come from: few channels in pairs of neighbours, which see almost the same results."""
-    clients, terms, features = kernel.shape
-    channels, rows = terms // sliding.offsets, sliding.batch * math.prod(sliding.space)
-    turned = kernel.reshape(clients, -1, sliding.window[-1], channels, features)
-    if channels > FEW_CHANNELS or not sliding.has_pairs:
-        turned = jnp.moveaxis(turned, 3, 1).reshape(clients, channels, -1)
-        return gathered(results, turned, rows, sliding.seeing, sliding)
-    # What the second of two sees at an offset, the first sees at the one before it.
-    ahead = jnp.flip(turned, axis=2)
-    pair = [jnp.pad(ahead, ((0, 0), (0, 0), (e, 1 - e), (0, 0), (0, 0))) for e in range(2)]
-    both = jnp.moveaxis(jnp.stack(pair, axis=1), 4, 2).reshape(clients, 2 * channels, -1)
-    found = gathered(results, both, rows // 2, sliding.seeing_pairs, sliding)
-    return found.reshape(clients, rows, channels)
+    clients, terms, features = b.shape
+    turned = b.reshape(clients, sliding.offsets, -1, features).swapaxes(1, 2)
+    turned = turned.reshape(clients, terms // sliding.offsets, sliding.offsets * features)
+    return gathered(a, turned, sliding.batch * math.prod(sliding.space), sliding.seeing, sliding)
 
 
 def _abstract(a, b, *, layout: Layout, sliding: Sliding):

@@ -3,6 +3,5 @@
 from fedjax_sim_kernels.products.contract import contract_p, product
 from fedjax_sim_kernels.products.outer import Outer
 from fedjax_sim_kernels.products.reference import product as reference
-from fedjax_sim_kernels.products.unwritten import OuterSum, unwritten, written
 
-__all__ = ["Outer", "OuterSum", "contract_p", "product", "reference", "unwritten", "written"]
+__all__ = ["Outer", "contract_p", "product", "reference"]
