@@ -8,7 +8,7 @@ a convolution is a kernel of ours that XLA puts nothing into, is one pass with i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +34,7 @@ class Waiting(NamedTuple):
     bias: Any = None
 
 
-def waiting(program: Jaxpr) -> Collection[Any]:
+def waiting(program: Jaxpr) -> Set[Any]:
     """Variables of a program that wait for an equation which nothing else stands between them and."""
     uses = [(v, equation) for equation in program.eqns for v in equation.invars if isinstance(v, Var)]
     times = Counter([*(v for v, _ in uses), *(v for v in program.outvars if isinstance(v, Var))])
@@ -61,7 +61,7 @@ def waiting(program: Jaxpr) -> Collection[Any]:
 def continued(
     equation: Any,
     operands: Sequence[Any],
-    waits: Collection[Any],
+    waits: Set[Any],
     usual: Callable[[list[Any]], Sequence[Any]],
 ) -> Any:
     """What an equation of such a chain becomes, ``None`` for any other.
@@ -74,7 +74,7 @@ def continued(
     """
     name = equation.primitive.name
     begun = next((operand for operand in operands if isinstance(operand, Waiting)), None)
-    if equation.outvars[0] in waits:
+    if not waits.isdisjoint(equation.outvars):
         if name == "conv_general_dilated":
             lhs, rhs = operands
             return Waiting(Convolution(lhs, rhs, conv.ConvSpec.of(equation.params)))

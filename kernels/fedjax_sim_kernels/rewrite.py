@@ -157,7 +157,7 @@ def _concerns_inside(equation: Any, names: Collection[str]) -> bool:
 
 def _evaluate(program: ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
     """The results of a program, with operations replaced."""
-    waits = () if _UNTOUCHED.value else chains.waiting(program.jaxpr)
+    waits = frozenset() if _UNTOUCHED.value else chains.waiting(program.jaxpr)
 
     def results(equation: Any, operands: list[Any]) -> Sequence[Any]:
         found = chains.continued(equation, operands, waits, functools.partial(_results, equation))
