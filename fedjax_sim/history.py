@@ -20,7 +20,8 @@ class Costs:
     Attributes:
       compile_seconds: tracing and compiling (the first chunk's call until it was dispatched).
       run_seconds: the rest of the wall-clock time of ``run``, evaluations and checkpoints left out.
-      evaluation_seconds: time in evaluations.
+      evaluation_seconds: time that the host spent on evaluations. Where it gives an accelerator work ahead, it waits there for rounds
+        that were given before, too: ``run_seconds`` is then too short by as much, and only their sum means something.
       checkpoint_seconds: time that rounds waited for checkpoints; their writing overlaps with later rounds.
       examples: examples trained on, every pass counted.
       steps: local steps with at least one example.

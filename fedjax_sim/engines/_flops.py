@@ -19,7 +19,7 @@ def flops(traced: jax.stages.Traced) -> float:
     try:
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             counted = (traced.lower().cost_analysis() or {}).get("flops")
-    except RuntimeError:  # JAX was told to see no CPU
+    except (RuntimeError, ValueError):  # JAX was told to see no CPU, or a kernel cannot be lowered for it
         counted = None
     if counted is None:
         return _beyond_once(program, 1, 0)

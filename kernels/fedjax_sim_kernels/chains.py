@@ -1,7 +1,8 @@
 """A bias and the ReLU, where they cost least: in the pass of the convolution before them, or behind the pooling after them.
 
 The largest value of a window grows with its values, so a bias that all of the window has and the ReLU may come after it, with the same
-results: a quarter of the numbers for windows of two by two, forth and back. What a ReLU without a pooling follows on NVIDIA GPUs, where
+results: a quarter of the numbers for windows of two by two, forth and back. (Where rounding makes two sums equal, the gradient goes to
+the larger value rather than to the first.) What a ReLU without a pooling follows on NVIDIA GPUs, where
 a convolution is a kernel of ours that XLA puts nothing into, is one pass with it.
 """
 
@@ -46,6 +47,8 @@ def waiting(program: Jaxpr) -> Set[Any]:
             continue
         before: Any = relu.invars[0]
         after = relu.outvars[0]
+        if not isinstance(before, Var):
+            continue
         added = maker.get(before) if user.get(before) is relu else None
         pool = user.get(after)
         if pool is not None and _takes_the_largest(pool):
@@ -149,7 +152,8 @@ def _convolution_behind(added: Any, maker: dict[Any, Any], user: dict[Any, Any])
         if axis != spec.dimension_numbers.out_spec[1]
     ]
     lhs, rhs = (v.aval for v in made.invars)
-    fits = _bias_of(added, others) is not None and conv.choose(lhs, rhs, spec)[0] == "pallas"
+    bias, features = _bias_of(added, others), x.aval.shape[spec.dimension_numbers.out_spec[1]]
+    fits = bias is not None and bias.aval.size == features and conv.choose(lhs, rhs, spec)[0] == "pallas"
     return x if fits else None
 
 
@@ -163,7 +167,12 @@ def _is_relu(equation: Any) -> bool:
     if name != "custom_jvp_call" or len(equation.invars) != 1 or len(equation.outvars) != 1:
         return False
     x = jax.ShapeDtypeStruct(equation.invars[0].aval.shape, equation.invars[0].aval.dtype)
-    return _derivative(lambda x: bound(equation, [x])[0], x) == _derivative(jax.nn.relu, x)
+    try:
+        return _derivative(lambda x: bound(equation, [x])[0], x) == _derivative(jax.nn.relu, x)
+    except (
+        Exception
+    ):  # somebody's own derivative, which may refuse, or cannot be taken where the program is traced
+        return False
 
 
 def _derivative(function: Callable[[jax.Array], jax.Array], x: jax.ShapeDtypeStruct) -> str:

@@ -46,7 +46,15 @@ def test_loops_in_loops_and_in_branches():
     assert count(outer, X, W) == pytest.approx(15 * 2 * 8 * 32 * 32, rel=0.02)
 
 
-@pytest.mark.parametrize("broken", ["no CPU", "no count"])
+def test_the_count_is_that_of_a_program_for_the_cpu(monkeypatch):
+    """XLA counts for no other backend."""
+    asked, of = [], jax.default_device
+    monkeypatch.setattr(jax, "default_device", lambda device: asked.append(device) or of(device))
+    assert count(lambda x, w: x @ w, X, W) == 2 * 8 * 32 * 32
+    assert [device.platform for device in asked] == ["cpu"]
+
+
+@pytest.mark.parametrize("broken", ["no CPU", "no count", "no lowering"])
 def test_where_xla_does_not_count_products_are(monkeypatch, broken):
     """On a GPU it says nothing, and JAX may have been told to see no CPU."""
 
@@ -57,7 +65,13 @@ def test_where_xla_does_not_count_products_are(monkeypatch, broken):
         return jax.lax.scan(lambda x, _: (jax.nn.relu(x @ w), None), x, length=7)[0] @ w
 
     exact = count(model, X, W)
-    if broken == "no CPU":
+
+    def refused(self, **_):
+        raise ValueError("Only interpret mode is supported on CPU backend.")
+
+    if broken == "no lowering":
+        monkeypatch.setattr(jax.stages.Traced, "lower", refused)
+    elif broken == "no CPU":
         monkeypatch.setattr(jax, "local_devices", absent)
     else:
         monkeypatch.setattr(jax.stages.Lowered, "cost_analysis", lambda self: None)

@@ -50,6 +50,14 @@ def _compute(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, sliding: Slidi
     return forward(x, kernel, sliding, bias)
 
 
+def _abstract(x, kernel, bias, *, sliding: Sliding):
+    if bias.shape != (kernel.shape[0], kernel.shape[-1]):
+        raise TypeError(
+            f"the bias has shape {bias.shape}, expected one for each of {kernel.shape[-1]} features."
+        )
+    return sliding_p.abstract_eval(x, kernel, layout="forth", sliding=sliding)[0]
+
+
 def _composed(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, sliding: Sliding) -> jax.Array:
     return jax.nn.relu(sliding_p.bind(x, kernel, layout="forth", sliding=sliding) + bias[:, None])
 
@@ -143,9 +151,7 @@ def _tangent_batched(operands, axes, *, layout: Layout, sliding: Sliding):
 
 
 rectified_p.def_impl(jax.jit(rectified_p.bind, static_argnames=("sliding",)))
-rectified_p.def_abstract_eval(
-    lambda x, kernel, bias, *, sliding: sliding_p.abstract_eval(x, kernel, layout="forth", sliding=sliding)[0]
-)
+rectified_p.def_abstract_eval(_abstract)
 ad.primitive_jvps[rectified_p] = _differentiated
 batching.primitive_batchers[rectified_p] = _batched
 mlir.register_lowering(rectified_p, mlir.lower_fun(_anywhere, multiple_results=False))
