@@ -154,6 +154,24 @@ def test_in_half_precision(nvidia, dtype):
     assert FUSED not in primitives(client_batched(ONE["plain"]), x, kernel, BIAS)
 
 
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("own", [True, False])
+def test_devices_that_share_a_kernel(nvidia, own, checked):
+    """JAX keeps account of what varies over devices, unless it is told not to, and sums up gradients; our kernels do not."""
+    mesh = jax.sharding.Mesh(jax.devices()[:1], ("devices",))
+    rows, shared = jax.sharding.PartitionSpec("devices"), jax.sharding.PartitionSpec()
+    kernels = (rows, rows) if own else (shared, shared)
+
+    def gradients(x, k, b):
+        total = lambda x, k, b: jnp.sum(client_batched(ONE["plain"])(x, k[0], b[0]))  # noqa: E731
+        return jax.grad(total, argnums=(0, 1, 2))(x, k, b)
+
+    specs = (rows, *kernels)
+    sharded = jax.shard_map(gradients, mesh=mesh, in_specs=specs, out_specs=specs, check_vma=checked)
+    taken = "sliding" in str(jax.make_jaxpr(sharded)(X, KERNEL[None], BIAS[None]))
+    assert taken == (not checked)
+
+
 @pytest.mark.parametrize("backend", ["cpu", "other"])
 def test_elsewhere_nothing_is_put_off(monkeypatch, backend):
     monkeypatch.setattr(backends, "current", lambda: backend)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,10 @@ from fedjax_sim_kernels.windows import window_counts
 
 
 def supports(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> bool:
-    """Convolutions without groups, in types of at most 32 bits whose results need no wider one, with a result to compute."""
+    """Convolutions without groups, in types of at most 32 bits whose results need no wider one, with a result to compute.
+
+    Not inside a ``shard_map`` that keeps account of what varies over devices: a kernel of Pallas does not.
+    """
     image, kernel = jax.eval_shape(lambda x, k: plain(x, k, spec), lhs, rhs)
     positions = window_counts(image.shape[1:-1], kernel.shape[:-2], spec.strides, spec.rhs_dilation)
     return (
@@ -34,7 +37,16 @@ def supports(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> bool:
         and lhs.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
         and (spec.preferred_element_type is None or spec.preferred_element_type == lhs.dtype)
         and 0 not in (*positions, *lhs.shape, *rhs.shape)
+        and not _varies(lhs)
+        and not _varies(rhs)
     )
+
+
+def _varies(x: Any) -> bool:
+    """Whether devices have values of their own, as far as ``shard_map`` keeps account of it."""
+    aval = getattr(x, "aval", x)
+    # Up to jax 0.9 an attribute of its own.
+    return bool(getattr(getattr(aval, "manual_axis_type", None), "varying", getattr(aval, "vma", None)))
 
 
 def conv(
