@@ -7,7 +7,8 @@
 
 Images are noise of the true shape, and so is what is learnt. Two rounds with two evaluations compile everything and are
 reported apart; they also bring the training examples to the device. The time is that of ``run`` from a new state, until its
-results are there: planning, training, metrics, and evaluation with bringing its images to the device.
+results are there: planning, training, metrics, and evaluation with bringing its images to the device. ``evaluation s`` is the
+host's time, which on an accelerator holds the wait for rounds that were given before (``history.Costs``).
 
 ``default`` is JAX's default precision of products, TF32 on NVIDIA GPUs; ``float32`` is ``products="highest"``;
 ``bfloat16`` is ``compute="bfloat16"``. Floors are explained in ``fedjax_sim/bench/_floors.py`` and are those of training.

@@ -29,35 +29,34 @@ class Convolution(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """A value that is not computed yet: ``x``, of a bias and the ReLU behind it if they have come."""
+    """A value that is not computed yet: ``x``, with its bias if that has come."""
 
     x: Any
     bias: Any = None
 
 
 def waiting(program: Jaxpr) -> Set[Any]:
-    """Variables of a program that wait for an equation which nothing else stands between them and."""
+    """Variables of a program whose value waits for the end of their chain, a pooling or a ReLU; nothing else uses them."""
     uses = [(v, equation) for equation in program.eqns for v in equation.invars if isinstance(v, Var)]
     times = Counter([*(v for v, _ in uses), *(v for v in program.outvars if isinstance(v, Var))])
     user = {v: equation for v, equation in uses if times[v] == 1}
     maker: dict[Any, Any] = {v: equation for equation in program.eqns for v in equation.outvars}
     found: set[Any] = set()
     for relu in program.eqns:
-        if not _is_relu(relu):
+        if len(relu.invars) != 1 or len(relu.outvars) != 1 or not isinstance(relu.invars[0], Var):
             continue
-        before: Any = relu.invars[0]
-        after = relu.outvars[0]
-        if not isinstance(before, Var):
-            continue
+        before, after = relu.invars[0], relu.outvars[0]
         added = maker.get(before) if user.get(before) is relu else None
-        pool = user.get(after)
+        pool, links = user.get(after), set()
         if pool is not None and _takes_the_largest(pool):
-            found.add(after)
-            if added is not None and _bias_of(added, _moving(pool)) is not None:
-                found.add(before)
+            biased = added is not None and _bias_of(added, _moving(pool)) is not None
+            links = {before, after} if biased else {after}
         elif added is not None and backends.current() == "nvidia":
             x = _convolution_behind(added, maker, user)
-            found |= set() if x is None else {x, before}
+            links = set() if x is None else {x, before}
+        # Last, for it traces.
+        if links and _is_relu(relu):
+            found |= links
     return found
 
 

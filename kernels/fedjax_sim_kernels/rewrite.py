@@ -30,7 +30,8 @@ def client_batched(function: Function) -> Function:
 
     ``vmap`` over per-client weights turns a convolution into a grouped one, and on CPU a convolution or a pooling
     inside a compiled loop runs on naive paths. A bias and a ReLU in front of a pooling that takes the largest come behind it,
-    and on NVIDIA GPUs into the convolution otherwise. Values and derivatives are those of the function, to rounding.
+    and on NVIDIA GPUs into the convolution otherwise. Values and derivatives are those of the function, to rounding;
+    of values that rounding makes equal, another one may have a pooling's gradient.
 
     Args:
       function: of pytrees of arrays; what is static is bound before. Any traced code: flax modules, linen or nnx, too.
