@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import future
 
-from fedjax_sim._client_rows import DiskTable, RowLayout, Rows, used_rows
+from fedjax_sim._client_rows import Opener, RowLayout, Rows, used_rows
 from fedjax_sim.engines._state import ClientTable
 
 FILE = "rows"
@@ -48,23 +48,23 @@ def write(path: Path, table: ClientTable, layout: RowLayout) -> None:
         os.fsync(file.fileno())
 
 
-def read(path: Path, layout: RowLayout, folder: Path | None) -> ClientTable:
+def read(path: Path, layout: RowLayout, opener: Opener | None) -> ClientTable:
     """The table that a file holds, with the layout that it was written with.
 
     Args:
       path: of the file.
       layout: of the table.
-      folder: for a table on disk; ``None`` for one in memory.
+      opener: of a table outside of memory; ``None`` for one in memory.
 
     Raises:
       ValueError: the file is damaged.
       OSError: it cannot be read, or the table not be written.
     """
-    if folder is not None:
-        disk, rows = DiskTable(folder, layout), layout.lead[-1]
+    if opener is not None:
+        outside, rows = opener(layout), layout.lead[-1]
         for part in _blocks(path, layout):
-            disk.put(part.replica * rows + part.client, part.raw)
-        return disk.table()
+            outside.put(part.replica * rows + part.client, part.raw)
+        return outside.table()
     table, replicated = layout.zeros(), len(layout.lead) > 1
     for part in _blocks(path, layout):
         index = (part.replica, part.client) if replicated else (part.client,)

@@ -1,9 +1,12 @@
-"""Where the state that clients keep lies: on the devices, in the host's memory or on disk; the rows of a chunk come along."""
+"""Where the state that clients keep lies: on the devices, in the host's memory, on disk or in a store; a chunk gets its rows."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,7 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim._client_rows import DiskTable, RowLayout, disk_table, on_disk, scratch_folder
+from fedjax_sim._client_file import DiskTable
+from fedjax_sim._client_rows import Opener, RowLayout, RowTable, moved, row_table
+from fedjax_sim._client_store import Store, StoreTable
 from fedjax_sim._feed import device_bytes, host_bytes, turns_of_queue
 from fedjax_sim._src import tree
 from fedjax_sim.data.plans import Plan, Planner
@@ -20,7 +25,8 @@ from fedjax_sim.engines import RoundFn, SimState
 from fedjax_sim.engines._problem import keeps_client_state
 from fedjax_sim.engines._state import ClientTable
 
-Where = Literal["device", "host", "disk"]
+Where = Literal["device", "host", "disk"] | Path | Store
+"""The one of size's choice, the disk's in a folder, or a store."""
 
 _NOBODY = ClientTable((), (), ())
 _PIECE = 1 << 16
@@ -33,11 +39,11 @@ class ClientStates(abc.ABC):
       rows: of the table; equal shares for the devices.
       rows_at_first: that ``engines._problem.initialiser`` makes.
       axis: of the clients; that of replicas stands before it.
-      folder: of the table, if it lies on disk.
+      opener: of tables, if they lie outside of memory.
       waits: whether ``back`` waits for the devices.
     """
 
-    folder: Path | None = None
+    opener: Opener | None = None
     waits = True
 
     def __init__(self, rows: int, rows_at_first: int, replicated: bool):
@@ -204,25 +210,25 @@ class OnHost(ClientStates):
         jax.tree.map(put, table, rows)
 
 
-class OnDisk(OnHost):
-    """The whole table is in a file without a name, which every run and snapshot has one of its own of.
+class Outside(OnHost):
+    """The whole table is on disk or in a store, where every run and snapshot has one of its own.
 
     Args:
       planner: of the simulation.
       replicated: the state has an axis of replicas.
       specs: of the table, without an axis of replicas.
-      folder: for the files.
+      opener: makes the tables.
 
     Raises:
-      ScratchError: there is no such folder, it cannot be written, or not have files so large.
+      ScratchError: there is no such place, it cannot be written, or not have tables so large.
     """
 
-    def __init__(self, planner: Planner, replicated: bool, specs: ClientTable, folder: Path):
+    def __init__(self, planner: Planner, replicated: bool, specs: ClientTable, opener: Opener):
         layout = RowLayout(specs, 0)
         super().__init__(planner, replicated, layout.row_bytes)
-        self.folder = folder
+        self.opener = opener
         # A trial, before anything is trained: it takes no space.
-        DiskTable(folder, layout.with_rows(self.rows * planner.replicas))
+        opener(layout.with_rows(self.rows * planner.replicas))
 
     def initial(self, state: SimState) -> SimState:
         """Rows of zeros, which most are, take no space before they are written."""
@@ -233,37 +239,37 @@ class OnDisk(OnHost):
         return dataclasses.replace(state, clients=self._copy(row))
 
     def fitted(self, state: SimState) -> SimState:
-        disk = disk_table(state.clients)
-        if disk is not None and disk.layout.lead[self.axis] == self.rows:
+        outside = row_table(state.clients)
+        if outside is not None and outside.layout.lead[self.axis] == self.rows:
             return state
         return dataclasses.replace(state, clients=self._copy(state.clients))
 
     def _copy(self, table: ClientTable) -> ClientTable:
-        assert self.folder is not None
-        return on_disk(table, RowLayout(table, self.axis), self.rows, self.folder)
+        assert self.opener is not None
+        return moved(table, RowLayout(table, self.axis), self.rows, self.opener)
 
     def _gather(self, table: ClientTable, members: Members, rows: ClientTable) -> None:
-        disk = disk_table(table)
-        assert disk is not None  # start and fitted made it
-        for part, records in self._parts(members, disk):
-            index, found = self._at(part.replica, part.row), disk.layout.split(disk.gather(records))
+        outside = row_table(table)
+        assert outside is not None  # start and fitted made it
+        for part, places in self._parts(members, outside):
+            index, found = self._at(part.replica, part.row), outside.layout.split(outside.gather(places))
             jax.tree.map(lambda x, own, index=index: x.__setitem__(index, own), rows, found)
 
     def _scatter(self, table: ClientTable, members: Members, rows: ClientTable) -> None:
-        disk = disk_table(table)
-        assert disk is not None
-        for part, records in self._parts(members, disk):
-            disk.put(records, disk.layout.at(rows, self._at(part.replica, part.row), len(records)))
+        outside = row_table(table)
+        assert outside is not None
+        for part, places in self._parts(members, outside):
+            outside.put(places, outside.layout.at(rows, self._at(part.replica, part.row), len(places)))
 
-    def _parts(self, members: Members, disk: DiskTable) -> Iterator[tuple[Members, np.ndarray]]:
-        """A piece of the members at a time, and the places of their rows in the file."""
-        for start in range(0, len(members.client), disk.layout.piece):
-            part = Members(*(x[start : start + disk.layout.piece] for x in members))
+    def _parts(self, members: Members, outside: RowTable) -> Iterator[tuple[Members, np.ndarray]]:
+        """A piece of the members at a time, and the places of their rows."""
+        for start in range(0, len(members.client), outside.layout.piece):
+            part = Members(*(x[start : start + outside.layout.piece] for x in members))
             yield part, part.replica * self.rows + part.client
 
 
 def client_states_of(
-    where: Where | Path | None, template: SimState, planner: Planner, replicated: bool
+    where: Where | None, template: SimState, planner: Planner, replicated: bool
 ) -> ClientStates:
     """The table is where that was asked for, or in the first of these that surely has room for it.
 
@@ -271,7 +277,7 @@ def client_states_of(
     there up to three times: as it was when the run began, as it is, and as a checkpoint is written of it. The disk.
 
     Args:
-      where: ``None`` to decide by size; a folder for a table on disk.
+      where: ``None`` to decide by size.
       template: specs of a state with all rows, without an axis of replicas.
       planner: of the simulation.
       replicated: states have an axis of replicas.
@@ -291,8 +297,25 @@ def client_states_of(
         return OnDevice(rows, rows, replicated)
     if where == "host":
         return OnHost(planner, replicated, table // rows)
+    return Outside(planner, replicated, template.clients, _opener(where))
+
+
+def _opener(where: Where) -> Opener:
+    """For the disk a file where the system has what it takes, as Windows has not; else a store."""
+    if where != "disk" and not isinstance(where, Path):
+        return functools.partial(StoreTable, where)
     folder = where if isinstance(where, Path) else scratch_folder()
-    return OnDisk(planner, replicated, template.clients, folder)
+    if hasattr(os, "preadv"):
+        return functools.partial(DiskTable, folder)
+    return functools.partial(StoreTable, folder.absolute().as_uri())
+
+
+def scratch_folder() -> Path:
+    """Where large temporary files go: ``TMPDIR`` if it is set, ``/var/tmp`` if it can be written, since ``/tmp`` may be memory."""
+    usual = Path("/var/tmp")
+    if "TMPDIR" in os.environ or not os.access(usual, os.W_OK):
+        return Path(tempfile.gettempdir())
+    return usual
 
 
 def copied(array: np.ndarray) -> np.ndarray:

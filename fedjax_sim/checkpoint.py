@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_sim._client_rows import RowLayout, ScratchError, disk_table
+from fedjax_sim._client_rows import Opener, RowLayout, ScratchError, row_table
 from fedjax_sim._client_state import copied
 from fedjax_sim._src import checks
 from fedjax_sim._src.logs import silenced
@@ -106,7 +106,7 @@ class Store:
       description: what the run is, in JSON's types; a checkpoint of another one is refused.
       template: the run's state or its specs; a checkpoint has its structure.
       read_only: nothing in the folder is changed, and another process may write to it.
-      scratch: folder for the client table of a state that is read; ``None`` for one in memory.
+      opener: of the client table of a state that is read; ``None`` for one in memory.
     """
 
     def __init__(
@@ -115,14 +115,14 @@ class Store:
         description: Mapping[str, Any],
         template: SimState,
         read_only: bool = False,
-        scratch: Path | None = None,
+        opener: Opener | None = None,
     ):
         # Slow to import, and accelerator images may lack it: only runs with checkpoints need it.
         import orbax.checkpoint as ocp
 
         from fedjax_sim import _client_item
 
-        self._ocp, self._item, self._scratch = ocp, _client_item, scratch
+        self._ocp, self._item, self._opener = ocp, _client_item, opener
         self._checkpoints, self._template = checkpoints, template
         # As JSON gives it back, so that tuples and lists compare equal.
         self._description = json.loads(json.dumps({**description, "settings": dict(checkpoints.settings)}))
@@ -194,7 +194,7 @@ class Store:
     def _rows(self, state: SimState) -> Any:
         """What orbax gets of the client table: a copy in memory, or the file, which is written while the run waits."""
         table, layout = state.clients, RowLayout(state.clients, np.ndim(state.round))
-        if disk_table(table) is not None:
+        if row_table(table) is not None:
             return self._item.RowsSave(table, layout, background=False)
         copy = jax.tree.map(lambda x: copied(np.asarray(x)), table)
         return self._item.RowsSave(copy, layout, background=True)
@@ -283,7 +283,7 @@ class Store:
 
     def _table(self, rounds: int, specs: SimState) -> ClientTable:
         path = self._folder / str(rounds) / _CLIENTS / self._item.FILE
-        return self._item.read(path, RowLayout(specs.clients, len(specs.round.shape)), self._scratch)
+        return self._item.read(path, RowLayout(specs.clients, len(specs.round.shape)), self._opener)
 
     def _compare(self, rounds: int, about: Mapping[str, Any]) -> None:
         """Refuses the checkpoint of another run, and says what differs."""

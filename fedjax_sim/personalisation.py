@@ -267,8 +267,8 @@ def _moved(name: str, start: Variables, sent: Message) -> Variables:
 
 
 def _with_rows(state: SimState, entries: Entry) -> tuple[SimState, Entry]:
-    """Of a table in the host's memory, the rows of a block's clients alone."""
-    if not any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(state.clients)):
+    """Of a table that is not on a device, the rows of a block's clients alone."""
+    if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state.clients)):
         return state, entries
     rows = jax.tree.map(lambda x: x[entries.client], state.clients)
     slots = np.arange(len(entries.client), dtype=np.int32)

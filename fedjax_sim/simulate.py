@@ -70,14 +70,15 @@ class Simulation(Priced, Inspected):
       public: public data for server updates that use it, a pytree.
       client_state: where the state that clients keep lies: on the ``"device"``, in the ``"host"``'s memory or on ``"disk"``, from
         where each chunk brings the rows of its cohorts; results are the same. A ``pathlib.Path`` is a folder for the disk's
-        files, which have no names and are gone with the process; else they are in ``TMPDIR`` or ``/var/tmp``. By default the
-        first of the three of which it would fill no more than a quarter, on the device and in the memory that the process may
-        use: limits of a container and of ``ulimit`` count.
+        files, which have no names and are gone with the process; else they are in ``TMPDIR`` or ``/var/tmp``. The URL of a
+        folder, such as ``"gs://bucket/folder"``, or a dict that specifies one of tensorstore's key-value stores, is where it
+        lies beyond this machine. By default the first of device, host and disk of which it would fill no more than a quarter,
+        on the device and in the memory that the process may use: limits of a container and of ``ulimit`` count.
       stream: whether each chunk's examples are brought to the devices while the chunk before trains, instead of all data
         at the beginning; results are the same. By default where the data would fill more than half of a device.
 
     Raises:
-      OSError: the folder for client state on disk is missing, or cannot be written.
+      OSError: the folder or the store for client state is missing, or cannot be written.
       TypeError, ValueError: anything that would go wrong later: a cohort larger than the population, data that the
         task cannot train on, a rule with state under sampling with replacement, unknown groups.
 
@@ -105,11 +106,11 @@ class Simulation(Priced, Inspected):
         rounds_per_chunk: int = 10,
         public: Any = None,
         stream: bool | None = None,
-        client_state: Where | Path | None = None,
+        client_state: Where | None = None,
     ):
         check_types(algorithm, data, cohort, local, engine)
         checks.positive_int("rounds_per_chunk", rounds_per_chunk)
-        if not isinstance(client_state, Path):
+        if not isinstance(client_state, Path | Mapping) and "://" not in str(client_state):
             checks.one_of("client_state", client_state, (None, "device", "host", "disk"))
         self.data, self.cohort = data, cohort
         self.local = LocalWork() if local is None else local
@@ -120,7 +121,7 @@ class Simulation(Priced, Inspected):
                 f"the data has {data.num_clients} clients and no example: there is nothing to train on."
             )
         self._groups, self._public, self._stream = groups, public, stream
-        self._where: Where | Path | None = client_state
+        self._where: Where | None = client_state
         self._group = group_indices(algorithm, groups, data.num_clients)
         self._prepare(self._make_problem(lambda hyper: algorithm))
         self._rounds = self.engine.compile(self._problem)
@@ -256,7 +257,7 @@ class Simulation(Priced, Inspected):
         if checkpoints is None:
             return runner.run(state, rounds)
         with Store(
-            checkpoints, self.describe(state), state, rounds is None, runner.clients.folder
+            checkpoints, self.describe(state), state, rounds is None, runner.clients.opener
         ) as runner.store:
             return runner.run(state, rounds)
 

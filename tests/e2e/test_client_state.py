@@ -82,7 +82,7 @@ task = fs.tasks.classification(fs.models.linear(classes=62))
 def run(rounds, name):
     sim = fs.Simulation(
         fs.algorithms.scaffold(task, 0.01), data, cohort=fs.cohorts.shuffled(COHORT), rounds_per_chunk=1,
-        client_state=where if where == "host" else folder,
+        client_state={"host": "host", "disk": folder, "store": folder.as_uri()}[where],
     )
     checkpoints = fs.Checkpoints(folder / name, every=CLIENTS // COHORT, keep=1)
     state, _ = sim.run(sim.init(0), rounds, checkpoints=checkpoints)
@@ -148,8 +148,8 @@ def test_killed_at_every_kind_of_moment_and_the_same_to_the_last_bit(tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_DATA is Linux's")
 def test_a_table_larger_than_the_memory_runs_is_saved_and_goes_on(tmp_path):
     """With four times the bytes that may be allocated beside those of the libraries; in memory it does not even begin."""
-    for rounds in (88, 90):
-        done = process(LARGE, tmp_path, "disk", rounds)
+    for where, rounds in (("disk", 88), ("store", 90)):
+        done = process(LARGE, tmp_path, where, rounds)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout.splitlines()[-1])
         assert found["seen"] == 4400

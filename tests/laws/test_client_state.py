@@ -1,4 +1,4 @@
-"""Client state in the host's memory or on disk: the same run, bit for bit, as with all of it on the device."""
+"""Client state in the host's memory, on disk or in a store: the same run, bit for bit, as with all of it on the device."""
 
 import dataclasses
 import functools
@@ -29,8 +29,9 @@ from laws.members import (
 import fedjax_sim as fs
 from fedjax_sim import _client_rows, _client_state
 from fedjax_sim import aggregation as agg
-from fedjax_sim._client_rows import disk_table
-from fedjax_sim._client_state import OnDevice, OnDisk, OnHost
+from fedjax_sim._client_file import DiskTable
+from fedjax_sim._client_rows import row_table
+from fedjax_sim._client_state import OnDevice, OnHost, Outside
 from fedjax_sim._feed import turns_of_queue
 from fedjax_sim.data.plans import Planner
 from fedjax_sim.engines._problem import keeps_client_state
@@ -70,7 +71,7 @@ SCRIPTED = fs.cohorts.uniform(3)._replace(
 )
 
 
-KINDS = {"device": OnDevice, "host": OnHost, "disk": OnDisk}
+KINDS = {"device": OnDevice, "host": OnHost, "disk": Outside, "memory://": Outside}
 PAIRS = list(itertools.permutations(KINDS, 2))
 
 
@@ -93,11 +94,10 @@ def shared(where: str) -> fs.Simulation:
 
 
 def lies(state: fs.SimState) -> str:
-    if disk_table(state.clients) is not None:
-        return "disk"
-    return (
-        "host" if all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(state.clients)) else "device"
-    )
+    outside = row_table(state.clients)
+    if outside is not None:
+        return "disk" if isinstance(outside, DiskTable) else "memory://"
+    return "device" if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state.clients)) else "host"
 
 
 def same_metrics(a: fs.History, b: fs.History) -> bool:
@@ -159,7 +159,7 @@ def test_in_sweeps(engine):
     ]
     assert {lies(state) for state in device.states} == {"device"}
     for other in others:
-        assert {lies(state) for state in other.states} == {"host"}  # of a table on disk, a part
+        assert {lies(state) for state in other.states} == {"host"}  # a part of a table elsewhere
         assert bits_equal(device.states, other.states)
         assert all(map(same_metrics, device, other))
 
@@ -323,7 +323,7 @@ def test_a_copy_without_its_zeros_is_a_copy():
         (10**6, None, OnDevice),
         (1000, None, OnHost),
         (1000, 10**6, OnHost),
-        (1000, 1000, OnDisk),
+        (1000, 1000, Outside),
         (None, 1000, OnDevice),
     ],
 )

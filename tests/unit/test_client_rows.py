@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import gc
 import json
 import os
 import shutil
@@ -21,7 +22,9 @@ from unit.small import make_data, simulation
 
 import fedjax_sim as fs
 from fedjax_sim import _client_item, _client_rows
-from fedjax_sim._client_rows import DiskTable, RowLayout, ScratchError, disk_table, on_disk, used_rows
+from fedjax_sim._client_file import DiskTable
+from fedjax_sim._client_rows import Opener, RowLayout, ScratchError, moved, row_table, used_rows
+from fedjax_sim._client_store import StoredLeaf, StoreTable
 from fedjax_sim.engines._state import ClientTable
 
 SIZES = (3, 1, 5, 9, 4, 2)
@@ -50,51 +53,68 @@ def same(a: ClientTable, b: ClientTable) -> bool:
 LEADS = st.one_of(st.tuples(st.integers(1, 40)), st.tuples(st.integers(1, 3), st.integers(1, 20)))
 
 
+def stored(folder: Path) -> Opener:
+    return functools.partial(StoreTable, folder.as_uri())
+
+
+OPENERS = {"file": lambda folder: functools.partial(DiskTable, folder), "store": stored}
+"""By name, a function of a folder."""
+
+
 @given(
+    opener=st.sampled_from(list(OPENERS)),
     lead=LEADS,
     seed=st.integers(0, 10**6),
     used=st.sampled_from([0.0, 0.2, 1.0]),
     piece=st.sampled_from([1, 100, 10**6]),
 )
 @settings(max_examples=60, deadline=None)
-def test_a_table_survives_every_way(tmp_path_factory, lead, seed, used, piece):
-    """Into a file, from a file into another, into a checkpoint and back to memory and disk, in pieces of any size."""
+def test_a_table_survives_every_way(tmp_path_factory, opener, lead, seed, used, piece):
+    """Out of memory, from one place outside into another, into a checkpoint and back to both, in pieces of any size."""
     folder, table = tmp_path_factory.getbasetemp(), table_of(lead, seed, used)
-    layout = RowLayout(table, len(lead) - 1)
+    layout, opener = RowLayout(table, len(lead) - 1), OPENERS[opener](folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_client_rows, "PIECE", piece)
-        first = on_disk(table, layout, lead[-1], folder)
-        second = on_disk(first, layout, lead[-1], folder)
+        first = moved(table, layout, lead[-1], opener)
+        second = moved(first, layout, lead[-1], opener)
         assert same(first, table) and same(second, table)
         for source in (table, second):
             _client_item.write(folder / "rows", source, layout)
-            for where in (None, folder):
+            for where in (None, opener):
                 assert same(_client_item.read(folder / "rows", layout, where), table)
-        assert disk_table(first) is not disk_table(second) is not None
-        more = on_disk(first, layout, lead[-1] + 5, folder)
-        assert same(on_disk(more, layout.with_rows(lead[-1] + 5), lead[-1], folder), table)
+        assert row_table(first) is not row_table(second) is not None
+        more = moved(first, layout, lead[-1] + 5, opener)
+        assert same(moved(more, layout.with_rows(lead[-1] + 5), lead[-1], opener), table)
         parts = list(used_rows(first, layout))
         assert sum(len(part.raw) for part in parts) == int(np.sum(table.seen))
 
 
-def test_rows_are_read_and_written_at_their_places(tmp_path):
+@pytest.mark.parametrize("opener", OPENERS)
+def test_rows_are_read_and_written_at_their_places(tmp_path, opener):
     layout = RowLayout(table_of((50,)), 0)
-    disk, expected = DiskTable(tmp_path, layout), np.zeros((50, layout.row_bytes), np.uint8)
+    outside, expected = OPENERS[opener](tmp_path)(layout), np.zeros((50, layout.row_bytes), np.uint8)
     generator = np.random.default_rng(0)
-    whole = disk.table()
+    whole = outside.table()
     for _ in range(20):
-        records = np.sort(generator.choice(50, generator.integers(0, 12), replace=False))
-        expected[records] = raw = generator.integers(0, 256, (len(records), layout.row_bytes), np.uint8)
-        disk.put(records, raw)
-        assert (disk.gather(records) == raw).all()
-        assert same(whole, layout.split(expected)), "arrays made before see it, too"
-    assert not any(leaf.flags.writeable for leaf in jax.tree.leaves(whole))
+        places = np.sort(generator.choice(50, generator.integers(0, 12), replace=False))
+        expected[places] = raw = generator.integers(0, 256, (len(places), layout.row_bytes), np.uint8)
+        outside.put(places, raw)
+        assert (outside.gather(places) == raw).all()
+        assert same(whole, layout.split(expected)), "leaves made before see it, too"
 
 
-def test_a_part_of_a_table_is_no_table(tmp_path):
+@pytest.mark.parametrize("opener", OPENERS)
+def test_a_table_outside_is_not_written_through_its_leaves(tmp_path, opener):
+    leaf = jax.tree.leaves(OPENERS[opener](tmp_path)(RowLayout(table_of((8,)), 0)).table())[0]
+    with pytest.raises((ValueError, TypeError), match=r"read-only|does not support item assignment"):
+        leaf[0] = 1
+
+
+@pytest.mark.parametrize("opener", OPENERS)
+def test_a_part_of_a_table_is_no_table(tmp_path, opener):
     table = table_of((8,))
-    whole = on_disk(table, RowLayout(table, 0), 8, tmp_path)
-    assert disk_table(whole) is not None
+    whole = moved(table, RowLayout(table, 0), 8, OPENERS[opener](tmp_path))
+    assert row_table(whole) is not None
     for part in (
         jax.tree.map(lambda x: x[:4], whole),
         jax.tree.map(lambda x: x[::-1], whole),
@@ -102,7 +122,62 @@ def test_a_part_of_a_table_is_no_table(tmp_path):
         table,
         ClientTable((), (), ()),
     ):
-        assert disk_table(part) is None
+        assert row_table(part) is None
+
+
+INDICES = [
+    3,
+    -1,
+    np.int64(0),
+    slice(2, 7),
+    slice(None, None, -3),
+    np.array([5, 0, 5]),
+    np.array([[1, -2], [3, 3]]),
+    np.arange(9) % 2 == 0,
+    ...,
+    None,
+    (4, 1),
+    (slice(1, 3), slice(None), 0),
+    (np.array([0, 8]), slice(0, 1)),
+    (np.array([0, 8]), np.array([1, 0])),
+    np.array([], np.int64),
+]
+
+
+@pytest.mark.parametrize("index", INDICES, ids=repr)
+def test_a_leaf_in_a_store_is_indexed_as_an_array(tmp_path, index):
+    """Of one run, and of a sweep, also through one of its replicas."""
+    generator = np.random.default_rng(0)
+    for lead in ((9,), (2, 9)):
+        values = generator.normal(size=(*lead, 2, 3)).astype(np.float32)
+        table = ClientTable((), (), values)
+        layout = RowLayout(table, len(lead) - 1)
+        leaf = moved(table, layout, 9, stored(tmp_path)).seen
+        if len(lead) == 1:
+            assert np.array_equal(np.asarray(leaf[index]), values[index])
+            assert np.array_equal(np.asarray(leaf[index]).dtype, values.dtype)
+            continue
+        assert isinstance(leaf[1], StoredLeaf) and leaf[1].shape == (9, 2, 3)
+        assert np.array_equal(np.asarray(leaf[-1][index]), values[-1][index])
+        assert np.array_equal(leaf[1, 2], values[1, 2]) and np.array_equal(leaf[:, 2], values[:, 2])
+
+
+def test_a_leaf_in_a_store_is_computed_with_as_an_array(tmp_path):
+    values = np.arange(12, dtype=np.float32).reshape(4, 3)
+    table = ClientTable((), (), values)
+    leaf = moved(table, RowLayout(table, 0), 4, stored(tmp_path)).seen
+    for got in (leaf.copy(), np.asarray(leaf), +leaf, jnp.asarray(leaf), leaf[:]):
+        assert got.dtype == values.dtype and np.array_equal(got, values)
+    assert ((leaf == values).all(), leaf.size, leaf.nbytes, leaf.ndim, len(leaf)) == (True, 12, 48, 2, 4)
+    assert float(np.sum(leaf)) == values.sum() and np.array_equal(2 * leaf + leaf, 3 * values)
+    assert np.asarray(leaf, np.int32).dtype == np.int32 and repr(leaf).startswith(
+        "StoredLeaf(float32[4, 3] in file://"
+    )
+    for wrong in (4, -5, np.array([0, 4])):
+        with pytest.raises(IndexError):
+            leaf[wrong]
+    with pytest.raises(ValueError, match="cannot be had without a copy"):
+        np.asarray(leaf, copy=False)
 
 
 # --- space and time of life ----------------------------------------------------------------------------------
@@ -112,19 +187,21 @@ def blocks(disk: DiskTable) -> int:
     return os.fstat(disk._file).st_blocks * 512
 
 
-def test_what_nobody_wrote_costs_nothing(tmp_path):
+@pytest.mark.parametrize("opener", OPENERS)
+def test_what_nobody_wrote_costs_nothing(tmp_path, opener):
     """100 GB of rows, and a checkpoint of them, which also goes on."""
     specs = ClientTable((), (), jax.ShapeDtypeStruct((100_000, 250_000), np.float32))
-    layout = RowLayout(specs, 0)
-    disk = DiskTable(tmp_path, layout)
-    disk.put(np.array([7, 99_999]), np.ones((2, layout.row_bytes), np.uint8))
-    copy = on_disk(disk.table(), layout, 100_000, tmp_path)
+    layout, opener = RowLayout(specs, 0), OPENERS[opener](tmp_path)
+    first = opener(layout)
+    first.put(np.array([7, 99_999]), np.ones((2, layout.row_bytes), np.uint8))
+    copy = moved(first.table(), layout, 100_000, opener)
     _client_item.write(tmp_path / "rows", copy, layout)
-    again = disk_table(_client_item.read(tmp_path / "rows", layout, tmp_path))
+    again = row_table(_client_item.read(tmp_path / "rows", layout, opener))
     assert again is not None
-    for one in (disk, disk_table(copy), again):
-        assert blocks(one) < 3 * layout.row_bytes
+    for one in (first, row_table(copy), again):
         assert one.gather(np.array([6, 7, 99_999])).max(axis=1).tolist() == [0, 1, 1]
+        assert not isinstance(one, DiskTable) or blocks(one) < 3 * layout.row_bytes
+    assert sum(path.stat().st_size for path in tmp_path.rglob("c/*/*")) in (0, 3 * 2 * layout.row_bytes)
     assert (tmp_path / "rows").stat().st_size < 2 * layout.row_bytes + 100
 
 
@@ -144,6 +221,17 @@ def test_a_file_has_no_name_and_goes_with_its_last_array(tmp_path):
     del leaf
     with pytest.raises(OSError):
         os.fstat(file)
+
+
+def test_a_store_goes_with_its_last_leaf(tmp_path):
+    table = stored(tmp_path)(RowLayout(table_of((8,)), 0))
+    table.put(np.arange(8), np.ones((8, table.layout.row_bytes), np.uint8))
+    leaf = jax.tree.leaves(table.table())[0]
+    del table
+    assert leaf[2].view(np.uint8).tolist() == [1] * leaf[2].nbytes
+    assert [path for path in tmp_path.rglob("*") if path.is_file()]
+    del leaf
+    assert not list(tmp_path.iterdir())
 
 
 # --- runs ----------------------------------------------------------------------------------------------------
@@ -187,6 +275,51 @@ def test_a_folder_that_cannot_be_used_is_said_at_once(tmp_path):
         DiskTable(tmp_path, RowLayout(ClientTable((), (), jax.ShapeDtypeStruct((10**18,), np.bool_)), 0))
 
 
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("tape://drive", "unsupported URL scheme"),
+        ("gs://x", "Invalid GCS bucket name"),
+        ("file:///dev/null/folder", "Not a directory"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_said_at_once(url, reason):
+    with pytest.raises(ScratchError, match=f"client state cannot be kept in {url} .*{reason}.*client_state="):
+        small(url)
+
+
+def test_runs_in_a_store_leave_nothing(tmp_path):
+    """In a folder whose name a URL has to quote; where a state is kept, its rows are."""
+    folder = tmp_path / "a b%20ü"
+    folder.mkdir()
+    sim = small(folder.as_uri())
+    half, _ = sim.run(sim.init(0), 2)
+    assert [path for path in folder.rglob("*") if path.is_file()]
+    assert bits(sim.run(half, 2)[0]) == bits(shared("device").run(shared("device").init(0), 4)[0])
+    del half
+    gc.collect()
+    assert not list(folder.iterdir())
+
+
+def test_a_store_may_be_specified(tmp_path):
+    """As one is that no URL describes."""
+    sim = small({"driver": "file", "path": f"{tmp_path}/rows/"})
+    state, _ = sim.run(sim.init(0), 4)
+    assert list((tmp_path / "rows").iterdir())
+    assert bits(state) == bits(shared("device").run(shared("device").init(0), 4)[0])
+    with pytest.raises(ScratchError, match='"tape" is not a registered KvStore'):
+        small({"driver": "tape"})
+
+
+def test_where_the_system_has_no_such_files_the_disk_is_a_store(tmp_path, monkeypatch):
+    """As on Windows."""
+    monkeypatch.delattr("os.preadv")
+    sim = small(tmp_path)
+    state, _ = sim.run(sim.init(0), 4)
+    assert isinstance(row_table(state.clients), StoreTable)
+    assert bits(state) == bits(shared("device").run(shared("device").init(0), 4)[0])
+
+
 def full(*args):
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -201,6 +334,26 @@ def test_a_full_disk_ends_the_run_and_not_the_state_it_began_with(tmp_path, monk
             sim.run(half, 2)
     assert bits(half) == before
     assert bits(sim.run(half, 2)[0]) == bits(sim.run(sim.init(0), 4)[0])
+
+
+def test_a_full_store_ends_the_run_and_not_the_state_it_began_with(tmp_path, monkeypatch):
+    """A file stands where the folder was."""
+    sim = small(tmp_path.as_uri())
+    half, _ = sim.run(sim.init(0), 2)
+    before = bits(half)
+    start, folders = StoreTable.__init__, set(tmp_path.iterdir())
+
+    def broken(self, url, layout):
+        start(self, url, layout)
+        for folder in set(tmp_path.iterdir()) - folders:
+            shutil.rmtree(folder)
+            folder.touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreTable, "__init__", broken)
+        with pytest.raises(ScratchError, match=r"Not a directory.*: its table grows to"):
+            sim.run(half, 2)
+    assert bits(half) == before
 
 
 @pytest.mark.parametrize("where", ["host", "disk"])
@@ -238,9 +391,9 @@ def test_every_damaged_byte_is_found(tmp_path):
     for at in range(len(whole)):
         for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 0x80]) + whole[at + 1 :]):
             path.write_bytes(damaged)
-            for folder in (None, tmp_path):
+            for opener in (None, OPENERS["file"](tmp_path)):
                 with pytest.raises(ValueError, match="is damaged"):
-                    _client_item.read(path, layout, folder)
+                    _client_item.read(path, layout, opener)
     path.write_bytes(whole + b"\0")
     with pytest.raises(ValueError, match="is damaged"):
         _client_item.read(path, layout, None)
