@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim._client_file import DiskTable
-from fedjax_sim._client_rows import Opener, RowLayout, RowTable, moved, row_table
-from fedjax_sim._client_store import Store, StoreTable
+from fedjax_sim._client_rows import Opener, RowLayout, RowTable, ScratchError, moved, row_table
+from fedjax_sim._client_store import StoreSpec, StoreTable
 from fedjax_sim._feed import device_bytes, host_bytes, turns_of_queue
 from fedjax_sim._src import tree
 from fedjax_sim.data.plans import Plan, Planner
@@ -25,8 +25,8 @@ from fedjax_sim.engines import RoundFn, SimState
 from fedjax_sim.engines._problem import keeps_client_state
 from fedjax_sim.engines._state import ClientTable
 
-Where = Literal["device", "host", "disk"] | Path | Store
-"""The one of size's choice, the disk's in a folder, or a store."""
+Where = Literal["device", "host", "disk"] | Path | StoreSpec
+"""A folder is for a table on disk."""
 
 _NOBODY = ClientTable((), (), ())
 _PIECE = 1 << 16
@@ -307,6 +307,8 @@ def _opener(where: Where) -> Opener:
     folder = where if isinstance(where, Path) else scratch_folder()
     if hasattr(os, "preadv"):
         return functools.partial(DiskTable, folder)
+    if not folder.is_dir():  # a store would make one
+        raise ScratchError(f"client state cannot be kept in {folder}: there is no such folder.")
     return functools.partial(StoreTable, folder.absolute().as_uri())
 
 

@@ -2,7 +2,7 @@
 
 A checkpoint is written with orbax: into a temporary folder that is renamed when it is complete, in the background,
 as plain arrays and JSON. It holds the state, the history so far, and a description of what was run. The rows of clients have a
-file of their own (``_client_item``), which a table on disk is copied into while the run waits.
+file of their own (``_client_item``), which a table on disk or in a store is copied into while the run waits.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Saved:
     """What a checkpoint holds.
 
     Attributes:
-      state: the state after ``rounds`` rounds, its client table in numpy arrays, which may look into a file.
+      state: the state after ``rounds`` rounds, its client table not on a device.
       histories: one per replica.
       rounds: rounds done, counted from the state with round 0.
     """
@@ -156,7 +156,7 @@ class Store:
                 raise
 
     def save(self, state: SimState, histories: Sequence[History]) -> None:
-        """Writes a checkpoint, in the background but for a client table on disk; an error of the one before surfaces here.
+        """Writes a checkpoint, in the background but for a client table outside of memory; an error of the one before surfaces here.
 
         Raises:
           OSError: the disk is full or cannot be written.
@@ -192,7 +192,7 @@ class Store:
         self._newest = rounds
 
     def _rows(self, state: SimState) -> Any:
-        """What orbax gets of the client table: a copy in memory, or the file, which is written while the run waits."""
+        """What orbax gets of the client table: a copy in memory, or the table outside of it, which is read while the run waits."""
         table, layout = state.clients, RowLayout(state.clients, np.ndim(state.round))
         if row_table(table) is not None:
             return self._item.RowsSave(table, layout, background=False)
@@ -329,7 +329,8 @@ def _typed(state: SimState) -> SimState:
     """The key as a key, and the rest on the device but for the client table: a run brings that to where it belongs."""
     key = jax.random.wrap_key_data(jax.numpy.asarray(state.key), impl="threefry2x32")
     placed = jax.tree.map(jax.numpy.asarray, dataclasses.replace(state, key=key, clients=()))
-    return dataclasses.replace(placed, clients=jax.tree.map(np.asarray, state.clients))
+    clients = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, state.clients)
+    return dataclasses.replace(placed, clients=clients)
 
 
 def _named(state: SimState | ClientTable) -> list[tuple[str, Any]]:

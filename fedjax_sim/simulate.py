@@ -110,8 +110,16 @@ class Simulation(Priced, Inspected):
     ):
         check_types(algorithm, data, cohort, local, engine)
         checks.positive_int("rounds_per_chunk", rounds_per_chunk)
-        if not isinstance(client_state, Path | Mapping) and "://" not in str(client_state):
-            checks.one_of("client_state", client_state, (None, "device", "host", "disk"))
+        url = isinstance(client_state, str) and "://" in client_state
+        if not (
+            url
+            or isinstance(client_state, Path | Mapping)
+            or client_state in (None, "device", "host", "disk")
+        ):
+            raise ValueError(
+                f"client_state is {client_state!r}, expected None, 'device', 'host', 'disk', a pathlib.Path (a folder for the "
+                "disk's files), the URL of a folder or a dict (of a store)."
+            )
         self.data, self.cohort = data, cohort
         self.local = LocalWork() if local is None else local
         self.engine = engines.lanes() if engine is None else engine

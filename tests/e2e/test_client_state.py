@@ -70,7 +70,7 @@ from pathlib import Path
 import jax, numpy as np
 import fedjax_sim as fs
 
-folder, where, rounds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+folder, where, last = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 CLIENTS, COHORT = 4400, 50
 data = fs.data.ClientData(
     {"x": np.ones((CLIENTS, 784), np.uint8), "y": (np.arange(CLIENTS) % 62).astype(np.int32)},
@@ -84,18 +84,19 @@ def run(rounds, name):
         fs.algorithms.scaffold(task, 0.01), data, cohort=fs.cohorts.shuffled(COHORT), rounds_per_chunk=1,
         client_state={"host": "host", "disk": folder, "store": folder.as_uri()}[where],
     )
-    checkpoints = fs.Checkpoints(folder / name, every=CLIENTS // COHORT, keep=1)
+    checkpoints = fs.Checkpoints(folder / "runs" / name, every=CLIENTS // COHORT, keep=1)
     state, _ = sim.run(sim.init(0), rounds, checkpoints=checkpoints)
     table = sum(leaf.nbytes for leaf in jax.tree.leaves(state.clients))
     return table, sum(int(state.clients.seen[i : i + 100].sum()) for i in range(0, CLIENTS, 100))
 
 
-run(3, where + " before")  # what the libraries take
+for rounds in (3, 4):  # what the libraries take, also those who read
+    run(rounds, f"before {last}")
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 allowed = 200 * 2**20
 limit = int(status["VmData"].split()[0]) * 1024 + allowed
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-table, seen = run(rounds, where)
+table, seen = run(last, "large")
 print(json.dumps({"table": table, "allowed": allowed, "seen": seen}))
 """
 
@@ -148,9 +149,10 @@ def test_killed_at_every_kind_of_moment_and_the_same_to_the_last_bit(tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_DATA is Linux's")
 def test_a_table_larger_than_the_memory_runs_is_saved_and_goes_on(tmp_path):
     """With four times the bytes that may be allocated beside those of the libraries; in memory it does not even begin."""
-    for where, rounds in (("disk", 88), ("store", 90)):
+    for where, rounds in (("disk", 88), ("store", 90), ("disk", 92)):
         done = process(LARGE, tmp_path, where, rounds)
         assert done.returncode == 0, done.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["runs"], "what it had in a store is gone"
         found = json.loads(done.stdout.splitlines()[-1])
         assert found["seen"] == 4400
         assert found["table"] > 4 * found["allowed"]

@@ -346,6 +346,7 @@ def test_chunks_are_as_long_as_their_rows_fit(monkeypatch):
 
 def test_another_place_is_refused():
     with pytest.raises(
-        ValueError, match="client_state is 'tape', expected one of None, 'device', 'host', 'disk'"
+        ValueError,
+        match=r"client_state is 'tape', expected None, 'device', 'host', 'disk', a pathlib.Path .*a folder",
     ):
         simulation("tape")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import functools
 import gc
 import json
 import os
+import pickle
+import re
 import shutil
+import socket
 from pathlib import Path
 
 import jax
@@ -21,7 +25,7 @@ from hypothesis import strategies as st
 from unit.small import make_data, simulation
 
 import fedjax_sim as fs
-from fedjax_sim import _client_item, _client_rows
+from fedjax_sim import _client_item, _client_rows, _client_store
 from fedjax_sim._client_file import DiskTable
 from fedjax_sim._client_rows import Opener, RowLayout, ScratchError, moved, row_table, used_rows
 from fedjax_sim._client_store import StoredLeaf, StoreTable
@@ -140,6 +144,9 @@ INDICES = [
     (slice(1, 3), slice(None), 0),
     (np.array([0, 8]), slice(0, 1)),
     (np.array([0, 8]), np.array([1, 0])),
+    (),
+    np.arange(18).reshape(9, 2) % 3 == 0,
+    [2, 0],
     np.array([], np.int64),
 ]
 
@@ -162,22 +169,40 @@ def test_a_leaf_in_a_store_is_indexed_as_an_array(tmp_path, index):
         assert np.array_equal(leaf[1, 2], values[1, 2]) and np.array_equal(leaf[:, 2], values[:, 2])
 
 
+def leaf_of(values, folder: Path) -> StoredLeaf:
+    table = ClientTable((), (), values)
+    return moved(table, RowLayout(table, 0), len(values), stored(folder)).seen
+
+
 def test_a_leaf_in_a_store_is_computed_with_as_an_array(tmp_path):
     values = np.arange(12, dtype=np.float32).reshape(4, 3)
-    table = ClientTable((), (), values)
-    leaf = moved(table, RowLayout(table, 0), 4, stored(tmp_path)).seen
-    for got in (leaf.copy(), np.asarray(leaf), +leaf, jnp.asarray(leaf), leaf[:]):
+    leaf = leaf_of(values, tmp_path)
+    for got in (leaf.copy(), np.asarray(leaf), +leaf, jnp.asarray(leaf), leaf[:], copy.deepcopy(leaf)):
         assert got.dtype == values.dtype and np.array_equal(got, values)
     assert ((leaf == values).all(), leaf.size, leaf.nbytes, leaf.ndim, len(leaf)) == (True, 12, 48, 2, 4)
-    assert float(np.sum(leaf)) == values.sum() and np.array_equal(2 * leaf + leaf, 3 * values)
-    assert np.asarray(leaf, np.int32).dtype == np.int32 and repr(leaf).startswith(
-        "StoredLeaf(float32[4, 3] in file://"
-    )
+    assert float(np.sum(leaf)) == leaf.sum() == values.sum() and np.array_equal(2 * leaf + leaf, 3 * values)
+    assert np.asarray(leaf, np.int32).dtype == np.int32
+    assert repr(leaf).startswith("StoredLeaf(float32[4, 3] in file://")
+    assert not hasattr(leaf, "sharding") and isinstance(pickle.loads(pickle.dumps(leaf)), np.ndarray)
     for wrong in (4, -5, np.array([0, 4])):
         with pytest.raises(IndexError):
             leaf[wrong]
     with pytest.raises(ValueError, match="cannot be had without a copy"):
         np.asarray(leaf, copy=False)
+    with pytest.raises(ValueError, match="client state in a store is read-only"):
+        leaf += 1
+
+
+def test_a_row_that_a_store_has_lost_is_an_error(tmp_path):
+    """And not a client that has no state yet."""
+    leaf = leaf_of(np.arange(12, dtype=np.float32).reshape(4, 3), tmp_path)
+    (folder,) = tmp_path.iterdir()
+    shutil.rmtree(folder / "c" / "2")
+    assert leaf[[0, 1, 3]].sum() == 45
+    with pytest.raises(
+        ScratchError, match=f"client state cannot be kept in file://.*{folder.name}.*c/2/0.* is missing"
+    ):
+        leaf[:]
 
 
 # --- space and time of life ----------------------------------------------------------------------------------
@@ -276,16 +301,28 @@ def test_a_folder_that_cannot_be_used_is_said_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("url", "reason"),
+    ("place", "reason"),
     [
         ("tape://drive", "unsupported URL scheme"),
         ("gs://x", "Invalid GCS bucket name"),
-        ("file:///dev/null/folder", "Not a directory"),
+        ("file:///dev/null/a [b]/folder", r'"/dev/null/a \[b\]/folder.*Not a directory'),
+        ({"driver": "tape"}, '"tape" is not a registered KvStore'),
+        ({"driver": len}, "not"),
     ],
 )
-def test_a_store_that_cannot_be_used_is_said_at_once(url, reason):
-    with pytest.raises(ScratchError, match=f"client state cannot be kept in {url} .*{reason}.*client_state="):
-        small(url)
+def test_a_store_that_cannot_be_used_is_said_at_once(place, reason):
+    message = rf"client state cannot be kept in {re.escape(str(place))}: .*{reason}.*\. Name another place, Simulation\(client_state"
+    with pytest.raises(ScratchError, match=message):
+        small(place)
+
+
+def test_a_store_that_does_not_answer_is_given_up(tmp_path, monkeypatch):
+    """When it is made, and when it is removed."""
+    monkeypatch.setattr(_client_store, "_PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        with pytest.raises(ScratchError, match=f"client state cannot be kept in {place}: no answer in 0.2 s"):
+            small(place)
 
 
 def test_runs_in_a_store_leave_nothing(tmp_path):
@@ -307,13 +344,13 @@ def test_a_store_may_be_specified(tmp_path):
     state, _ = sim.run(sim.init(0), 4)
     assert list((tmp_path / "rows").iterdir())
     assert bits(state) == bits(shared("device").run(shared("device").init(0), 4)[0])
-    with pytest.raises(ScratchError, match='"tape" is not a registered KvStore'):
-        small({"driver": "tape"})
 
 
 def test_where_the_system_has_no_such_files_the_disk_is_a_store(tmp_path, monkeypatch):
     """As on Windows."""
     monkeypatch.delattr("os.preadv")
+    with pytest.raises(ScratchError, match="none: there is no such folder"):
+        small(tmp_path / "none")
     sim = small(tmp_path)
     state, _ = sim.run(sim.init(0), 4)
     assert isinstance(row_table(state.clients), StoreTable)
@@ -351,7 +388,7 @@ def test_a_full_store_ends_the_run_and_not_the_state_it_began_with(tmp_path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(StoreTable, "__init__", broken)
-        with pytest.raises(ScratchError, match=r"Not a directory.*: its table grows to"):
+        with pytest.raises(ScratchError, match=r"client state cannot be kept in file://.*Not a directory"):
             sim.run(half, 2)
     assert bits(half) == before
 
