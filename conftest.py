@@ -5,18 +5,22 @@ import os
 from importlib import metadata
 from pathlib import Path
 
-# Many tests, and the processes that they start, compile the same programs. One folder for each worker: JAX does not
-# write its entries in one move, so another worker could read half of one. It must be known before JAX is imported.
-_CACHE = Path(__file__).parent / ".pytest_cache" / "jax" / os.environ.get("PYTEST_XDIST_WORKER", "main")
+# Many tests, and the processes that they start, compile the same programs; all workers share them. It must be known before JAX
+# is imported. JAX does not write its entries in one move: who reads half of one compiles after all (and is not warned, see
+# pyproject.toml).
+_CACHE = Path(__file__).parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 # Most of the suite's time goes into compiling small programs. Two of the compiler's stages are left out, in half the
-# time: its newer generator of fused loops, and LLVM's optimizations. XLA's own passes, which fuse, simplify and choose
-# forms, run as ever; the pages that people read first and the installed wheel are compiled as users have it.
+# time: its newer generator of fused loops, and LLVM's optimizations. LLVM gets a program in one piece, since
+# the workers keep all cores busy. XLA's own passes, which fuse, simplify and choose forms, run as ever; the pages that
+# people read first and the installed wheel are compiled as users have it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):  # later ones do not know it, and end
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+    os.environ.setdefault(
+        "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    )
 
 # A layout that somebody measured on this machine is not for tests.
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).parent / ".pytest_cache" / "user")

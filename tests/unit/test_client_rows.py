@@ -151,7 +151,7 @@ INDICES = [
 ]
 
 
-@pytest.mark.parametrize("index", INDICES, ids=repr)
+@pytest.mark.parametrize("index", INDICES, ids=lambda index: " ".join(repr(index).split()))
 def test_a_leaf_in_a_store_is_indexed_as_an_array(tmp_path, index):
     """Of one run, and of a sweep, also through one of its replicas."""
     generator = np.random.default_rng(0)
