@@ -156,7 +156,7 @@ def test_a_table_larger_than_the_memory_runs_is_saved_and_goes_on(tmp_path):
         found = json.loads(done.stdout.splitlines()[-1])
         assert found["seen"] == 4400
         assert found["table"] > 4 * found["allowed"]
-    done = process(LARGE, tmp_path, "host", 88)
+    done = process(LARGE, tmp_path / "in memory", "host", 88)
     assert done.returncode != 0 and ("MemoryError" in done.stderr or "RESOURCE_EXHAUSTED" in done.stderr), (
         done.stderr
     )
