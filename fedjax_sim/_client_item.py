@@ -19,7 +19,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import future
 
-from fedjax_sim._client_rows import Opener, RowLayout, Rows, used_rows
+from fedjax_sim._client_layout import RowLayout
+from fedjax_sim._client_rows import Opener, Rows, used_rows
 from fedjax_sim.engines._state import ClientTable
 
 FILE = "rows"

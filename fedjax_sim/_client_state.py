@@ -5,8 +5,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim._client_file import DiskTable
-from fedjax_sim._client_rows import Opener, RowLayout, RowTable, ScratchError, moved, row_table
+from fedjax_sim._client_folder import scratch_folder
+from fedjax_sim._client_layout import RowLayout
+from fedjax_sim._client_rows import Opener, moved, row_table
 from fedjax_sim._client_store import StoreSpec, StoreTable
 from fedjax_sim._feed import device_bytes, host_bytes, turns_of_queue
 from fedjax_sim._src import tree
@@ -261,7 +260,7 @@ class Outside(OnHost):
         for part, places in self._parts(members, outside):
             outside.put(places, outside.layout.at(rows, self._at(part.replica, part.row), len(places)))
 
-    def _parts(self, members: Members, outside: RowTable) -> Iterator[tuple[Members, np.ndarray]]:
+    def _parts(self, members: Members, outside: StoreTable) -> Iterator[tuple[Members, np.ndarray]]:
         """A piece of the members at a time, and the places of their rows."""
         for start in range(0, len(members.client), outside.layout.piece):
             part = Members(*(x[start : start + outside.layout.piece] for x in members))
@@ -297,27 +296,8 @@ def client_states_of(
         return OnDevice(rows, rows, replicated)
     if where == "host":
         return OnHost(planner, replicated, table // rows)
-    return Outside(planner, replicated, template.clients, _opener(where))
-
-
-def _opener(where: Where) -> Opener:
-    """For the disk a file where the system has what it takes, as Windows has not; else a store."""
-    if where != "disk" and not isinstance(where, Path):
-        return functools.partial(StoreTable, where)
-    folder = where if isinstance(where, Path) else scratch_folder()
-    if hasattr(os, "preadv"):
-        return functools.partial(DiskTable, folder)
-    if not folder.is_dir():  # a store would make one
-        raise ScratchError(f"client state cannot be kept in {folder}: there is no such folder.")
-    return functools.partial(StoreTable, folder.absolute().as_uri())
-
-
-def scratch_folder() -> Path:
-    """Where large temporary files go: ``TMPDIR`` if it is set, ``/var/tmp`` if it can be written, since ``/tmp`` may be memory."""
-    usual = Path("/var/tmp")
-    if "TMPDIR" in os.environ or not os.access(usual, os.W_OK):
-        return Path(tempfile.gettempdir())
-    return usual
+    place = scratch_folder() if where == "disk" else where
+    return Outside(planner, replicated, template.clients, functools.partial(StoreTable, place))
 
 
 def copied(array: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Client rows in a key-value store that tensorstore reaches: a bucket, a folder of another machine, or one of any system."""
+"""Client rows in a key-value store that tensorstore reaches: a folder of this machine, or a bucket."""
 
 from __future__ import annotations
 
@@ -6,42 +6,55 @@ import contextlib
 import math
 import os
 import re
+import shutil
 import uuid
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
-from fedjax_sim._client_rows import RowLayout, RowTable, ScratchError
+from fedjax_sim._client_folder import locked_folder
+from fedjax_sim._client_layout import RowLayout, ScratchError
 from fedjax_sim.engines._state import ClientTable
 
 StoreSpec = str | Mapping[str, Any]
 """Of a key-value store of tensorstore's: the URL of a folder, or a specification as a dict."""
 
+_PREFIX = "fedjax-sim-client-state-"
+_FOLDER_ROWS = 1024
+"""Rows of a folder in the store: threads that write files into one folder wait for one another, and a folder for each row takes as
+much room again."""
 _MOST_ROWS = 4096
 """Rows of a request: each costs some 2 kB, however small it is."""
 _PATIENCE = 60.0
 """Seconds until a store that does not answer is given up when a table is made; when one is removed, a tenth of them."""
 
 
-class StoreTable(RowTable):
-    """Rows in a zarr array of bytes, ``uint8[rows, row_bytes]``, in a folder of its own.
+class StoreTable:
+    """Rows of a table outside of memory, by their place: replica times rows, plus client.
 
-    The folder is removed when the last leaf is gone, and at the end of the process; one that is killed leaves it behind.
-    Which rows were written is known in memory: others are not asked for, and one that has vanished is an error.
+    They lie in a zarr array, ``uint8[rows / 1024, 1024, row_bytes]``, in a folder of its own, which is removed when the last leaf
+    is gone, and at the end of the process. What a killed process leaves, the next one on this machine removes; in a bucket it stays.
+
+    Rows that were never written are zero and take no space. Which were written is known in memory: others are not asked for, and one
+    that has vanished is an error.
+
+    Attributes:
+      where: the folder or the store.
+      layout: of the rows.
 
     Args:
-      where: to make it: the URL of a folder, ``"gs://bucket/folder"``, ``"s3://bucket/folder"``, ``"file:///folder"``, or the
-        specification of any key-value store of tensorstore's, as a dict.
+      where: to make it: a folder of this machine, the URL of a folder, ``"gs://bucket/folder"``, ``"s3://bucket/folder"``, or the
+        specification of any key-value store of tensorstore's, as a dict. A folder of this machine has to exist.
       layout: of the rows.
 
     Raises:
-      ScratchError: there is no such store, it does not answer, or it cannot be written.
+      ScratchError: there is no such place, it does not answer, or it cannot be written.
     """
 
-    def __init__(self, where: StoreSpec, layout: RowLayout):
+    def __init__(self, where: Path | StoreSpec, layout: RowLayout):
         import tensorstore as ts  # slow to import, and accelerator images may lack it
 
         self.where, self.layout = where, layout
@@ -49,53 +62,78 @@ class StoreTable(RowTable):
         # Nothing is kept in memory. A kill loses the table anyway, so that nothing waits until it is safe on the disk.
         context = ts.Context({"cache_pool": {"total_bytes_limit": 0}, "file_io_sync": False})
         with self._explained():
+            if isinstance(where, Path):
+                where = where.absolute().as_uri()
             spec = ts.KvStore.Spec(where if isinstance(where, str) else dict(where))
-            spec = spec / f"fedjax-sim-client-state-{uuid.uuid4().hex}/"
+            name, lock = f"{_PREFIX}{uuid.uuid4().hex}", None
+            if spec.to_json()["driver"] == "file":
+                name, lock = locked_folder(Path(spec.path), _PREFIX)
+            spec = spec / f"{name}/"
             folder = ts.KvStore.open(spec, context=context).result(timeout=_PATIENCE)
-            weakref.finalize(self, _remove, folder, os.getpid())
+            weakref.finalize(self, _remove, folder, lock, os.getpid())
             # A chunk per row: several would be read and written anew with each of them. Zeros are written as anything else.
             self._rows = ts.open(
                 {
-                    "driver": "zarr3",
+                    "driver": "zarr",
                     "kvstore": spec.to_json(),
+                    "metadata": {
+                        "shape": [-(-len(self._used) // _FOLDER_ROWS), _FOLDER_ROWS],
+                        "chunks": [1, 1],
+                        "dtype": [["row", "|u1", [layout.row_bytes]]],
+                        "dimension_separator": "/",
+                        "compressor": None,
+                        "fill_value": None,
+                    },
                     "fill_missing_data_reads": False,
                     "store_data_equal_to_fill_value": True,
                 },
                 context=context,
                 create=True,
-                dtype=ts.uint8,
-                fill_value=0,
-                shape=[len(self._used), layout.row_bytes],
-                chunk_layout=ts.ChunkLayout(chunk_shape=[1, layout.row_bytes]),
             ).result(timeout=_PATIENCE)
 
     def table(self) -> ClientTable:
+        """The whole table, in read-only leaves that show what is written later, too, and hold its space."""
         return self.layout.leaves(lambda *part: StoredLeaf(self, self.layout.lead, *part))
 
     def gather(self, places: np.ndarray) -> np.ndarray:
+        """Rows, ``uint8[n, row_bytes]``.
+
+        Raises:
+          ScratchError: they cannot be read.
+        """
         return self.read(places, 0, self.layout.row_bytes)
 
     def read(self, places: np.ndarray, start: int, stop: int) -> np.ndarray:
-        """Some bytes of rows, ``uint8[n, stop - start]``; places need not ascend.
+        """Some bytes of rows, ``uint8[n, stop - start]``.
 
         Raises:
           ScratchError: they cannot be read.
         """
         raw = np.zeros((len(places), stop - start), np.uint8)
-        used = np.flatnonzero(self._used[places])
+        # A leaf without elements: tensorstore would look for no bytes of another row.
+        used = np.flatnonzero(self._used[places] & (start < stop))
         with self._explained():
             for part in self._pieces(used):
-                raw[part] = self._rows[places[part], start:stop].read().result()
+                raw[part] = self._at(places[part])[:, start:stop].read().result()
         return raw
 
     def put(self, places: np.ndarray, raw: np.ndarray) -> None:
+        """Writes rows, ``uint8[n, row_bytes]``, to places that differ.
+
+        Raises:
+          ScratchError: there is no room for them.
+        """
         with self._explained():
             for part in self._pieces(np.arange(len(places))):
-                self._rows[places[part]].write(raw[part]).result()
+                self._at(places[part]).write(raw[part]).result()
         self._used[places] = True
 
     def written(self) -> Iterator[np.ndarray]:
+        """Places of the rows that were written, ascending, a piece at a time."""
         return self._pieces(np.flatnonzero(self._used))
+
+    def _at(self, places: np.ndarray) -> Any:
+        return self._rows.vindex[np.divmod(places, _FOLDER_ROWS)]
 
     def _pieces(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         """Parts of the rows; all of a part are in memory at once."""
@@ -113,30 +151,35 @@ class StoreTable(RowTable):
             RuntimeError,
             NotImplementedError,
         ) as error:  # what tensorstore raises
-            reason = (
-                re.sub(r" \[[\w ]+='.*", "", str(error), flags=re.DOTALL) or f"no answer in {_PATIENCE:g} s"
+            told = (
+                error.strerror
+                if isinstance(error, OSError)
+                else re.sub(r" \[[\w ]+='.*", "", str(error), flags=re.DOTALL)
             )
             raise ScratchError(
-                f"client state cannot be kept in {self.where}: {reason}. Name another place, Simulation(client_state=...)"
+                f"client state cannot be kept in {self.where}: {told or f'no answer in {_PATIENCE:g} s'}. Its table grows to "
+                f"{len(self._used) * self.layout.row_bytes / 1e9:.3g} GB with the clients that take part. Name a place with "
+                "room for it, Simulation(client_state=...)"
             ) from error
 
 
-def _remove(folder: Any, process: int) -> None:
+def _remove(folder: Any, lock: TextIO | None, process: int) -> None:
     if os.getpid() != process:  # a fork's, which must not
         return
     with contextlib.suppress(Exception):  # whoever cannot reach it any more cannot be told, either
-        folder.read("zarr.json").result(timeout=_PATIENCE / 10)  # does it answer at all?
+        folder.read(".zarray").result(timeout=_PATIENCE / 10)  # does it answer at all?
         folder.delete_range(type(folder).KeyRange()).result()
-        where = folder.spec().to_json()
-        if where["driver"] == "file":  # of files, empty folders are left
-            Path(where["path"]).rmdir()
+    if lock is not None:
+        lock.close()
+        shutil.rmtree(folder.path, ignore_errors=True)  # of files, empty folders are left
 
 
 class StoredLeaf(np.lib.mixins.NDArrayOperatorsMixin):
     """A leaf of a table in a store, read-only: ``leaf[client]``, ``leaf[clients]`` and ``leaf[10:20]`` read these rows.
 
     A store gives whole rows, also where a leaf is but a part of them. A leaf of a sweep has replicas in front, and
-    ``leaf[replica]`` reads nothing yet. ``numpy.asarray`` reads all of it, and so does whatever else numpy's arrays do.
+    ``leaf[replica]`` reads nothing yet. ``numpy.asarray`` reads all of it, and so does whatever else numpy does with arrays; JAX
+    takes ``leaf[:]``.
 
     Args:
       base: the table.

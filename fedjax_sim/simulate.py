@@ -69,8 +69,8 @@ class Simulation(Priced, Inspected):
         the rows that ``client_state`` brings for them from elsewhere could fill more than a quarter of a device.
       public: public data for server updates that use it, a pytree.
       client_state: where the state that clients keep lies: on the ``"device"``, in the ``"host"``'s memory or on ``"disk"``, from
-        where each chunk brings the rows of its cohorts; results are the same. A ``pathlib.Path`` is a folder for the disk's
-        files, which have no names and are gone with the process; else they are in ``TMPDIR`` or ``/var/tmp``. The URL of a
+        where each chunk brings the rows of its cohorts; results are the same. A ``pathlib.Path`` is a folder for it on disk,
+        which has to exist; else it is in ``TMPDIR`` or ``/var/tmp``. It is gone with the process. The URL of a
         folder, such as ``"gs://bucket/folder"``, or a dict that specifies one of tensorstore's key-value stores, is where it
         lies beyond this machine. By default the first of device, host and disk of which it would fill no more than a quarter,
         on the device and in the memory that the process may use: limits of a container and of ``ulimit`` count.

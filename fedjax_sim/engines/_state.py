@@ -33,8 +33,8 @@ class SimState:
 
     Attributes:
       server: the algorithm's server state.
-      clients: state that clients keep; numpy arrays where it lies in the host's memory, read-only ones
-        where on disk; what becomes such arrays where in a store.
+      clients: state that clients keep; numpy arrays where it lies in the host's memory, and what is indexed and
+        computed with as read-only ones where on disk or in a store.
       aggregate: server part of the chain, per stage.
       round: ``int32[]``, index of the next round.
       key: root key of the run; never changes, rounds are folded in.

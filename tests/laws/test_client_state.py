@@ -1,4 +1,4 @@
-"""Client state in the host's memory, on disk or in a store: the same run, bit for bit, as with all of it on the device."""
+"""Client state in the host's memory or on disk: the same run, bit for bit, as with all of it on the device."""
 
 import dataclasses
 import functools
@@ -27,9 +27,8 @@ from laws.members import (
 )
 
 import fedjax_sim as fs
-from fedjax_sim import _client_rows, _client_state
+from fedjax_sim import _client_layout, _client_state
 from fedjax_sim import aggregation as agg
-from fedjax_sim._client_file import DiskTable
 from fedjax_sim._client_rows import row_table
 from fedjax_sim._client_state import OnDevice, OnHost, Outside
 from fedjax_sim._feed import turns_of_queue
@@ -72,9 +71,7 @@ SCRIPTED = fs.cohorts.uniform(3)._replace(
 
 
 PLACES = {"device": OnDevice, "host": OnHost, "disk": Outside}
-KINDS = PLACES | {"memory://": Outside}
-"""A store differs from a disk in how it reads and writes rows alone: not every member needs it."""
-PAIRS = [*itertools.permutations(PLACES, 2), ("disk", "memory://"), ("memory://", "device")]
+PAIRS = list(itertools.permutations(PLACES, 2))
 
 
 def simulation(where, member: Member = named("scaffold"), engine: str = LANES, **options):  # noqa: B008
@@ -96,9 +93,8 @@ def shared(where: str) -> fs.Simulation:
 
 
 def lies(state: fs.SimState) -> str:
-    outside = row_table(state.clients)
-    if outside is not None:
-        return "disk" if isinstance(outside, DiskTable) else "memory://"
+    if row_table(state.clients) is not None:
+        return "disk"
     return "device" if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state.clients)) else "host"
 
 
@@ -112,10 +108,10 @@ def test_these_are_all_that_keep_state():
     assert [name for name in NAMES if keeps_client_state(trial(name, LANES).sim._template)] == STATEFUL
 
 
-def assert_same_runs(*args, kinds=KINDS, **options) -> None:
+def assert_same_runs(*args, **options) -> None:
     """Start, result, metrics and the snapshots of all chunks, compared when all has run: what was written into would show."""
     runs = []
-    for where, kind in kinds.items():
+    for where, kind in PLACES.items():
         sim = simulation(where, *args, **options)
         start, snapshots = sim.init(seed=3), []
         keep = lambda progress, snapshots=snapshots: snapshots.append(progress.snapshot())  # noqa: E731
@@ -132,7 +128,7 @@ def assert_same_runs(*args, kinds=KINDS, **options) -> None:
 
 @pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)
 def test_where_it_lies_changes_nothing(member):
-    assert_same_runs(member, kinds=PLACES)
+    assert_same_runs(member)
 
 
 @pytest.mark.parametrize("engine", ["sequential", "lanes(5, masked)"])
@@ -146,7 +142,7 @@ def test_beside_examples_that_come_along():
 
 def test_row_by_row(monkeypatch):
     """Rows of a table on disk that are larger than a piece."""
-    monkeypatch.setattr(_client_rows, "PIECE", 1)
+    monkeypatch.setattr(_client_layout, "PIECE", 1)
     assert_same_runs()
 
 
@@ -157,7 +153,7 @@ def test_in_sweeps(engine):
         simulation(where, engine=engine, cohort=fs.cohorts.uniform(3)).sweep(
             [5, 6], 3, algorithm=sparse_controls, hyperparameters={"rate": [0.1, 0.2]}
         )
-        for where in KINDS
+        for where in PLACES
     ]
     assert {lies(state) for state in device.states} == {"device"}
     for other in others:
@@ -166,7 +162,7 @@ def test_in_sweeps(engine):
         assert all(map(same_metrics, device, other))
 
 
-@pytest.mark.parametrize("where", KINDS)
+@pytest.mark.parametrize("where", PLACES)
 def test_sweeps_go_on_from_a_checkpoint(tmp_path, where):
     def sweep(place: str, rounds: int, **options):
         sim = simulation(place, cohort=fs.cohorts.uniform(3))
@@ -223,7 +219,7 @@ def test_a_table_padded_for_a_mesh_fits(where):
 @pytest.mark.parametrize("name", ["ifca", "batch_norm_local"])
 def test_models_of_clients_own(name):
     """Personalised in blocks of three, whose rows alone cross; also by a simulation of the other kind."""
-    sims = [simulation(where, named(name), "sequential") for where in KINDS]
+    sims = [simulation(where, named(name), "sequential") for where in PLACES]
     test, found = make_data(seed=1), []
     states = [sim.run(sim.init(seed=3), 3)[0] for sim in sims]
     for sim, state in zip((*sims, sims[0]), (*states, states[2]), strict=True):
