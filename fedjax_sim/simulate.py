@@ -151,7 +151,7 @@ class Simulation(Priced, Inspected):
         self.cohort.cap(self.data.num_clients)
         self._initialise = initialiser(problem, self._slots())
         # Tracing its specs finds rules and transforms that do not fit together.
-        self._template = jax.eval_shape(self._initialise, problem.example_hyper, keys.root_key(0))
+        self._template = jax.eval_shape(self._initialise, problem.example_hyper, keys.root_key(0), None)
         check_steps(problem, self.data.sizes)
         check_sampling(self.algorithm, self.cohort, self._template, self.data.num_clients)
         planner, replicated = self.planner(problem.replicas or 1), problem.replicas is not None
@@ -309,7 +309,9 @@ class Simulation(Priced, Inspected):
         hyper, build = replica_hyperparameters(len(seeds), algorithm, hyperparameters, self.algorithm)
         one = lambda index: jax.tree.map(lambda x: x[index], hyper)  # noqa: E731
         variant = self._variant(self._make_problem(build, one(0), len(seeds)))
-        states = [variant._initialise(one(index), keys.root_key(seed)) for index, seed in enumerate(seeds)]
+        states = [
+            variant._initialise(one(index), keys.root_key(seed), None) for index, seed in enumerate(seeds)
+        ]
         state = variant._clients.initial(jax.tree.map(lambda *x: jnp.stack(x), *states))
         rounds_fn, costs = self.engine.compile(variant._problem), turn_costs(variant._problem, state)
         algorithms = tuple(build(one(index)) for index in range(len(seeds)))

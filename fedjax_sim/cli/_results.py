@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedjax_sim import experiment, plots, report
+from fedjax_sim import experiment
 from fedjax_sim.cli import _screen
 from fedjax_sim.cli._setup import BAD_USAGE, ERRORS, Folder, Json, prepare_jax
 
@@ -67,6 +67,8 @@ def plot(
 
     The line is the mean over seeds, the band one standard deviation.
     """
+    from fedjax_sim import plots  # matplotlib is slow to import, and other commands do not need it
+
     try:
         if y is None:
             for folder in folders:
@@ -90,6 +92,8 @@ def write_report(
     ] = None,
 ) -> None:
     """Write one self-contained HTML page about one run, or several compared."""
+    from fedjax_sim import report  # as above
+
     try:
         typer.echo(report.write_report(folders, out or folders[0] / "report.html"))
     except ERRORS as error:

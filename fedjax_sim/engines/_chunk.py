@@ -70,6 +70,9 @@ class Chunk:
     def __init__(self, problem: Problem, layout: Layout, axis: str | None):
         self.problem, self.layout, self.axis = problem, layout, axis
         self.replicas = problem.replicas or 1
+        self._passes = [self._passes_of(stage) for stage in range(len(problem.algorithm().stages))]
+        self._once = jax.jit(self._round, inline=True)
+        """A round, traced once for its reports' shapes and for the loop."""
 
     def __call__(self, state: SimState, columns, plan: Plan, hyper):
         """Args: state leaves ``[replicas, ...]``; plan arrays ``[rounds, 1, cap]``, this device's part."""
@@ -79,15 +82,16 @@ class Chunk:
         tickets = tuple(
             tuple(
                 one.tickets(state.key, rounds, queue.entries)
-                for one, queue in zip(self._passes(stage), queues, strict=True)
+                for one, queue in zip(passes, queues, strict=True)
             )
-            for stage in range(len(state.aggregate))
+            for passes in self._passes
         )
 
         def one_round(state: SimState, index):
-            mine, turns = jax.tree.map(lambda x: x[index], (queues, tickets))
-            return self._round(state, columns, mine, turns, plan.clients[index], hyper)
+            mine, turns, clients = jax.tree.map(lambda x: x[index], (queues, tickets, plan.clients))
+            return self._once(state, columns, mine, turns, clients, hyper)
 
+        state = strong(state)
         shapes = jax.eval_shape(one_round, state, jnp.int32(0))[1]
         reports = jax.tree.map(lambda x: jnp.zeros((room, *x.shape), x.dtype), shapes)
 
@@ -97,7 +101,7 @@ class Chunk:
             put = lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, index, 0)  # noqa: E731
             return strong(state), jax.tree.map(put, reports, report)
 
-        return jax.lax.fori_loop(0, plan.rounds, body, (strong(state), reports))
+        return jax.lax.fori_loop(0, plan.rounds, body, (state, reports))
 
     def _round(self, state: SimState, columns, queues: tuple[Queue, ...], tickets, clients, hyper):
         server, table, parts = state.server, state.clients, list(state.aggregate)
@@ -130,7 +134,7 @@ class Chunk:
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (broadcast, state))
         return sent_spec(self.problem, self.problem.algorithm(), stage, *one)
 
-    def _passes(self, stage: int) -> list[LaneQueue]:
+    def _passes_of(self, stage: int) -> list[LaneQueue]:
         """One per group of clients."""
         declared = self.problem.algorithm().stages[stage]
         settings = {
@@ -145,7 +149,7 @@ class Chunk:
 
     def _cohort(self, stage: int, shared: Shared, table, queues: tuple[Queue, ...], tickets):
         """All turns of a stage, and their reduction over the mesh."""
-        passes = self._passes(stage)
+        passes = self._passes[stage]
         rows_kept = passes[0].gathers
         caps = [len(turns.numbers) for turns in tickets]
         specs = [
@@ -153,18 +157,18 @@ class Chunk:
             for p, q, turns in zip(passes, queues, tickets, strict=True)
         ]
         for group, spec in enumerate(specs):
-            if spec[1] != specs[0][1]:
+            if spec.metrics != specs[0].metrics:
                 raise TypeError(
-                    f"stage {stage}: the rule of group {group} measures {spec[1]}, that of group 0 {specs[0][1]}: "
+                    f"stage {stage}: the rule of group {group} measures {spec.metrics}, that of group 0 {specs[0].metrics}: "
                     "all groups of a stage need metrics of the same names, shapes and dtypes."
                 )
         shape = (self.replicas, sum(caps)) if rows_kept else (self.replicas,)
-        message = accumulator(specs[0][0], shape)
-        metrics = jax.tree.map(lambda x: jnp.zeros((self.replicas, *x.shape), x.dtype), specs[0][1])
+        message = accumulator(specs[0].message, shape)
+        metrics = jax.tree.map(lambda x: jnp.zeros((self.replicas, *x.shape), x.dtype), specs[0].metrics)
         finite, masks, steps, offset = [], [], jnp.int32(0), 0
-        for queue_pass, queue, turns, cap in zip(passes, queues, tickets, caps, strict=True):
+        for queue_pass, spec, queue, turns, cap in zip(passes, specs, queues, tickets, caps, strict=True):
             deposit = Deposit(message, metrics, table, jnp.ones(cap, bool), jnp.int32(0))
-            deposit = queue_pass.run(shared, turns, queue.count, queue.rows[stage], deposit, offset)
+            deposit = queue_pass.run(spec, shared, turns, queue.count, queue.rows[stage], deposit, offset)
             message, metrics, table = deposit.message, deposit.metrics, deposit.table
             finite.append(deposit.finite[None])
             masks.append(self._valid_rows(queue))

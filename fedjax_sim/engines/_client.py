@@ -98,8 +98,11 @@ class Turn:
         self._stage = stage
         self._group = group
         self.local = problem.works(problem.algorithm())[stage]
-        self.step = jax.jit(self.one_step, inline=True)
-        """``one_step``, traced once for all the places of a program that need it or its shapes."""
+        # Traced once for all the places of a program that need them or their shapes.
+        parts = (self._begin, self._order, self._rows, self.one_step, self._finish)
+        self.begin, self.order, self.rows, self.step, self.finish = (
+            jax.jit(part, inline=True) for part in parts
+        )
 
     def rule(self, hyper) -> ClientRule:
         return groups(self._problem.build(hyper).stages[self._stage])[self._group]
@@ -131,15 +134,15 @@ class Turn:
             return row.state
         return tree.where(row.seen, row.state, self.rule(hyper).init(broadcast))
 
-    def begin(self, hyper, broadcast, own: TurnKeys, round_, entry: Entry, row: Row):
+    def _begin(self, hyper, broadcast, own: TurnKeys, round_, entry: Entry, row: Row):
         ctx = self._context(keys.fold(own.turn, keys.BEGIN), round_, entry)
         return strong(self.rule(hyper).begin(broadcast, self.state(hyper, broadcast, row), ctx))
 
-    def order(self, own: TurnKeys, entry: Entry) -> Array:
+    def _order(self, own: TurnKeys, entry: Entry) -> Array:
         """The order of the client's examples, ``uint32[words]``: what there is to work out once a turn."""
         return batches.turn_order(self.local, own.order, entry.examples)
 
-    def rows(self, order: Array, entry: Entry, step, explicit) -> Array:
+    def _rows(self, order: Array, entry: Entry, step, explicit) -> Array:
         """Rows of a step in the client's examples, ``int32[rows]``, -1 where there is none.
 
         Explicit ones ``int32[steps, batch_size]`` if there are any, else by the turn's order.
@@ -178,7 +181,7 @@ class Turn:
         )
         return as_message(sent), state, metrics
 
-    def finish(
+    def _finish(
         self, hyper, broadcast, server_part, own: TurnKeys, round_, entry: Entry, work, row: Row
     ) -> Sent:
         ctx = self._context(keys.fold(own.turn, keys.FINISH), round_, entry)

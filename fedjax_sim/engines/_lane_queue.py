@@ -81,6 +81,14 @@ class Deposit(NamedTuple):
     lane_steps: Array
 
 
+class TurnSpecs(NamedTuple):
+    """Specs of a turn's message and metrics, and of the metrics of its steps."""
+
+    message: Message
+    metrics: Any
+    step_metrics: Any
+
+
 class Shared(NamedTuple):
     """What all turns of a pass read; the leaves of all but ``round`` and ``columns`` have a leading axis ``[replicas]``."""
 
@@ -235,8 +243,8 @@ class LaneQueue:
 
     # --- the pass ---
 
-    def specs(self, shared: Shared, table: ClientTable, tickets: Packed, explicit):
-        """Specs of a turn's message and metrics, and of the metrics of its steps."""
+    def specs(self, shared: Shared, table: ClientTable, tickets: Packed, explicit) -> TurnSpecs:
+        """Of a turn of this queue."""
 
         def one(shared, table, tickets, explicit):
             entry, own_keys = Ticket.of(jax.tree.map(lambda x: x[0], tickets))
@@ -255,14 +263,24 @@ class LaneQueue:
             )
             part = self._of(shared.server_part, entry.replica)
             sent = self.turn.finish(hyper, broadcast, part, own_keys, shared.round, entry, work, row)
-            return sent.message, {**measured, **sent.metrics}, measured
+            return TurnSpecs(sent.message, {**measured, **sent.metrics}, measured)
 
         return jax.eval_shape(one, shared, table, tickets, explicit)
 
-    def run(self, shared: Shared, tickets: Packed, count, rows, deposit: Deposit, offset: int) -> Deposit:
+    def run(
+        self,
+        specs: TurnSpecs,
+        shared: Shared,
+        tickets: Packed,
+        count,
+        rows,
+        deposit: Deposit,
+        offset: int,
+    ) -> Deposit:
         """Runs all turns of a queue.
 
         Args:
+          specs: of a turn.
           shared: what turns read.
           tickets: leaves ``[cap, ...]``.
           count: ``int32[]``, how many of them are turns.
@@ -270,14 +288,13 @@ class LaneQueue:
           deposit: what was accumulated before.
           offset: first row of the gather that belongs to this queue.
         """
-        _, turn_metrics, step_metrics = self.specs(shared, deposit.table, tickets, rows)
         widths = self._widths(len(tickets.numbers))
         lanes = widths[0]
         places = self._places(tickets)
         begin = lambda table, now, position: self._start(  # noqa: E731
-            shared, table, places, rows, step_metrics, now, position
+            shared, table, places, rows, specs.step_metrics, now, position
         )
-        end = lambda table, lane: self._end(shared, table, step_metrics, lane)  # noqa: E731
+        end = lambda table, lane: self._end(shared, table, specs.step_metrics, lane)  # noqa: E731
         tick = lambda now, lane: self._tick(shared, rows, now, lane)  # noqa: E731
 
         def until_next_event(carry):
@@ -314,7 +331,7 @@ class LaneQueue:
             if enough:
                 first_live = jnp.argsort(self._positions(lane) >= count, stable=True)[:enough]
                 lane = jax.tree.map(lambda x, chosen=first_live: x[chosen], lane)
-        unpack = jax.vmap(lambda sums: tree.unpack(sums, turn_metrics), axis_size=self.replicas)
+        unpack = jax.vmap(lambda sums: tree.unpack(sums, specs.metrics), axis_size=self.replicas)
         metrics = unpack(deposit.metrics)
         return deposit._replace(metrics=metrics)
 

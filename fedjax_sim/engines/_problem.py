@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -50,7 +51,7 @@ class Problem:
     example_hyper: Any = ()
     replicas: int | None = None
     public: Any = None
-    known: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    known: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def algorithm(self) -> Algorithm:
         return self.build(self.example_hyper)
@@ -126,6 +127,11 @@ def turn_specs(problem: Problem, algorithm: Algorithm, stage: int, group: int, b
     Raises:
       TypeError: the rule's work or state changes its structure or dtypes; names the rule's group and stage.
     """
+    make = functools.partial(_turn_specs, problem, algorithm, stage, group)
+    return _once(problem, ("turn", stage, group), make, broadcast, state)
+
+
+def _turn_specs(problem: Problem, algorithm: Algorithm, stage: int, group: int, broadcast, state):
     rule = groups(algorithm.stages[stage])[group]
     local = problem.works(algorithm)[stage]
     ctx = example_client_context()
@@ -139,6 +145,15 @@ def turn_specs(problem: Problem, algorithm: Algorithm, stage: int, group: int, b
     sent, kept, _ = jax.eval_shape(rule.finish, broadcast, work, state, ctx)
     _check_same(f"{algorithm.name}, stage {stage}: a client's state before and after finish", state, kept)
     return as_message(sent), kept, metrics
+
+
+def _once(problem: Problem, what: tuple, make: Callable, *arguments):
+    """What is found out from the shapes and dtypes of arguments, for which a model is traced: once for a problem."""
+    leaves, structure = jax.tree.flatten(arguments)
+    key = (*what, structure, *((jnp.shape(x), x.dtype) for x in leaves))
+    if key not in problem.known:
+        problem.known[key] = make(*arguments)
+    return problem.known[key]
 
 
 def _check_same(what: str, before, after) -> None:
@@ -199,7 +214,7 @@ def update_spec(problem: Problem, stage: int) -> Message:
 def initialiser(problem: Problem, slots: int) -> Callable[..., SimState]:
     """Compiled ``(hyper, root, variables or None)`` to the state before the first round, as ``initial_state`` makes it."""
 
-    def initialise(hyper, root, variables=None) -> SimState:
+    def initialise(hyper, root, variables) -> SimState:
         algorithm = problem.build(hyper)
         if variables is None:
             variables = algorithm.task.init(keys.fold(root, keys.INIT), example_row(problem))
@@ -237,7 +252,11 @@ def sent_spec(
     message = tree.spec(turn_specs(problem, algorithm, stage, group, broadcast, own)[0])
     encode = aggregate(algorithm.stages[stage]).encode
     ctx = example_client_context()
-    return SentSpec(message.value, jax.eval_shape(encode, message, part, state.aggregate[stage], ctx)[0])
+
+    def make(message, part, server_part) -> SentSpec:
+        return SentSpec(message.value, jax.eval_shape(encode, message, part, server_part, ctx)[0])
+
+    return _once(problem, ("sent", stage), make, message, part, state.aggregate[stage])
 
 
 def message_spec(

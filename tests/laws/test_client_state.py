@@ -251,7 +251,7 @@ def test_rows_of_a_chunk_alone_cross(monkeypatch, where):
     ]  # client 4 comes again, then 7, 8 and 9
 
     many = simulation(where, data=make_data([1] * 5000))
-    made = many._initialise.lower((), jax.random.key(0)).compile().memory_analysis()
+    made = many._initialise.lower((), jax.random.key(0), None).compile().memory_analysis()
     assert made.output_size_in_bytes < 1000
 
 
