@@ -31,7 +31,23 @@ import pytest  # noqa: E402
 
 import fedjax_sim  # noqa: E402, F401
 
-_FEW_MAPPINGS, _MANY_MAPPINGS = 20_000, 45_000
+_FEW_MAPPINGS, _MANY_MAPPINGS = 30_000, 45_000
+_SAME_PROGRAMS = ("compiled_once", "engines_agree", "layout", "noise_of_runs", "sweeps")
+"""Laws of the same programs, which a second worker would have to trace again (``laws.members.trial``)."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A worker gets whole files, as ``--dist loadfile`` does, and one worker gets all of those that share their programs."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            shared = [f"tests/laws/test_{name}.py" for name in _SAME_PROGRAMS]
+            return "laws" if file in shared else file
+
+    return Scheduling(config, log)
 
 
 def pytest_make_parametrize_id(config, val, argname):
