@@ -75,7 +75,7 @@ def test_dp_fedavg_draws_accuracy_against_epsilon(tmp_path):
         "--seeds",
         "1",
         "--epsilon",
-        "8",
+        "1",
     ]
     printed = rerun("dp_fedavg", *small, "--out", str(tmp_path / "picture.png"))
     methods = ["fixed clip", "adaptive clip", "DP-FTRL, tree", "DP-FTRL, 8 bands", "no clip, no noise"]
@@ -96,7 +96,7 @@ def test_dp_fedavg_of_mnist_says_that_it_is_simulated(shared, tmp_path):
         "--seeds",
         "2",
         "--epsilon",
-        "8",
+        "1",
         "--methods",
         "adaptive",
     ]
@@ -121,7 +121,7 @@ def test_private_fine_tuning_starts_from_public_weights():
         "--seeds",
         "1",
     ]
-    printed = rerun("private_fine_tuning", *small, "--epsilon", "8")
+    printed = rerun("private_fine_tuning", *small, "--epsilon", "1")
     assert "saved to letters.safetensors" in printed
     rows = re.findall(
         r"^(everything, from scratch|everything|head alone|adapters and head|adapters' B and head) +([\d,]+)",
