@@ -32,7 +32,10 @@ import pytest  # noqa: E402
 import fedjax_sim  # noqa: E402, F401
 
 _FEW_MAPPINGS, _MANY_MAPPINGS = 30_000, 45_000
-_SAME_PROGRAMS = ("compiled_once", "engines_agree", "layout", "noise_of_runs", "sweeps")
+_SAME_PROGRAMS = {
+    f"tests/laws/test_{name}.py"
+    for name in ("compiled_once", "engines_agree", "layout", "noise_of_runs", "sweeps")
+}
 """Laws of the same programs, which a second worker would have to trace again (``laws.members.trial``)."""
 
 
@@ -41,11 +44,14 @@ def pytest_xdist_make_scheduler(config, log):
     """A worker gets whole files, as ``--dist loadfile`` does, and one worker gets all of those that share their programs."""
     from xdist.scheduler import LoadFileScheduling
 
+    if config.getoption("dist") != "loadfile":
+        return None
+    assert all((config.rootpath / file).exists() for file in _SAME_PROGRAMS), _SAME_PROGRAMS
+
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            shared = [f"tests/laws/test_{name}.py" for name in _SAME_PROGRAMS]
-            return "laws" if file in shared else file
+            return "laws" if file in _SAME_PROGRAMS else file
 
     return Scheduling(config, log)
 

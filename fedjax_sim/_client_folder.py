@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import tempfile
 import uuid
 from pathlib import Path
-from typing import TextIO
-
-_LOCK = "lock"
 
 
 def scratch_folder() -> Path:
@@ -22,11 +20,11 @@ def scratch_folder() -> Path:
     return usual
 
 
-def locked_folder(parent: Path, prefix: str) -> tuple[str, TextIO]:
-    """The name of a new folder in ``parent``, and its lock; those of processes that were killed are removed before.
+def locked_folder(parent: Path, prefix: str) -> tuple[str, int | None]:
+    """The name of a new folder in ``parent``, and the descriptor that holds its lock; folders of killed processes are removed before.
 
-    Only folders that this machine made are: whether a process of another one lives, which may use ``parent``, too, cannot be
-    known. Where the system or the file system has no such locks, as Windows has not, none are.
+    Removed are only those that this machine made: a lock that a process of another one has may not be seen here. Where there are no
+    locks of folders, as on Windows and on some shared file systems, the new folder has a name that nobody looks for.
 
     Args:
       parent: has to exist.
@@ -35,27 +33,35 @@ def locked_folder(parent: Path, prefix: str) -> tuple[str, TextIO]:
     Raises:
       OSError: ``parent`` is missing, or cannot be written.
     """
-    prefix = f"{prefix}{socket.gethostname()}-"
+    own = f"{prefix}{socket.gethostname()}-"
     for path in parent.iterdir():
-        if path.name.startswith(prefix):
-            # A file that is gone is made again: whoever removed this folder before was killed at that.
-            with contextlib.suppress(OSError), (path / _LOCK).open("a") as lock:
-                if _taken(lock):
-                    shutil.rmtree(path, ignore_errors=True)
-    name = f"{prefix}{uuid.uuid4().hex}"
-    hidden = parent / f".{name}"  # nobody looks for it until it is locked
-    hidden.mkdir(mode=0o700)
-    lock = (hidden / _LOCK).open("a")
-    _taken(lock)
-    hidden.rename(parent / name)
-    return name, lock
+        if re.fullmatch(re.escape(own) + "[0-9a-f]{32}", path.name):
+            lock = _acquired(path)
+            if lock is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)
+    unique = uuid.uuid4().hex
+    path = parent / f"{prefix}{unique}"
+    path.mkdir(mode=0o700)
+    lock = _acquired(path)
+    if lock is not None:
+        path = path.rename(parent / f"{own}{unique}")
+    return path.name, lock
 
 
-def _taken(lock: TextIO) -> bool:
-    """Whether the lock is this process's from now on; the system gives it back when the process ends, however it does."""
+def _acquired(folder: Path) -> int | None:
+    """The descriptor that holds the folder's lock, if no other does; the system gives it back when the process ends, however it does.
+
+    Of the folder and not of a file in it: services that clean ``/var/tmp`` leave a folder alone that somebody has locked.
+    """
     with contextlib.suppress(ImportError, OSError):
         import fcntl
 
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+    return None

@@ -16,10 +16,6 @@ PIECE = 16 << 20
 """Bytes of rows that are moved at a time; at least one row is."""
 
 
-class ScratchError(OSError):
-    """Client state that cannot be kept where it was to be: the place is missing, full, or cannot be read or written."""
-
-
 class RowLayout:
     """Where the leaves of a client's row lie in its bytes: one after the other, each at a multiple of eight.
 

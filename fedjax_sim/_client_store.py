@@ -11,12 +11,12 @@ import uuid
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
 from fedjax_sim._client_folder import locked_folder
-from fedjax_sim._client_layout import RowLayout, ScratchError
+from fedjax_sim._client_layout import RowLayout
 from fedjax_sim.engines._state import ClientTable
 
 StoreSpec = str | Mapping[str, Any]
@@ -30,6 +30,10 @@ _MOST_ROWS = 4096
 """Rows of a request: each costs some 2 kB, however small it is."""
 _PATIENCE = 60.0
 """Seconds until a store that does not answer is given up when a table is made; when one is removed, a tenth of them."""
+
+
+class ScratchError(OSError):
+    """Client state that cannot be kept where it was to be: the place is missing, full, or cannot be read or written."""
 
 
 class StoreTable:
@@ -69,8 +73,7 @@ class StoreTable:
             if spec.to_json()["driver"] == "file":
                 name, lock = locked_folder(Path(spec.path), _PREFIX)
             spec = spec / f"{name}/"
-            folder = ts.KvStore.open(spec, context=context).result(timeout=_PATIENCE)
-            weakref.finalize(self, _remove, folder, lock, os.getpid())
+            weakref.finalize(self, _remove, spec, lock, os.getpid())
             # A chunk per row: several would be read and written anew with each of them. Zeros are written as anything else.
             self._rows = ts.open(
                 {
@@ -157,21 +160,25 @@ class StoreTable:
                 else re.sub(r" \[[\w ]+='.*", "", str(error), flags=re.DOTALL)
             )
             raise ScratchError(
-                f"client state cannot be kept in {self.where}: {told or f'no answer in {_PATIENCE:g} s'}. Its table grows to "
-                f"{len(self._used) * self.layout.row_bytes / 1e9:.3g} GB with the clients that take part. Name a place with "
-                "room for it, Simulation(client_state=...)"
+                f"client state cannot be kept in {self.where}: {told or f'no answer in {_PATIENCE:g} s'}. Name a place that exists and "
+                f"has room for {len(self._used) * self.layout.row_bytes / 1e9:.3g} GB, to which its table grows with the clients "
+                "that take part: Simulation(client_state=...)"
             ) from error
 
 
-def _remove(folder: Any, lock: TextIO | None, process: int) -> None:
+def _remove(spec: Any, lock: int | None, process: int) -> None:
+    import tensorstore as ts
+
     if os.getpid() != process:  # a fork's, which must not
         return
     with contextlib.suppress(Exception):  # whoever cannot reach it any more cannot be told, either
+        folder = ts.KvStore.open(spec).result(timeout=_PATIENCE / 10)
         folder.read(".zarray").result(timeout=_PATIENCE / 10)  # does it answer at all?
-        folder.delete_range(type(folder).KeyRange()).result()
+        folder.delete_range(ts.KvStore.KeyRange()).result()  # in many threads
+    if spec.to_json()["driver"] == "file":  # which leaves empty folders
+        shutil.rmtree(spec.path, ignore_errors=True)
     if lock is not None:
-        lock.close()
-        shutil.rmtree(folder.path, ignore_errors=True)  # of files, empty folders are left
+        os.close(lock)
 
 
 class StoredLeaf(np.lib.mixins.NDArrayOperatorsMixin):
@@ -227,7 +234,7 @@ class StoredLeaf(np.lib.mixins.NDArrayOperatorsMixin):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError(
-                "client state in a store is read into an array: it cannot be had without a copy."
+                "client state outside of memory is read into an array: it cannot be had without a copy."
             )
         found = self._read(np.arange(math.prod(self._lead)).reshape(self._lead))
         return found if dtype is None else found.astype(dtype, copy=False)
@@ -236,7 +243,9 @@ class StoredLeaf(np.lib.mixins.NDArrayOperatorsMixin):
         self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = (), **options: Any
     ) -> Any:
         if any(isinstance(x, StoredLeaf) for x in out):
-            raise ValueError("client state in a store is read-only: compute with leaf[:], which is an array.")
+            raise ValueError(
+                "client state outside of memory is read-only: compute with leaf[:], which is an array."
+            )
         arrays = [np.asarray(x) if isinstance(x, StoredLeaf) else x for x in inputs]
         return getattr(ufunc, method)(*arrays, **(options | ({"out": out} if out else {})))
 

@@ -17,9 +17,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_sim._client_layout import RowLayout, ScratchError
+from fedjax_sim._client_layout import RowLayout
 from fedjax_sim._client_rows import Opener, row_table
 from fedjax_sim._client_state import copied
+from fedjax_sim._client_store import ScratchError
 from fedjax_sim._src import checks
 from fedjax_sim._src.logs import silenced
 from fedjax_sim.engines import SimState

@@ -70,8 +70,8 @@ class Simulation(Priced, Inspected):
       public: public data for server updates that use it, a pytree.
       client_state: where the state that clients keep lies: on the ``"device"``, in the ``"host"``'s memory or on ``"disk"``, from
         where each chunk brings the rows of its cohorts; results are the same. A ``pathlib.Path`` is a folder for it on disk,
-        which has to exist; else it is in ``TMPDIR`` or ``/var/tmp``. It is gone with the process. The URL of a
-        folder, such as ``"gs://bucket/folder"``, or a dict that specifies one of tensorstore's key-value stores, is where it
+        which has to exist; else it is in ``TMPDIR`` or ``/var/tmp``. What a killed process leaves there, the next
+        one on the same machine removes. The URL of a folder, such as ``"gs://bucket/folder"``, or a dict that specifies one of tensorstore's key-value stores, is where it
         lies beyond this machine. By default the first of device, host and disk of which it would fill no more than a quarter,
         on the device and in the memory that the process may use: limits of a container and of ``ulimit`` count.
       stream: whether each chunk's examples are brought to the devices while the chunk before trains, instead of all data
@@ -117,8 +117,8 @@ class Simulation(Priced, Inspected):
             or client_state in (None, "device", "host", "disk")
         ):
             raise ValueError(
-                f"client_state is {client_state!r}, expected None, 'device', 'host', 'disk', a pathlib.Path (a folder for the "
-                "disk's files), the URL of a folder or a dict (of a store)."
+                f"client_state is {client_state!r}, expected None, 'device', 'host', 'disk', a pathlib.Path (a folder on "
+                "disk), the URL of a folder or a dict (of a store)."
             )
         self.data, self.cohort = data, cohort
         self.local = LocalWork() if local is None else local

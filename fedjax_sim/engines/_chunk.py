@@ -71,8 +71,8 @@ class Chunk:
         self.problem, self.layout, self.axis = problem, layout, axis
         self.replicas = problem.replicas or 1
         self._passes = [self._passes_of(stage) for stage in range(len(problem.algorithm().stages))]
-        self._once = jax.jit(self._round, inline=True)
-        """A round, traced once for its reports' shapes and for the loop."""
+        self._traced_round = jax.jit(self._round, inline=True)
+        """Traced once for its reports' shapes and for the loop."""
 
     def __call__(self, state: SimState, columns, plan: Plan, hyper):
         """Args: state leaves ``[replicas, ...]``; plan arrays ``[rounds, 1, cap]``, this device's part."""
@@ -89,7 +89,7 @@ class Chunk:
 
         def one_round(state: SimState, index):
             mine, turns, clients = jax.tree.map(lambda x: x[index], (queues, tickets, plan.clients))
-            return self._once(state, columns, mine, turns, clients, hyper)
+            return self._traced_round(state, columns, mine, turns, clients, hyper)
 
         state = strong(state)
         shapes = jax.eval_shape(one_round, state, jnp.int32(0))[1]

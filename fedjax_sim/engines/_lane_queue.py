@@ -244,7 +244,7 @@ class LaneQueue:
     # --- the pass ---
 
     def specs(self, shared: Shared, table: ClientTable, tickets: Packed, explicit) -> TurnSpecs:
-        """Of a turn of this queue."""
+        """What a turn of this queue sends and measures."""
 
         def one(shared, table, tickets, explicit):
             entry, own_keys = Ticket.of(jax.tree.map(lambda x: x[0], tickets))

@@ -128,7 +128,7 @@ def turn_specs(problem: Problem, algorithm: Algorithm, stage: int, group: int, b
       TypeError: the rule's work or state changes its structure or dtypes; names the rule's group and stage.
     """
     make = functools.partial(_turn_specs, problem, algorithm, stage, group)
-    return _once(problem, ("turn", stage, group), make, broadcast, state)
+    return _remembered(problem, ("turn", stage, group), make, broadcast, state)
 
 
 def _turn_specs(problem: Problem, algorithm: Algorithm, stage: int, group: int, broadcast, state):
@@ -147,10 +147,10 @@ def _turn_specs(problem: Problem, algorithm: Algorithm, stage: int, group: int, 
     return as_message(sent), kept, metrics
 
 
-def _once(problem: Problem, what: tuple, make: Callable, *arguments):
-    """What is found out from the shapes and dtypes of arguments, for which a model is traced: once for a problem."""
+def _remembered(problem: Problem, what: tuple, make: Callable, *arguments):
+    """What is found out from the types of arguments, for which a model is traced: once for a problem."""
     leaves, structure = jax.tree.flatten(arguments)
-    key = (*what, structure, *((jnp.shape(x), x.dtype) for x in leaves))
+    key = (*what, structure, *((x.shape, x.dtype, getattr(x, "weak_type", False)) for x in leaves))
     if key not in problem.known:
         problem.known[key] = make(*arguments)
     return problem.known[key]
@@ -256,7 +256,7 @@ def sent_spec(
     def make(message, part, server_part) -> SentSpec:
         return SentSpec(message.value, jax.eval_shape(encode, message, part, server_part, ctx)[0])
 
-    return _once(problem, ("sent", stage), make, message, part, state.aggregate[stage])
+    return _remembered(problem, ("sent", stage), make, message, part, state.aggregate[stage])
 
 
 def message_spec(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import subprocess
 import sys
@@ -43,6 +45,11 @@ def holder(tmp_path):
         process.kill()
 
 
+def release(lock: int | None) -> None:
+    assert lock is not None
+    os.close(lock)
+
+
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -55,35 +62,38 @@ def test_what_a_living_process_has_is_left_and_what_a_killed_one_had_is_removed(
     holder.wait()
     second, other = locked_folder(tmp_path, "rows-")
     assert names(tmp_path) == {first, second}
-    lock.close()
+    release(lock)
     third, lock = locked_folder(tmp_path, "rows-")
     assert names(tmp_path) == {second, third}
-    lock.close(), other.close()
+    release(lock), release(other)
 
 
-def test_what_is_not_known_to_be_dead_is_left(tmp_path, monkeypatch):
-    """Folders of another machine, of something else, and all where there are no locks, as on Windows."""
-    others = {"rows-elsewhere-1", "other", f"more-rows-{socket.gethostname()}-1"}
-    for name in others:
+def test_what_is_not_known_to_be_dead_is_left(tmp_path):
+    """Folders of another machine, whose name may begin as this one's, and of something else."""
+    unique, host = "0" * 32, socket.gethostname()
+    kept = {f"rows-elsewhere-{unique}", f"rows-{host}-2-{unique}", f"more-rows-{host}-{unique}", "rows-"}
+    for name in kept:
         (tmp_path / name).mkdir()
+    (tmp_path / f"rows-{host}-{unique}").symlink_to(tmp_path / "rows-")
+    os.mkfifo(tmp_path / f"rows-{host}-{'1' * 32}")
+    before = names(tmp_path)
     first, lock = locked_folder(tmp_path, "rows-")
-    assert names(tmp_path) == others | {first}
-    lock.close()
-    monkeypatch.setitem(sys.modules, "fcntl", None)
-    second, lock = locked_folder(tmp_path, "rows-")
-    assert names(tmp_path) == others | {first, second}
-    lock.close()
+    assert names(tmp_path) == before | {first}
+    release(lock)
 
 
-def test_whoever_was_killed_while_removing_is_no_hindrance(tmp_path):
-    """The lock is gone, rows are left."""
-    first, lock = locked_folder(tmp_path, "rows-")
-    (tmp_path / first / "0").mkdir()
-    (tmp_path / first / "lock").unlink()
-    lock.close()
-    second, lock = locked_folder(tmp_path, "rows-")
-    assert names(tmp_path) == {second}
-    lock.close()
+@pytest.mark.parametrize("missing", ["the system's", "the file system's"])
+def test_without_locks_a_folder_has_a_name_that_nobody_removes(tmp_path, monkeypatch, missing):
+    with monkeypatch.context() as patch:
+        if missing == "the system's":
+            patch.setitem(sys.modules, "fcntl", None)
+        else:
+            patch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks")))
+        first, none = locked_folder(tmp_path, "rows-")
+        second, _ = locked_folder(tmp_path, "rows-")
+    third, lock = locked_folder(tmp_path, "rows-")
+    assert none is None and names(tmp_path) == {first, second, third}
+    release(lock)
 
 
 def test_a_table_is_seen_by_its_own_user_alone_and_held_while_it_lives(tmp_path):

@@ -23,9 +23,9 @@ from unit.small import make_data, simulation
 
 import fedjax_sim as fs
 from fedjax_sim import _client_item, _client_layout, _client_store
-from fedjax_sim._client_layout import RowLayout, ScratchError
+from fedjax_sim._client_layout import RowLayout
 from fedjax_sim._client_rows import Opener, moved, row_table, used_rows
-from fedjax_sim._client_store import StoreTable
+from fedjax_sim._client_store import ScratchError, StoreTable
 from fedjax_sim.engines._state import ClientTable
 
 SIZES = (3, 1, 5, 9, 4, 2)
@@ -190,7 +190,7 @@ def test_a_folder_that_cannot_be_used_is_said_at_once(tmp_path):
     ],
 )
 def test_a_store_that_cannot_be_used_is_said_at_once(place, reason):
-    message = rf"client state cannot be kept in {re.escape(str(place))}: .*{reason}.*\. Its table grows to 2\.4e-07 GB .* Name a place with room for it, Simulation\(client_state"
+    message = rf"client state cannot be kept in {re.escape(str(place))}: .*{reason}.*\. Name a place that exists and has room for 2\.4e-07 GB, .*Simulation\(client_state"
     with pytest.raises(ScratchError, match=message):
         small(place)
 

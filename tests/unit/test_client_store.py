@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from unit.test_client_rows import stored, table_of
 
-from fedjax_sim._client_layout import RowLayout, ScratchError
+from fedjax_sim._client_layout import RowLayout
 from fedjax_sim._client_rows import moved
-from fedjax_sim._client_store import StoredLeaf
+from fedjax_sim._client_store import ScratchError, StoredLeaf
 from fedjax_sim.engines._state import ClientTable
 
 INDICES = [
@@ -77,7 +77,7 @@ def test_a_leaf_in_a_store_is_computed_with_as_an_array(tmp_path):
             leaf[wrong]
     with pytest.raises(ValueError, match="cannot be had without a copy"):
         np.asarray(leaf, copy=False)
-    with pytest.raises(ValueError, match="client state in a store is read-only"):
+    with pytest.raises(ValueError, match="client state outside of memory is read-only"):
         leaf += 1
 
 
