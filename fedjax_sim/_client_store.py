@@ -160,17 +160,17 @@ class StoreTable:
                 else re.sub(r" \[[\w ]+='.*", "", str(error), flags=re.DOTALL)
             )
             raise ScratchError(
-                f"client state cannot be kept in {self.where}: {told or f'no answer in {_PATIENCE:g} s'}. Name a place that exists and "
-                f"has room for {len(self._used) * self.layout.row_bytes / 1e9:.3g} GB, to which its table grows with the clients "
+                f"client state cannot be kept in {self.where}: {told or f'no answer in {_PATIENCE:g} s'}. Name a place that exists "
+                f"and has room for {len(self._used) * self.layout.row_bytes / 1e9:.3g} GB, to which its table grows with the clients "
                 "that take part: Simulation(client_state=...)"
             ) from error
 
 
 def _remove(spec: Any, lock: int | None, process: int) -> None:
-    import tensorstore as ts
-
     if os.getpid() != process:  # a fork's, which must not
         return
+    import tensorstore as ts
+
     with contextlib.suppress(Exception):  # whoever cannot reach it any more cannot be told, either
         folder = ts.KvStore.open(spec).result(timeout=_PATIENCE / 10)
         folder.read(".zarray").result(timeout=_PATIENCE / 10)  # does it answer at all?

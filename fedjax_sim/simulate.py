@@ -71,8 +71,8 @@ class Simulation(Priced, Inspected):
       client_state: where the state that clients keep lies: on the ``"device"``, in the ``"host"``'s memory or on ``"disk"``, from
         where each chunk brings the rows of its cohorts; results are the same. A ``pathlib.Path`` is a folder for it on disk,
         which has to exist; else it is in ``TMPDIR`` or ``/var/tmp``. What a killed process leaves there, the next
-        one on the same machine removes. The URL of a folder, such as ``"gs://bucket/folder"``, or a dict that specifies one of tensorstore's key-value stores, is where it
-        lies beyond this machine. By default the first of device, host and disk of which it would fill no more than a quarter,
+        one on the same machine removes. The URL of a folder, such as ``"gs://bucket/folder"``, or a dict that specifies one of
+        tensorstore's key-value stores, is where it lies beyond this machine. By default the first of device, host and disk of which it would fill no more than a quarter,
         on the device and in the memory that the process may use: limits of a container and of ``ulimit`` count.
       stream: whether each chunk's examples are brought to the devices while the chunk before trains, instead of all data
         at the beginning; results are the same. By default where the data would fill more than half of a device.
