@@ -18,6 +18,7 @@ TASK = fs.tasks.classification(fs.models.linear(CLASSES), classes=CLASSES)
 MODEL = fs.tasks.classification(fs.models.linear(CLASSES), sample_input=(1, FEATURES)).init(jax.random.key(0))
 ROW = 4 * FEATURES + 4
 """Bytes of an example."""
+TWO_AND_ONE = "two blocks, and one that the device is done with: the runtime gives its arrays back when it is called again"
 
 
 class Points(ClientSource):
@@ -103,7 +104,8 @@ def test_pieces_cover_everybody_once(sizes, most):
 def test_few_clients_are_in_memory_at_a_time(large):
     source = Points([1] * 200)
     fs.evaluate(TASK, MODEL, source, batch_size=2)
-    assert source.most <= 2 * 3 and len(source.asked) == 200
+    assert source.most <= 3 * 3, TWO_AND_ONE
+    assert len(source.asked) == 200
 
 
 def test_one_client_larger_than_a_block(large):
@@ -158,7 +160,7 @@ FEDAVG, SCAFFOLD = fs.algorithms.fedavg(TASK, optax.sgd(0.3)), fs.algorithms.sca
 
 @pytest.mark.parametrize(
     ("algorithm", "clients", "block_size"),
-    [(FEDAVG, None, 3), (FEDAVG, [5, 1, 3], 2), (SCAFFOLD, None, 3), (SCAFFOLD, None, 32)],
+    [(FEDAVG, None, 2), (FEDAVG, [5, 1, 3], 1), (SCAFFOLD, None, 2), (SCAFFOLD, None, 32)],
 )
 def test_personalised_some_clients_at_a_time(large, algorithm, clients, block_size):
     results, sources = [], (Points(TRAIN), Points(TEST))
@@ -175,7 +177,7 @@ def test_personalised_some_clients_at_a_time(large, algorithm, clients, block_si
         if train is sources[0]:
             chosen = list(range(7)) if clients is None else sorted(clients)
             assert [sorted(source.asked) for source in sources] == [chosen, chosen]
-            assert max(source.most for source in sources) <= 2 * block_size
+            assert max(source.most for source in sources) <= 3 * block_size, TWO_AND_ONE
     assert same(results[0].before, results[1].before) and same(results[0].after, results[1].after)
 
 
