@@ -56,6 +56,13 @@ def pytest_xdist_make_scheduler(config, log):
     return Scheduling(config, log)
 
 
+def pytest_collection_finish():
+    """Tracing makes millions of small objects, and nearly all of those that are there before live until the end."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 def pytest_make_parametrize_id(config, val, argname):
     """Bytes and control characters stay out of the names of tests: an argument that has them goes by its own name.
 

@@ -66,10 +66,14 @@ def root_key(seed: int | jax.Array) -> jax.Array:
 
 
 def fold(key: jax.Array, *data) -> jax.Array:
-    """``fold_in`` of several integers in order."""
-    for item in data:
-        key = jax.random.fold_in(key, item)
-    return key
+    """``fold_in`` of several integers in order: of two and more in a loop, so that a program has one threefry for them."""
+    if len(data) < 2:
+        return _folded(key, *data)[0] if data else key
+    return jax.lax.scan(_folded, key, jnp.stack([jnp.uint32(item) for item in data]))[0]
+
+
+def _folded(key: jax.Array, item) -> tuple[jax.Array, None]:
+    return jax.random.fold_in(key, item), None
 
 
 def client_key(root: jax.Array, round_, stage: int, client, draw) -> jax.Array:

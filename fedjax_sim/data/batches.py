@@ -44,14 +44,18 @@ def _permutation(words: Array, epoch: Array, size: Array) -> Array:
 
 def _permuted(permutation: Array, index: Array) -> Array:
     word, size, last = permutation[0], permutation[1], permutation[2]
-    place = jnp.minimum(index.astype(jnp.uint32), last)
-    for round_ in range(_SHUFFLE_ROUNDS):
-        salt, offset = permutation[3 + round_], permutation[3 + _SHUFFLE_ROUNDS + round_]
+
+    def swap(place, round_):
+        salt, offset = round_
         partner = offset + jnp.where(place > offset, size, jnp.uint32(0)) - place
         coin = _mix(jnp.maximum(place, partner) ^ salt ^ word)
         # The top bit: the low bits of a multiplicative hash are its weakest.
-        place = jnp.where(coin >> 31 == 1, partner, place)
-    return place.astype(jnp.int32)
+        return jnp.where(coin >> 31 == 1, partner, place), None
+
+    rounds = permutation[3:].reshape(2, _SHUFFLE_ROUNDS)
+    place = jnp.minimum(index.astype(jnp.uint32), last)
+    # Written out when it is compiled, as one kernel; until then it is traced and batched once.
+    return lax.scan(swap, place, (rounds[0], rounds[1]), unroll=True)[0].astype(jnp.int32)
 
 
 def _mix(x: Array) -> Array:

@@ -109,11 +109,15 @@ class Turn:
 
     def keys(self, root: jax.Array, round_, entry: Entry) -> TurnKeys:
         key = keys.client_key(root, round_, self._stage, entry.client, entry.draw)
-        # The order of a pass that goes on in another round cannot depend on the round.
-        whole_run = keys.fold(root, keys.PASSES, self._stage, entry.client)
-        ordering = whole_run if self.local.continue_epochs else keys.fold(key, keys.ORDER)
-        order = jax.random.bits(ordering, (2,), jnp.uint32)
-        return TurnKeys(key, keys.fold(key, keys.STEP), order)
+        if self.local.continue_epochs:
+            # The order of a pass that goes on in another round cannot depend on the round.
+            ordering, step = (
+                keys.fold(root, keys.PASSES, self._stage, entry.client),
+                keys.fold(key, keys.STEP),
+            )
+        else:
+            ordering, step = jax.vmap(keys.fold, (None, 0))(key, jnp.array([keys.ORDER, keys.STEP]))
+        return TurnKeys(key, step, jax.random.bits(ordering, (2,), jnp.uint32))
 
     def _context(self, key, round_, entry: Entry) -> ClientContext:
         return ClientContext(

@@ -162,7 +162,8 @@ class LaneQueue:
         """Tickets of all turns of a chunk, leaves ``[rounds, cap, ...]``.
 
         Made at once, before the first round: one threefry after the other took longer at an event than a small model's
-        steps, and all of a round's together in every round two or three per cent of such a model's round.
+        steps, and all of a round's together in every round two or three per cent of such a model's round. Along one axis:
+        of two, threefry takes the compiler three times as long.
 
         Args:
           roots: keys ``[replicas]``.
@@ -174,36 +175,37 @@ class LaneQueue:
             own = self.turn.keys(self._of(roots, entry.replica), round_, entry)
             return Ticket(entry, own).packed()
 
-        return jax.vmap(jax.vmap(one, in_axes=(None, 0)))(rounds, entries)
+        shape = entries.client.shape
+        turns = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), entries)
+        packed = jax.vmap(one)(jnp.repeat(rounds, shape[1]), turns)
+        return jax.tree.map(lambda x: x.reshape(*shape, -1), packed)
 
-    def _places(self, tickets: Packed) -> Packed:
-        """What a lane takes over at the beginning of a turn, and one place beyond the queue's end: leaves ``[cap + 1, ...]``.
+    def _places(self, tickets: Packed, explicit) -> tuple[Packed, Array]:
+        """What a lane takes over at the beginning of a turn, with the rows of its first step; leaves ``[cap + 1, ...]``.
 
-        Orders are worked out here, for all turns of a round at once: of the twenty-eight operations of a small model's event
-        they were six.
+        The last is a place beyond the queue's end. Orders and rows are worked out here, for all turns of a round at once: of
+        the twenty-eight operations of a small model's event orders were six, and rows are the most to compile.
         """
         tickets = jax.tree.map(lambda x: jnp.pad(x, ((0, 1), (0, 0))), tickets)
         positions = jnp.arange(len(tickets.numbers), dtype=jnp.int32)[:, None]
         ticket = jax.vmap(Ticket.of)(tickets)
         orders = jax.vmap(self.turn.order)(ticket.keys, ticket.entry)
-        return Packed(
+        packed = Packed(
             jnp.concatenate([positions, tickets.numbers], axis=1),
             jnp.concatenate([orders, tickets.words], axis=1),
         )
+        first = lambda order, turn, at: self._rows(explicit, Place(at[0], at[0], order, turn), jnp.int32(0))  # noqa: E731
+        return packed, jax.vmap(first)(orders, ticket, positions)
 
-    def _start(
-        self, shared: Shared, table: ClientTable, places: Packed, explicit, metrics, now, position
-    ) -> Lane:
+    def _start(self, shared: Shared, table: ClientTable, places, metrics, now, position) -> Lane:
         """A lane at the beginning of a turn; beyond the queue's end, at the beginning of none."""
-        index = jnp.minimum(position, len(places.numbers) - 1)
-        numbers, words = places.numbers[index], places.words[index]
+        (numbers, words), rows = jax.tree.map(lambda x: x[jnp.minimum(position, len(x) - 1)], places)
         packed = Packed(jnp.concatenate([now[None], numbers]), words)
         place = Place.of(packed)
         entry, own_keys = place.ticket
         broadcast, hyper = self._of(shared.broadcast, entry.replica), self._of(shared.hyper, entry.replica)
         work = self.turn.begin(hyper, broadcast, own_keys, shared.round, entry, self._row(table, entry))
         own = () if self.replicas == 1 else broadcast
-        rows = self._rows(explicit, place, jnp.zeros((), jnp.int32))
         return Lane(packed, rows, work, tree.pack(tree.zeros_like(metrics)), own)
 
     def _rows(self, explicit, place: Place, step) -> Array:
@@ -290,9 +292,9 @@ class LaneQueue:
         """
         widths = self._widths(len(tickets.numbers))
         lanes = widths[0]
-        places = self._places(tickets)
+        places = self._places(tickets, rows)
         begin = lambda table, now, position: self._start(  # noqa: E731
-            shared, table, places, rows, specs.step_metrics, now, position
+            shared, table, places, specs.step_metrics, now, position
         )
         end = lambda table, lane: self._end(shared, table, specs.step_metrics, lane)  # noqa: E731
         tick = lambda now, lane: self._tick(shared, rows, now, lane)  # noqa: E731
