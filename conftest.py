@@ -57,7 +57,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_finish():
-    """Tracing makes millions of small objects, and nearly all of those that are there before live until the end."""
+    """Garbage is looked for less often: tracing makes millions of objects, most of which live; a twentieth of a law's time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)

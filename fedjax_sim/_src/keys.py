@@ -68,11 +68,12 @@ def root_key(seed: int | jax.Array) -> jax.Array:
 def fold(key: jax.Array, *data) -> jax.Array:
     """``fold_in`` of several integers in order: of two and more in a loop, so that a program has one threefry for them."""
     if len(data) < 2:
-        return _folded(key, *data)[0] if data else key
+        return jax.random.fold_in(key, *data) if data else key
     return jax.lax.scan(_folded, key, jnp.stack([jnp.uint32(item) for item in data]))[0]
 
 
 def _folded(key: jax.Array, item) -> tuple[jax.Array, None]:
+    # A function of the module: outside of a program, too, it is then compiled once.
     return jax.random.fold_in(key, item), None
 
 

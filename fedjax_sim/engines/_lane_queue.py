@@ -184,7 +184,7 @@ class LaneQueue:
         """What a lane takes over at the beginning of a turn, with the rows of its first step; leaves ``[cap + 1, ...]``.
 
         The last is a place beyond the queue's end. Orders and rows are worked out here, for all turns of a round at once: of
-        the twenty-eight operations of a small model's event orders were six, and rows are the most to compile.
+        the twenty-eight operations of a small model's event orders were six, and rows would stand twice in every loop.
         """
         tickets = jax.tree.map(lambda x: jnp.pad(x, ((0, 1), (0, 0))), tickets)
         positions = jnp.arange(len(tickets.numbers), dtype=jnp.int32)[:, None]
