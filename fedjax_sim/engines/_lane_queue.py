@@ -9,6 +9,7 @@ lanes compute one after the other, the last long turns go on in fewer of them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -290,7 +291,8 @@ class LaneQueue:
           deposit: what was accumulated before.
           offset: first row of the gather that belongs to this queue.
         """
-        widths = self._widths(len(tickets.numbers))
+        cap = len(tickets.numbers)
+        widths = self._widths(cap)
         lanes = widths[0]
         places = self._places(tickets, rows)
         begin = lambda table, now, position: self._start(  # noqa: E731
@@ -299,7 +301,7 @@ class LaneQueue:
         end = lambda table, lane: self._end(shared, table, specs.step_metrics, lane)  # noqa: E731
         tick = lambda now, lane: self._tick(shared, rows, now, lane)  # noqa: E731
 
-        def until_next_event(carry):
+        def until_next_event(begin, carry):
             lane, now, upcoming, deposit = carry
             place = jax.vmap(Place.of)(lane.place)
             live = place.position < count
@@ -325,10 +327,10 @@ class LaneQueue:
                 live = jnp.sum(self._positions(lane) < count, dtype=jnp.int32)
                 return (live > enough) | ((live > 0) & (upcoming < count))
 
+            # Where every turn has a lane from the start, and where the queue is empty, no lane begins a second turn.
+            body = partial(until_next_event, begin if lanes < cap and width == lanes else None)
             before = now
-            lane, now, upcoming, deposit = jax.lax.while_loop(
-                busy, until_next_event, (lane, now, upcoming, deposit)
-            )
+            lane, now, upcoming, deposit = jax.lax.while_loop(busy, body, (lane, now, upcoming, deposit))
             deposit = deposit._replace(lane_steps=deposit.lane_steps + (now - before) * width)
             if enough:
                 first_live = jnp.argsort(self._positions(lane) >= count, stable=True)[:enough]
@@ -355,7 +357,8 @@ class LaneQueue:
     def _event(self, begin, end, lane: Lane, now, upcoming, count, deposit: Deposit, done, offset):
         """Finishes lanes that are done and gives them the next turns: one lane at a time, or all at once, masked.
 
-        With the compact form an event of several lanes takes several passes through the loop, with no step between.
+        Without ``begin`` there are no next turns. With the compact form an event of several lanes takes several passes
+        through the loop, with no step between.
         """
         if self.compact:
             which = jnp.argmax(done)
@@ -368,23 +371,28 @@ class LaneQueue:
         deposit = self._collect(deposit, sent, chosen, mask, offset)
         next_ones = upcoming + jnp.cumsum(mask, dtype=jnp.int32) - 1
         positions = jnp.where(mask, next_ones, self._positions(chosen))
-        after = deposit.table
+        table = deposit.table
 
         def refilled(lane: Lane) -> Lane:
-            fresh = strong(over_lanes(lambda position: begin(after, now, position), width)(positions))
+            fresh = strong(over_lanes(lambda position: begin(table, now, position), width)(positions))
             if self.compact:
                 return jax.tree.map(
                     lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, which, axis=0), lane, fresh
                 )
             return tree.where(mask, fresh, lane)
 
-        if self.compact:
+        def left(lane: Lane) -> Lane:
+            """Lanes that are done compute on from where they are; nobody looks at them."""
+            at = lane.place.numbers.at
+            numbers = at[which, 1].set(positions[0]) if self.compact else at[:, 1].set(positions)
+            return lane._replace(place=lane.place._replace(numbers=numbers))
+
+        if begin is None:
+            lane = left(lane)
+        elif self.compact:
             lane = refilled(lane)
         else:
-            # At the end of a queue there is nothing to begin, and all lanes would be written anew. Those that are done
-            # compute on from where they are; nobody looks at them.
-            numbers = lane.place.numbers.at[:, 1].set(positions)
-            left = lambda lane: lane._replace(place=lane.place._replace(numbers=numbers))  # noqa: E731
+            # At the end of a queue there is nothing to begin, and all lanes would be written anew.
             lane = jax.lax.cond(upcoming < count, refilled, left, lane)
         return lane, upcoming + jnp.sum(mask, dtype=jnp.int32), deposit
 

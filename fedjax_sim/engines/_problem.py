@@ -24,6 +24,7 @@ from fedjax_sim._src.types import (
 from fedjax_sim.aggregation import chain
 from fedjax_sim.aggregation._reduce import accumulator, as_message, example_client_context, gathers
 from fedjax_sim.data.local_work import LocalWork
+from fedjax_sim.engines._compiler import once_options
 from fedjax_sim.engines._state import ClientTable, SimState
 
 
@@ -220,7 +221,7 @@ def initialiser(problem: Problem, slots: int) -> Callable[..., SimState]:
             variables = algorithm.task.init(keys.fold(root, keys.INIT), example_row(problem))
         return initial_state(problem, algorithm, variables, root, slots)
 
-    return jax.jit(initialise)
+    return jax.jit(initialise, compiler_options=once_options(jax.default_backend()))
 
 
 def _try_server_step(problem: Problem, algorithm: Algorithm, stage: int, state: SimState):

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxprs_in_params
 
@@ -122,17 +123,26 @@ def _dot(lhs: jax.Array, rhs: jax.Array, **settings: Any) -> jax.Array | None:
     return lax.reshape(result, (*lhs.shape[:-1], rhs.shape[1]))
 
 
+def _random_bits(key: jax.Array, *, bit_width: int, shape: tuple[int, ...]) -> jax.Array | None:
+    """The same bits along one axis: threefry counts them in that order, and with several axes it takes long to compile."""
+    if key.ndim or len(shape) < 2 or jax.random.key_impl(key) != "threefry2x32":
+        return None
+    bits = jax.random.bits(key, (math.prod(shape),), jnp.dtype(f"uint{bit_width}"))
+    return lax.reshape(bits, shape)
+
+
 REPLACED: Mapping[str, Callable[..., jax.Array | None]] = {
     "conv_general_dilated": _conv,
     "dot_general": _dot,
     "reduce_window_max": _pool("max"),
     "reduce_window_min": _pool("min"),
     "reduce_window_sum": _pool("sum"),
+    "random_bits": _random_bits,
 }
 """By name of the primitive: what takes its operands and settings, and returns ``None`` where it has no faster form."""
 
-SLOW = REPLACED.keys() - {"dot_general"}
-"""Those that are slow where they stay; a product that stays is only not faster."""
+SLOW = REPLACED.keys() - {"dot_general", "random_bits"}
+"""Those that are slow where they stay; products and random bits that stay are only not faster."""
 
 
 @functools.cache

@@ -119,6 +119,31 @@ def test_custom_derivatives_stay():
     )
 
 
+@pytest.mark.parametrize("bits", [8, 16, 32])
+@pytest.mark.parametrize("partitionable", [True, False])
+def test_random_bits_are_the_same_along_one_axis(bits, partitionable):
+    def function(key):
+        return jax.random.bits(key, (4, 3, 2, 7), f"uint{bits}")
+
+    with jax.threefry_partitionable(partitionable):
+        np.testing.assert_array_equal(client_batched(function)(KEY), function(KEY))
+        np.testing.assert_array_equal(
+            jax.vmap(client_batched(function))(jax.random.split(KEY, 3)),
+            jax.vmap(function)(jax.random.split(KEY, 3)),
+        )
+        assert "shape=(168,)" in str(jax.make_jaxpr(client_batched(function))(KEY))
+
+
+def test_random_bits_of_many_keys_and_of_other_generators_stay():
+    rbg = jax.random.key(0, impl="rbg")
+    for function, key in (
+        (lambda key: jax.random.bits(key, (2, 3)), rbg),
+        (jax.vmap(lambda key: jax.random.bits(key, (2, 3))), jax.random.split(KEY, 4)),
+    ):
+        assert "shape=(2, 3)" in str(jax.make_jaxpr(client_batched(function))(key))
+        np.testing.assert_array_equal(client_batched(function)(key), function(key))
+
+
 def test_what_has_no_form_is_said_once_and_stays():
     large = jnp.ones((17, 17, 3, 1)) / 800
     image = jnp.ones((1, 20, 20, 3))

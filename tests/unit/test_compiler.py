@@ -35,6 +35,14 @@ def test_only_tiny_steps_beside_a_second_core_do_without_threads(
     assert _compiler.cpu_options(flops, devices) == expected
 
 
+def test_what_runs_once_is_optimised_less(monkeypatch):
+    """Not in this suite, which has JAX leave out more than that."""
+    assert _compiler.once_options("cpu") is None
+    monkeypatch.setattr(jax.config, "read", {"jax_disable_most_optimizations": False}.get)
+    assert _compiler.once_options("cpu") == {"xla_backend_optimization_level": 1}
+    assert _compiler.once_options("gpu") is None
+
+
 def test_an_option_that_the_compiler_does_not_know_is_not_asked_for(monkeypatch):
     assert not _compiler._known("xla_cpu_no_such_option")
     monkeypatch.setattr(machine, "cores", lambda: 2)

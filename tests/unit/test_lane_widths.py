@@ -1,6 +1,7 @@
 """Turns that are left when a queue is empty go on in fewer lanes: nothing but the work that is counted may show it."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -11,7 +12,7 @@ from fedjax_sim import engines
 
 SIZES = np.array([70, 1, 0, 3, 2, 9, 1, 2, 0, 3, 1, 4])
 """One has as much to do as all others; two have nothing."""
-LANES = (4, 40)
+LAYOUTS = [(4, "compact"), (40, "compact"), (40, "masked")]
 
 
 def made_of(sizes: np.ndarray) -> fs.ClientData:
@@ -58,10 +59,8 @@ def test_results_do_not_depend_on_how_narrow_lanes_become(name):
     reference = simulation(engines.sequential(), make=MADE[name])
     start = reference.init(0)
     expected, expected_history = reference.run(start, rounds=2)
-    for lanes in LANES:
-        state, history = simulation(engines.lanes(lanes, finish="compact"), make=MADE[name]).run(
-            start, rounds=2
-        )
+    for lanes, finish in LAYOUTS:
+        state, history = simulation(engines.lanes(lanes, finish=finish), make=MADE[name]).run(start, rounds=2)
         assert_close((state.server, state.clients), (expected.server, expected.clients), f"{lanes} lanes")
         for measured, values in expected_history.metrics.items():
             np.testing.assert_allclose(
@@ -86,6 +85,25 @@ def test_queues_of_any_shape_end(sizes):
     (a, of_wide), (b, of_one) = wide.run(start, rounds=1), one.run(start, rounds=1)
     assert_close(a.server, b.server, str(sizes))
     assert of_wide.costs.steps == of_one.costs.steps == int(np.sum(-(-sizes // 2)))
+
+
+def marked(task: fs.Task) -> fs.Algorithm:
+    """FedAvg whose clients begin with a hyperbolic cosine, which nothing else in its program is."""
+    rule = fs.rules.local_sgd(task, optax.sgd(0.1))
+
+    def begin(broadcast, state, ctx):
+        work = rule.begin(broadcast, state, ctx)
+        return jax.tree.map(lambda x: x * jnp.cosh(jnp.zeros_like(x)) if x.ndim == 2 else x, work)
+
+    return fs.algorithms.from_rule("marked", task, rule._replace(begin=begin), optax.sgd(1.0), agg.mean())
+
+
+@pytest.mark.parametrize("finish", ["compact", "masked"])
+@pytest.mark.parametrize(("lanes", "places"), [(2, 2), (5, 2), (12, 1), (40, 1)])
+def test_turns_begin_at_one_place_where_each_has_a_lane(finish, lanes, places):
+    """A refill holds what all lanes have a second time; narrower lanes after the queue's end have none either."""
+    sim = simulation(engines.lanes(lanes, finish=finish), make=marked)
+    assert sim.lower(sim.init(0)).as_text().count("cosh") == places
 
 
 def test_replicas_of_a_sweep_share_the_lanes():
