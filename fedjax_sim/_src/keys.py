@@ -91,8 +91,11 @@ def host_generator(seed_words: tuple[int, ...], *data: int) -> np.random.Generat
     Raises:
       TypeError, ValueError: a seed that is no integer, or below 0.
     """
+    entropy = [*seed_words, *data]
     try:
-        words = np.random.SeedSequence([*seed_words, *data])
+        # Of an array the same numbers, in half the time; the largest integers have several words.
+        small = all(isinstance(word, int) and 0 <= word < 2**32 for word in entropy)
+        words = np.random.SeedSequence(np.array(entropy, np.uint32) if small else entropy)
     except (TypeError, ValueError) as error:
         shown = ", ".join(map(repr, seed_words))
         raise type(error)(f"seed is {shown}, expected a non-negative integer.") from error

@@ -201,31 +201,36 @@ class Planner:
 
     def _queue(self, group: int, room: int, turns: Turns, explicit: Sequence[np.ndarray | None]) -> Queue:
         """The queue of a group: its turns of every round on their devices, the longest first."""
-        shape = (room, self.devices, self.queue_cap(group))
-        by_stage = {"steps", "before"}
-        shapes = ((*shape, len(self.works)) if name in by_stage else shape for name in Entry._fields)
-        entries = Entry(*(np.zeros(own, np.int32) for own in shapes))
+        cap = self.queue_cap(group)
+        places = room * self.devices * cap
         # Longest first: the queue's end is then made of short turns, and lanes run dry together.
-        order = np.lexsort((-turns.steps.sum(axis=-1), turns.round))
+        steps = turns.steps.sum(axis=-1)
+        order = np.argsort(turns.round * (steps.max(initial=0) + 1) - steps, kind="stable")
         turns = turns.only(order)
-        device, place = self._dealt(turns)
-        at = (turns.round, device, place)
-        entries.client[at] = turns.client
-        entries.slot[at] = turns.client - device * self.slots if self.homes else turns.client
-        entries.draw[at] = turns.draw
-        entries.replica[at] = turns.replica
-        entries.start[at] = self.starts[turns.client]
-        entries.examples[at] = self.sizes[turns.client]
-        entries.steps[at] = turns.steps
-        entries.before[at] = turns.before
-        count = np.bincount(turns.round * self.devices + device, minlength=room * self.devices)
-        rows = []
-        for work, values in zip(self.works, explicit, strict=True):
-            if values is not None:
-                values, mine = np.full((*shape, work.explicit_steps, work.batch_size), -1, np.int32), values
-                values[at] = mine[order]
-            rows.append(values)
-        return Queue(entries, count.reshape(room, self.devices).astype(np.int32), tuple(rows))
+        device, nth = self._dealt(turns)
+        queue = turns.round * self.devices + device
+        at = queue * cap + nth
+
+        def placed(values: np.ndarray, empty: int = 0) -> np.ndarray:
+            """A turn's values at its place, ``int32[room, devices, cap, ...]``."""
+            filled = np.full((places, *values.shape[1:]), empty, np.int32)
+            filled[at] = values
+            return filled.reshape(room, self.devices, cap, *values.shape[1:])
+
+        entries = Entry(
+            client=placed(turns.client),
+            slot=placed(turns.client - device * self.slots if self.homes else turns.client),
+            draw=placed(turns.draw),
+            replica=placed(turns.replica),
+            version=np.zeros((room, self.devices, cap), np.int32),
+            start=placed(self.starts[turns.client]),
+            examples=placed(self.sizes[turns.client]),
+            steps=placed(turns.steps),
+            before=placed(turns.before),
+        )
+        count = np.bincount(queue, minlength=room * self.devices).reshape(room, self.devices)
+        rows = tuple(None if values is None else placed(values[order], -1) for values in explicit)
+        return Queue(entries, count.astype(np.int32), rows)
 
     def _dealt(self, turns: Turns) -> tuple[np.ndarray, np.ndarray]:
         """Device of each turn and its place in that device's queue, for turns in the order of the queue."""
