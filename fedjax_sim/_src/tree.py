@@ -142,13 +142,12 @@ def pack(tree) -> tuple[jax.Array, ...]:
 def unpack(packed: tuple[jax.Array, ...], like) -> Any:
     """The inverse of ``pack``; ``like`` has the shapes and dtypes of the tree."""
     leaves, structure = jax.tree.flatten(like)
-    rest = dict(zip(_dtypes(leaves), packed, strict=True))
-    found = []
-    for x in leaves:
-        count = math.prod(x.shape)
-        found.append(rest[x.dtype][:count].reshape(x.shape))
-        rest[x.dtype] = rest[x.dtype][count:]
-    return jax.tree.unflatten(structure, found)
+    found = {}
+    for dtype, array in zip(_dtypes(leaves), packed, strict=True):
+        mine = [index for index, x in enumerate(leaves) if x.dtype == dtype]
+        pieces = jax.lax.split(array, [math.prod(leaves[index].shape) for index in mine])
+        found |= {index: x.reshape(leaves[index].shape) for index, x in zip(mine, pieces, strict=True)}
+    return jax.tree.unflatten(structure, [found[index] for index in range(len(leaves))])
 
 
 def _dtypes(leaves) -> list:

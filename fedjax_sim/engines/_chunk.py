@@ -88,7 +88,8 @@ class Chunk:
         )
 
         def one_round(state: SimState, index):
-            mine, turns, clients = jax.tree.map(lambda x: x[index], (queues, tickets, plan.clients))
+            of_round = lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False)  # noqa: E731
+            mine, turns, clients = jax.tree.map(of_round, (queues, tickets, plan.clients))
             return self._traced_round(state, columns, mine, turns, clients, hyper)
 
         state = strong(state)

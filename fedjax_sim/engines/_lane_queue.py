@@ -60,8 +60,8 @@ class Place(NamedTuple):
     def of(cls, packed: Packed) -> Place:
         """From numbers that begin with ``began`` and ``position``, and words that end with a ticket's."""
         order, ticket = packed.words[:-TICKET_WORDS], packed.words[-TICKET_WORDS:]
-        began, position = packed.numbers[0], packed.numbers[1]
-        return cls(began, position, order, Ticket.of(Packed(packed.numbers[2:], ticket)))
+        began, position, numbers = jax.lax.split(packed.numbers, [1, 1, len(packed.numbers) - 2])
+        return cls(jnp.squeeze(began, 0), jnp.squeeze(position, 0), order, Ticket.of(Packed(numbers, ticket)))
 
 
 class Deposit(NamedTuple):

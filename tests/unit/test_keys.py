@@ -79,6 +79,16 @@ def test_the_hosts_generator_is_a_function_of_its_words():
 
 
 @pytest.mark.parametrize(
+    "words", [(0,), (2**32 - 1, 7), (2**32, 7), (2**100 + 3,), (np.int64(5), np.uint32(6))], ids=str
+)
+def test_the_hosts_generator_is_that_of_a_list_of_words(words):
+    """Experiments are repeated from their seeds: words of more than 32 bits count as several, as numpy has it."""
+    expected = np.random.Generator(np.random.Philox(np.random.SeedSequence([*words, keys.COHORT, 3])))
+    found = keys.host_generator(words, keys.COHORT, 3)
+    np.testing.assert_array_equal(found.integers(0, 2**32, 8), expected.integers(0, 2**32, 8))
+
+
+@pytest.mark.parametrize(
     ("seed", "error"), [(-1, ValueError), (1.5, TypeError), ("one", ValueError), (None, TypeError)]
 )
 def test_a_seed_that_is_none_is_named(seed, error):
