@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
+from fedjax_sim import evaluation
 from fedjax_sim.data import ClientSource, _blocks
 from fedjax_sim.data._blocks import Made, batch_blocks, held, pieces
 
@@ -117,6 +118,21 @@ def test_few_clients_are_in_memory_at_a_time(large):
     source = Points([1] * 200, allowed=2 * 3)
     fs.evaluate(TASK, MODEL, source, batch_size=2)
     assert source.most <= 2 * 3 and len(source.asked) == 200
+
+
+def test_a_block_is_made_when_the_device_has_done_the_one_before_the_last(large, monkeypatch):
+    """A device that is slower than the host would else have every block in its hands. Totals are a number of batches here."""
+    waited, seen = [0], []
+
+    class Noted(Points):
+        def read(self, positions, out):
+            super().read(positions, out)
+            seen.append(waited[-1])
+
+    monkeypatch.setattr(evaluation, "_compiled", lambda *_: (lambda _: 0, lambda batches, *_: batches + 1))
+    monkeypatch.setattr(jax, "block_until_ready", waited.append)
+    evaluation.Evaluator(Noted([3] * 8), batch_size=3).begin(TASK, MODEL)
+    assert seen == [0, 0, 1, 2, 3, 4, 5, 6]
 
 
 def test_one_client_larger_than_a_block(large):
