@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -129,6 +130,18 @@ def num_bytes(tree) -> int:
 def spec(tree) -> Any:
     """Shapes and dtypes of a tree, as ``ShapeDtypeStruct`` leaves."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)
+
+
+def row(tree, index, keepdims: bool = False) -> Any:
+    """Row ``index`` of every leaf, which is none from the end: to allow for those takes four operations a leaf and axis."""
+    get = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=keepdims, allow_negative_indices=False)
+    return jax.tree.map(lambda x: get(x, index), tree)
+
+
+def with_row(tree, index, new) -> Any:
+    """The tree with ``new`` as row ``index`` of its leaves, which is none from the end."""
+    put = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0, allow_negative_indices=False)
+    return jax.tree.map(lambda x, one: put(x, one, index), tree, new)
 
 
 def pack(tree) -> tuple[jax.Array, ...]:

@@ -88,8 +88,7 @@ class Chunk:
         )
 
         def one_round(state: SimState, index):
-            of_round = lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False)  # noqa: E731
-            mine, turns, clients = jax.tree.map(of_round, (queues, tickets, plan.clients))
+            mine, turns, clients = tree.row((queues, tickets, plan.clients), index)
             return self._traced_round(state, columns, mine, turns, clients, hyper)
 
         state = strong(state)
@@ -99,8 +98,7 @@ class Chunk:
         def body(index, carry):
             state, reports = carry
             state, report = one_round(state, index)
-            put = lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, index, 0)  # noqa: E731
-            return strong(state), jax.tree.map(put, reports, report)
+            return strong(state), tree.with_row(reports, index, report)
 
         return jax.lax.fori_loop(0, plan.rounds, body, (state, reports))
 

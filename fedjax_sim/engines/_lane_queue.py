@@ -153,7 +153,7 @@ class LaneQueue:
         """One replica's part of values with a leading axis ``[replicas]``."""
         if self.replicas == 1:
             return jax.tree.map(lambda x: x[0], values)
-        return jax.tree.map(lambda x: x[replica], values)
+        return tree.row(values, replica)
 
     def _row(self, table: ClientTable, entry: Entry) -> Row:
         row = Row(table.states[self.group] if table.states else (), table.parts[self.stage], table.seen)
@@ -200,7 +200,8 @@ class LaneQueue:
 
     def _start(self, shared: Shared, table: ClientTable, places, metrics, now, position) -> Lane:
         """A lane at the beginning of a turn; beyond the queue's end, at the beginning of none."""
-        (numbers, words), rows = jax.tree.map(lambda x: x[jnp.minimum(position, len(x) - 1)], places)
+        last = len(places[1]) - 1
+        (numbers, words), rows = tree.row(places, jnp.minimum(position, last))
         packed = Packed(jnp.concatenate([now[None], numbers]), words)
         place = Place.of(packed)
         entry, own_keys = place.ticket
@@ -352,7 +353,7 @@ class LaneQueue:
         return widths
 
     def _positions(self, lane: Lane) -> Array:
-        return jax.vmap(Place.of)(lane.place).position
+        return lane.place.numbers[:, 1]
 
     def _event(self, begin, end, lane: Lane, now, upcoming, count, deposit: Deposit, done, offset):
         """Finishes lanes that are done and gives them the next turns: one lane at a time, or all at once, masked.
@@ -362,7 +363,7 @@ class LaneQueue:
         """
         if self.compact:
             which = jnp.argmax(done)
-            chosen = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, which, keepdims=True), lane)
+            chosen = tree.row(lane, which, keepdims=True)
             mask = jnp.ones(1, bool)
         else:
             chosen, mask = lane, done
@@ -376,9 +377,7 @@ class LaneQueue:
         def refilled(lane: Lane) -> Lane:
             fresh = strong(over_lanes(lambda position: begin(table, now, position), width)(positions))
             if self.compact:
-                return jax.tree.map(
-                    lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, which, axis=0), lane, fresh
-                )
+                return tree.with_row(lane, which, fresh)
             return tree.where(mask, fresh, lane)
 
         def left(lane: Lane) -> Lane:
@@ -416,7 +415,8 @@ class LaneQueue:
             if self.compact:
                 # int32 as the queue's integers are: in 64-bit mode a Python 0 would be another type.
                 at = (replica[0], entry.slot[0], *[jnp.int32(0)] * (table.ndim - 2))
-                return jax.lax.dynamic_update_slice(table, values[None].astype(table.dtype), at)
+                new = values[None].astype(table.dtype)
+                return jax.lax.dynamic_update_slice(table, new, at, allow_negative_indices=False)
             index = jnp.where(mask, entry.slot, table.shape[1])
             return table.at[replica, index].set(values.astype(table.dtype), mode="drop")
 

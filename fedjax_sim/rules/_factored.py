@@ -172,7 +172,7 @@ def _observed(task: Task, bases: Leaves, factors: dict[str, Factors], structure:
 
 
 def _put(rows: Array, new: Array, step: Array) -> Array:
-    return jax.lax.dynamic_update_index_in_dim(rows, new.astype(rows.dtype), step, 0)
+    return tree.with_row(rows, step, new.astype(rows.dtype))
 
 
 def _written_out(factors: Factors, precision: str | None) -> Array:
