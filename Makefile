@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3.12 python3.13 python3.11 python3; do \
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
-WORKERS ?= -n 3 --dist loadfile --max-worker-restart 0 --no-loadscope-reorder
+WORKERS ?= -n 2 --dist loadfile --max-worker-restart 0 --no-loadscope-reorder
 # Files with long tests first: a worker that gets one last would leave the other idle.
 TESTS := tests/e2e tests/multidevice tests/laws tests/unit tests/kernels fedjax_sim kernels
 
