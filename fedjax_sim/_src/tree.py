@@ -133,7 +133,7 @@ def spec(tree) -> Any:
 
 
 def row(tree, index, keepdims: bool = False) -> Any:
-    """Row ``index`` of every leaf, which is none from the end: to allow for those takes four operations a leaf and axis."""
+    """Row ``index`` of every leaf, which is none from the end: to allow for those takes three operations a leaf."""
     get = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=keepdims, allow_negative_indices=False)
     return jax.tree.map(lambda x: get(x, index), tree)
 
@@ -155,12 +155,11 @@ def pack(tree) -> tuple[jax.Array, ...]:
 def unpack(packed: tuple[jax.Array, ...], like) -> Any:
     """The inverse of ``pack``; ``like`` has the shapes and dtypes of the tree."""
     leaves, structure = jax.tree.flatten(like)
-    found = {}
-    for dtype, array in zip(_dtypes(leaves), packed, strict=True):
-        mine = [index for index, x in enumerate(leaves) if x.dtype == dtype]
-        pieces = jax.lax.split(array, [math.prod(leaves[index].shape) for index in mine])
-        found |= {index: x.reshape(leaves[index].shape) for index, x in zip(mine, pieces, strict=True)}
-    return jax.tree.unflatten(structure, [found[index] for index in range(len(leaves))])
+    sizes = {dtype: [math.prod(x.shape) for x in leaves if x.dtype == dtype] for dtype in _dtypes(leaves)}
+    pieces = {
+        dtype: iter(jax.lax.split(array, sizes[dtype])) for dtype, array in zip(sizes, packed, strict=True)
+    }
+    return jax.tree.unflatten(structure, [next(pieces[x.dtype]).reshape(x.shape) for x in leaves])
 
 
 def _dtypes(leaves) -> list:

@@ -74,7 +74,7 @@ def occurrences(values: np.ndarray) -> np.ndarray:
         return np.zeros(len(values), np.int64)
     order = np.argsort(values, kind="stable")
     ordered = values[order]
-    new = np.r_[True, ordered[1:] != ordered[:-1]] if len(values) else np.zeros(0, bool)
+    new = np.r_[True, ordered[1:] != ordered[:-1]]
     first = np.maximum.accumulate(np.where(new, np.arange(len(values)), 0))
     draws = np.empty(len(values), np.int64)
     draws[order] = np.arange(len(values)) - first
