@@ -26,7 +26,7 @@ class Costs:
       examples: examples trained on, every pass counted.
       steps: local steps with at least one example.
       lane_steps: steps times lanes that the program ran.
-      flops: floating-point operations of the local steps, by XLA's count of one step.
+      flops: floating-point operations of the local steps: two for every product that is added up, one for other arithmetic.
       lanes: clients that trained at a time on a device.
       bytes_up: what clients sent, uncompressed encoded messages; of integers modulo ``2^bits``, so many bits each.
       bytes_down: what clients received.

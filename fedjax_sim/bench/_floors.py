@@ -1,10 +1,11 @@
 """The least time that rounds could take on this machine, by their arithmetic and by their memory traffic.
 
-Arithmetic: XLA's count of one step, scaled to the examples that are real, at the rate of a large matrix product of the same
-precision on the same cores. Memory: in every step that trains a batch each parameter of one client is read once and
-written once, and of every real example the stored input and label are read once, at the rate of a large array that fits
-no cache. Activations, gradients and a second reading in the backward pass are left out, as a program may keep them in a
-cache; so may it keep a small model, whose memory floor it can then pass. Evaluation has no part in either.
+Arithmetic: the operations of one step of the model as it is written, scaled to the examples that are real, at the rate of
+a large matrix product of the same precision on the same cores. Memory: in every step that trains a batch each parameter
+of one client is read once and written once, and of every real example the stored input and label are read once, at the
+rate of a large array that fits no cache. Activations, gradients and a second reading in the backward pass are left out,
+as a program may keep them in a cache; so may it keep a small model, whose memory floor it can then pass. Evaluation has
+no part in either.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class TurnCosts(NamedTuple):
       bytes_up: encoded messages of all stages, without what the rule does not really send; numbers modulo ``2^bits`` take
         as many bits each, as ``aggregation.describe`` counts them.
       bytes_down: broadcasts of all stages, likewise.
-      step_flops: operations of one local step in each stage, by XLA's count of the model as it is written: a faster form
+      step_flops: operations of one local step in each stage, counted in the model as it is written: a faster form
         of a convolution does not change them.
       step_products: dtypes and precisions of the products in a step, for each stage.
     """
@@ -74,7 +74,7 @@ def _group_costs(problem: Problem, state: SimState, group: int) -> TurnCosts:
     return TurnCosts(
         up,
         down,
-        tuple(flops(step) for step in per_step),
+        tuple(flops(step.jaxpr.jaxpr) for step in per_step),
         tuple(products_of(step.jaxpr.jaxpr) for step in per_step),
     )
 

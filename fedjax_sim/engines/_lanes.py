@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fedjax_sim._src import checks
+from fedjax_sim._src.lean import lean
 from fedjax_sim.data.plans import Plan
 from fedjax_sim.engines._auto import FinishForm, Layout, choose, default_finish
 from fedjax_sim.engines._chunk import Chunk, RoundReport
@@ -175,7 +176,9 @@ class _LaneRounds(RoundFn):
         if self._jitted is None:
             devices = 1 if self._mesh is None else self._mesh.size
             options = compiler_options(self._device.platform, step_flops(self._problem, state), devices)
-            self._jitted = jax.jit(self._function(state, plan), donate_argnums=0, compiler_options=options)
+            self._jitted = jax.jit(
+                lean(self._function(state, plan)), donate_argnums=0, compiler_options=options
+            )
         return self._jitted
 
     def _function(self, state, plan):

@@ -42,12 +42,13 @@ def softmax_cross_entropy(label: str = "y") -> Loss:
         valid = (labels >= 0).astype(outputs.dtype)
         # Signed, so that the lower limit is representable; the clipped rows are multiplied by 0 below.
         index = jnp.maximum(labels.astype(jnp.int32), 0)
+        below = outputs - jax.lax.stop_gradient(jnp.max(outputs, axis=-1, keepdims=True))
         # A sum over classes and not a lookup, whose gradient is a scatter: seven small operations in every step.
         classes = jax.lax.broadcasted_iota(jnp.int32, outputs.shape, outputs.ndim - 1)
-        at_label = jnp.sum(jnp.where(classes == index[..., None], outputs, 0), axis=-1)
+        at_label = jnp.sum(jnp.where(classes == index[..., None], below, 0), axis=-1)
         # As a lookup has it: a label beyond the classes is no label, and the run says so when the model is not finite.
         at_label = jnp.where(index < outputs.shape[-1], at_label, jnp.nan)
-        values = (jax.nn.logsumexp(outputs, axis=-1) - at_label) * valid
+        values = (jnp.log(jnp.sum(jnp.exp(below), axis=-1)) - at_label) * valid
         axes = tuple(range(1, values.ndim))
         return jnp.sum(values, axis=axes) / jnp.maximum(jnp.sum(valid, axis=axes), 1)
 
