@@ -53,6 +53,17 @@ def move(start, change):
     return jax.tree.map(add_to, start, change)
 
 
+def strong(tree):
+    """Drops weak types, so that loop carries keep theirs."""
+    return jax.tree.map(
+        lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)) if not _is_key(x) else x, tree
+    )
+
+
+def _is_key(x) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key) if hasattr(x, "dtype") else False
+
+
 def zeros_like(tree):
     """Zeros of the shapes and dtypes of ``tree``, which may hold ``ShapeDtypeStruct``."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)

@@ -11,7 +11,7 @@ from fedjax_sim._src import keys, tree
 from fedjax_sim.aggregation._reduce import accumulator, gathers
 from fedjax_sim.data.plans import Plan, Queue
 from fedjax_sim.engines._auto import Layout
-from fedjax_sim.engines._client import Turn, strong
+from fedjax_sim.engines._client import Turn
 from fedjax_sim.engines._lane_queue import Deposit, LaneQueue, Shared
 from fedjax_sim.engines._problem import Problem, SentSpec, aggregate, groups, sent_spec, server_step
 from fedjax_sim.engines._state import SimState
@@ -91,14 +91,14 @@ class Chunk:
             mine, turns, clients = tree.row((queues, tickets, plan.clients), index)
             return self._traced_round(state, columns, mine, turns, clients, hyper)
 
-        state = strong(state)
+        state = tree.strong(state)
         shapes = jax.eval_shape(one_round, state, jnp.int32(0))[1]
         reports = jax.tree.map(lambda x: jnp.zeros((room, *x.shape), x.dtype), shapes)
 
         def body(index, carry):
             state, reports = carry
             state, report = one_round(state, index)
-            return strong(state), tree.with_row(reports, index, report)
+            return tree.strong(state), tree.with_row(reports, index, report)
 
         return jax.lax.fori_loop(0, plan.rounds, body, (state, reports))
 

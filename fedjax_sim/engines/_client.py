@@ -18,7 +18,7 @@ from fedjax_sim._src.types import Array, ClientContext, ClientRule, Mean, Messag
 from fedjax_sim.aggregation._reduce import as_message
 from fedjax_sim.data import batches
 from fedjax_sim.data.plans import Entry
-from fedjax_sim.engines._problem import Problem, aggregate, groups
+from fedjax_sim.engines._problem import Problem, aggregate, groups, traced_rule
 
 
 class TurnKeys(NamedTuple):
@@ -99,6 +99,7 @@ class Turn:
         self._problem = problem
         self._stage = stage
         self._group = group
+        self._rule = traced_rule(problem, stage, group)
         self.local = problem.works(problem.algorithm())[stage]
         # Traced once for all the places of a program that need them or their shapes.
         parts = (self._begin, self._order, self._rows, self.one_step, self._finish)
@@ -142,7 +143,7 @@ class Turn:
 
     def _begin(self, hyper, broadcast, own: TurnKeys, round_, entry: Entry, row: Row):
         ctx = self._context(keys.fold(own.turn, keys.BEGIN), round_, entry)
-        return strong(self.rule(hyper).begin(broadcast, self.state(hyper, broadcast, row), ctx))
+        return tree.strong(self._rule.begin(hyper, broadcast, self.state(hyper, broadcast, row), ctx))
 
     def _order(self, own: TurnKeys, entry: Entry) -> Array:
         """The order of the client's examples, ``uint32[words]``: what there is to work out once a turn."""
@@ -176,14 +177,14 @@ class Turn:
         steps = jnp.maximum(entry.steps[self._stage], 1)
         epoch = batches.epoch_of(self.local, step, entry.examples, entry.before[self._stage])
         ctx = StepContext(keys.fold(own.step, step), step, epoch, step / steps)
-        work, metrics = self.rule(hyper).step(broadcast, work, batch, ctx)
-        return strong(work), dict(metrics)
+        work, metrics = self._rule.step(hyper, broadcast, work, batch, ctx)
+        return tree.strong(work), dict(metrics)
 
     def update(self, hyper, broadcast, own: TurnKeys, round_, entry: Entry, work, row: Row):
         """What the rule alone makes of its work: the message before any layer, new state, metrics."""
         ctx = self._context(keys.fold(own.turn, keys.FINISH), round_, entry)
-        sent, state, metrics = self.rule(hyper).finish(
-            broadcast, work, self.state(hyper, broadcast, row), ctx
+        sent, state, metrics = self._rule.finish(
+            hyper, broadcast, work, self.state(hyper, broadcast, row), ctx
         )
         return as_message(sent), state, metrics
 
@@ -203,15 +204,4 @@ class Turn:
             measured["update_norm"] = Mean(norm * came, came)
         seen = row.seen if isinstance(row.seen, tuple) else jnp.ones((), bool)
         finite = jnp.isfinite(norm) & tree.all_finite(update.aux)
-        return Sent(message, strong(Row(state, part, seen)), measured, finite)
-
-
-def strong(values):
-    """Drops weak types, so that loop carries keep theirs."""
-    return jax.tree.map(
-        lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)) if not _is_key(x) else x, values
-    )
-
-
-def _is_key(x) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key) if hasattr(x, "dtype") else False
+        return Sent(message, tree.strong(Row(state, part, seen)), measured, finite)

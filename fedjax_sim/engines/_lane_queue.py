@@ -19,7 +19,7 @@ from fedjax_sim._src import tree
 from fedjax_sim._src.types import Array, Message
 from fedjax_sim.data.plans import Entry
 from fedjax_sim.engines._auto import Layout
-from fedjax_sim.engines._client import TICKET_WORDS, Packed, Row, Sent, Ticket, Turn, strong
+from fedjax_sim.engines._client import TICKET_WORDS, Packed, Row, Sent, Ticket, Turn
 from fedjax_sim.engines._state import ClientTable
 
 _FOREVER = jnp.iinfo(jnp.int32).max
@@ -319,7 +319,7 @@ class LaneQueue:
         first = jax.vmap(begin, in_axes=(None, None, 0))(
             deposit.table, now, jnp.arange(lanes, dtype=jnp.int32)
         )
-        lane, upcoming, deposit = strong(first), jnp.int32(lanes), packed
+        lane, upcoming, deposit = tree.strong(first), jnp.int32(lanes), packed
         # Lanes of a loop, and those that the next one has.
         for width, enough in zip(widths, [*widths[1:], 0], strict=True):
 
@@ -375,7 +375,7 @@ class LaneQueue:
         table = deposit.table
 
         def refilled(lane: Lane) -> Lane:
-            fresh = strong(over_lanes(lambda position: begin(table, now, position), width)(positions))
+            fresh = tree.strong(over_lanes(lambda position: begin(table, now, position), width)(positions))
             if self.compact:
                 return tree.with_row(lane, which, fresh)
             return tree.where(mask, fresh, lane)

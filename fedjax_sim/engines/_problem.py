@@ -122,6 +122,31 @@ def example_row(problem: Problem) -> dict[str, jax.Array]:
     return rows | {"mask": jnp.ones(1, bool)}
 
 
+class TracedRule(NamedTuple):
+    """A rule's functions, of the hyper-parameters and then of what they are of otherwise.
+
+    Each is traced once for the first state, whose shapes depend on what a client sends, and for the rounds.
+    """
+
+    begin: Callable[..., Any]
+    step: Callable[..., Any]
+    finish: Callable[..., Any]
+
+
+def traced_rule(problem: Problem, stage: int, group: int) -> TracedRule:
+    """The rule of a group in a stage."""
+
+    def traced(name: str) -> Callable[..., Any]:
+        def part(hyper, *arguments):
+            return getattr(groups(problem.build(hyper).stages[stage])[group], name)(*arguments)
+
+        return jax.jit(part, inline=True)
+
+    if ("rule", stage, group) not in problem.known:
+        problem.known["rule", stage, group] = TracedRule(*map(traced, TracedRule._fields))
+    return problem.known["rule", stage, group]
+
+
 def turn_specs(problem: Problem, algorithm: Algorithm, stage: int, group: int, broadcast, state):
     """Specs of what one client's turn makes: its message before any layer, the state it keeps, its step metrics.
 
@@ -133,17 +158,17 @@ def turn_specs(problem: Problem, algorithm: Algorithm, stage: int, group: int, b
 
 
 def _turn_specs(problem: Problem, algorithm: Algorithm, stage: int, group: int, broadcast, state):
-    rule = groups(algorithm.stages[stage])[group]
+    rule, hyper = traced_rule(problem, stage, group), problem.example_hyper
     local = problem.works(algorithm)[stage]
     ctx = example_client_context()
     zero = jnp.zeros((), jnp.int32)
     step_ctx = StepContext(keys.root_key(0), zero, zero, jnp.zeros(()))
-    work = jax.eval_shape(rule.begin, broadcast, state, ctx)
+    work = jax.eval_shape(lambda *given: tree.strong(rule.begin(*given)), hyper, broadcast, state, ctx)
     stepped, metrics = jax.eval_shape(
-        rule.step, broadcast, work, example_batch(problem.columns, local), step_ctx
+        rule.step, hyper, broadcast, work, example_batch(problem.columns, local), step_ctx
     )
     _check_same(f"{algorithm.name}, stage {stage}: a client's work before and after step", work, stepped)
-    sent, kept, _ = jax.eval_shape(rule.finish, broadcast, work, state, ctx)
+    sent, kept, _ = jax.eval_shape(rule.finish, hyper, broadcast, work, state, ctx)
     _check_same(f"{algorithm.name}, stage {stage}: a client's state before and after finish", state, kept)
     return as_message(sent), kept, metrics
 

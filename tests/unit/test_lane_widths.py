@@ -113,3 +113,27 @@ def test_replicas_of_a_sweep_share_the_lanes():
         _, alone = sim.run(sim.init(seed), rounds=2)
         for measured, values in alone.metrics.items():
             np.testing.assert_allclose(history[measured], values, rtol=1e-4, atol=1e-6, err_msg=measured)
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, (1, "compact")], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_is_traced_once_for_its_shapes_and_its_rounds(layout, dtype):
+    """And once as it is written, for what a step costs."""
+    task, traced = fs.tasks.classification(fs.models.linear(classes=3)), []
+
+    def init(key, sample=None):
+        variables = task.init(key, sample)
+        return variables._replace(params=jax.tree.map(lambda x: x.astype(dtype), variables.params))
+
+    def apply(*arguments, train):
+        traced.append(train)
+        return task.apply(*arguments, train=train)
+
+    counted = task._replace(init=init, apply=apply)
+    sim = simulation(
+        engines.lanes(layout[0], finish=layout[1]), make=lambda _: fs.algorithms.scaffold(counted, 0.1)
+    )
+    state = sim.init(seed=0)
+    assert traced == [True]
+    sim.lower(state)
+    assert traced == [True] * 2
