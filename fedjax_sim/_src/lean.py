@@ -11,7 +11,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 
 def lean(function: Callable) -> Callable:
-    """The same function of pytrees of arrays, traced without what its results do not need.
+    """The same function of pytrees of arrays, traced without what its results do not need, in loops too.
 
     Every client gets keys, epochs and fields of a plan that few rules look at. XLA leaves them out in the end, but a key that
     nobody draws from is eighty lines to lower. JAX leaves them out outside of loops, where hardly any of a round is.

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim._src import keys, tree
-from fedjax_sim._src.lean import lean
 from fedjax_sim._src.types import Message
 from fedjax_sim.aggregation._reduce import accumulator, gathers
 from fedjax_sim.data.plans import Entry, Plan, Queue
@@ -170,9 +169,9 @@ class _JittedTurn:
             work, measured = turn.step(hyper, broadcast, columns, rows, own, entry, index, work)
             return work, tree.add(total, measured), index + 1
 
-        self._begin = jax.jit(lean(begin))
-        self.step = jax.jit(lean(step), donate_argnums=6)
-        self._finish = jax.jit(lean(turn.finish))
+        self._begin = jax.jit(begin)
+        self.step = jax.jit(step, donate_argnums=6)
+        self._finish = jax.jit(turn.finish)
 
     def __call__(self, hyper, broadcast, part, root, round_, columns, entry, explicit, row: Row, stage: int):
         steps = int(entry.steps[stage])
