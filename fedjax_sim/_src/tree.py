@@ -143,6 +143,16 @@ def spec(tree) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)
 
 
+def squeezed(tree, axis: int = 0) -> Any:
+    """Every leaf without an axis of length 1."""
+    return jax.tree.map(lambda x: jax.lax.squeeze(x, (axis,)), tree)
+
+
+def expanded(tree) -> Any:
+    """Every leaf with a first axis of length 1."""
+    return jax.tree.map(lambda x: jax.lax.expand_dims(x, (0,)), tree)
+
+
 def row(tree, index, keepdims: bool = False) -> Any:
     """Row ``index`` of every leaf, which is none from the end: to allow for those takes three operations a leaf."""
     get = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=keepdims, allow_negative_indices=False)

@@ -77,7 +77,7 @@ class Chunk:
     def __call__(self, state: SimState, columns, plan: Plan, hyper):
         """Args: state leaves ``[replicas, ...]``; plan arrays ``[rounds, 1, cap]``, this device's part."""
         room = plan.clients.shape[0]
-        queues = jax.tree.map(lambda x: x[:, 0], plan.queues)
+        queues = tree.squeezed(plan.queues, axis=1)
         rounds = state.round[0] + jnp.arange(room, dtype=jnp.int32)
         tickets = tuple(
             tuple(

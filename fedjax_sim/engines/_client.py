@@ -66,7 +66,7 @@ class Ticket(NamedTuple):
         stages = (len(numbers) - fields) // 2
         # One operation where an index each would be two for every field, and Python's time for them.
         *single, steps, before = jax.lax.split(numbers, [1] * fields + [stages] * 2)
-        entry = Entry(*(jnp.squeeze(x, 0) for x in single), steps=steps, before=before)
+        entry = Entry(*tree.squeezed(single), steps=steps, before=before)
         wrap = functools.partial(jax.random.wrap_key_data, impl="threefry2x32")
         return cls(entry, TurnKeys(wrap(turn), wrap(step), order))
 

@@ -60,8 +60,9 @@ class Place(NamedTuple):
     def of(cls, packed: Packed) -> Place:
         """From numbers that begin with ``began`` and ``position``, and words that end with a ticket's."""
         order, ticket = packed.words[:-TICKET_WORDS], packed.words[-TICKET_WORDS:]
-        began, position, numbers = jax.lax.split(packed.numbers, [1, 1, len(packed.numbers) - 2])
-        return cls(jnp.squeeze(began, 0), jnp.squeeze(position, 0), order, Ticket.of(Packed(numbers, ticket)))
+        *both, numbers = jax.lax.split(packed.numbers, [1, 1, len(packed.numbers) - 2])
+        began, position = tree.squeezed(both)
+        return cls(began, position, order, Ticket.of(Packed(numbers, ticket)))
 
 
 class Deposit(NamedTuple):
@@ -108,15 +109,7 @@ def over_lanes(function: Callable, lanes: int) -> Callable:
     """
     if lanes > 1:
         return jax.vmap(function)
-    return lambda argument: _widened(function(_squeezed(argument)))
-
-
-def _squeezed(lanes):
-    return jax.tree.map(lambda x: x[0], lanes)
-
-
-def _widened(lane):
-    return jax.tree.map(lambda x: x[None], lane)
+    return lambda argument: tree.expanded(function(tree.squeezed(argument)))
 
 
 def repeated(tick: Callable, now: Array, then: Array, lane: Any, lanes: int) -> Any:
@@ -127,7 +120,7 @@ def repeated(tick: Callable, now: Array, then: Array, lane: Any, lanes: int) -> 
     """
     if lanes > 1:
         return jax.lax.fori_loop(now, then, jax.vmap(tick, in_axes=(None, 0)), lane)
-    return _widened(jax.lax.fori_loop(now, then, tick, _squeezed(lane)))
+    return tree.expanded(jax.lax.fori_loop(now, then, tick, tree.squeezed(lane)))
 
 
 class LaneQueue:
@@ -152,12 +145,12 @@ class LaneQueue:
     def _of(self, values, replica):
         """One replica's part of values with a leading axis ``[replicas]``."""
         if self.replicas == 1:
-            return jax.tree.map(lambda x: x[0], values)
+            return tree.squeezed(values)
         return tree.row(values, replica)
 
     def _row(self, table: ClientTable, entry: Entry) -> Row:
         row = Row(table.states[self.group] if table.states else (), table.parts[self.stage], table.seen)
-        return jax.tree.map(lambda x: x[entry.replica, entry.slot], row)
+        return tree.row(self._of(row, entry.replica), entry.slot)
 
     def tickets(self, roots: jax.Array, rounds: Array, entries: Entry) -> Packed:
         """Tickets of all turns of a chunk, leaves ``[rounds, cap, ...]``.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_sim._src import checks
+from fedjax_sim._src import checks, tree
 from fedjax_sim._src.lean import lean
 from fedjax_sim.data.plans import Plan
 from fedjax_sim.engines._auto import FinishForm, Layout, choose, default_finish
@@ -188,13 +188,13 @@ class _LaneRounds(RoundFn):
 
         def run(state, columns, plan, hyper):
             if single:
-                state, hyper = jax.tree.map(lambda x: x[None], (state, hyper))
+                state, hyper = tree.expanded((state, hyper))
             body = chunk if self._mesh is None else self._shard(chunk, state, plan)
             state, reports = body(state, columns, plan, hyper)
             if single:
-                state = jax.tree.map(lambda x: x[0], state)
+                state = tree.squeezed(state)
                 reports = reports._replace(
-                    metrics=jax.tree.map(lambda x: x[:, 0], reports.metrics),
+                    metrics=tree.squeezed(reports.metrics, axis=1),
                     model_finite=reports.model_finite[:, 0],
                 )
             return state, reports
