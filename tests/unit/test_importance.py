@@ -52,7 +52,9 @@ def test_with_little_noise_it_is_the_public_choice(numbers):
 def test_scores_are_means_of_clipped_vectors():
     """Against plain gradients of each client, with a clip that most feel and one client without examples."""
 
-    def loss(params, columns):
+    @jax.jit
+    @jax.grad
+    def gradient_of(params, columns):
         batch = {**columns, "mask": jnp.ones(len(columns["y"]), bool)}
         return jnp.mean(
             TASK.loss(TASK.apply(VARIABLES._replace(params=params), batch, None, train=False)[0], batch)
@@ -60,7 +62,7 @@ def test_scores_are_means_of_clipped_vectors():
 
     vectors = []
     for client in range(DATA.num_clients):
-        gradient = jax.grad(loss)(VARIABLES.params, DATA.client(client))
+        gradient = gradient_of(VARIABLES.params, DATA.client(client))
         vectors.append([float(jnp.mean(gradient[p.split("/")[0]][p.split("/")[1]] ** 2)) for p in PATHS])
     vectors = np.array(vectors)
     norm = float(np.median(np.linalg.norm(vectors, axis=1)))
