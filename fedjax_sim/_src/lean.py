@@ -13,8 +13,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 def lean(function: Callable) -> Callable:
     """The same function of pytrees of arrays, traced without what its results do not need, in loops too.
 
-    Every client gets keys, epochs and fields of a plan that few rules look at. XLA leaves them out in the end, but a key that
-    nobody draws from is eighty lines to lower. JAX leaves them out outside of loops, where hardly any of a round is.
+    Every client gets keys, epochs and fields of a plan that few rules look at. XLA leaves them out in the end, when they have
+    been lowered. JAX leaves them out before, but outside of loops, where hardly any of a round is.
     """
 
     @functools.wraps(function)

@@ -193,10 +193,8 @@ class _LaneRounds(RoundFn):
             state, reports = body(state, columns, plan, hyper)
             if single:
                 state = tree.squeezed(state)
-                reports = reports._replace(
-                    metrics=tree.squeezed(reports.metrics, axis=1),
-                    model_finite=reports.model_finite[:, 0],
-                )
+                metrics, finite = tree.squeezed((reports.metrics, reports.model_finite), axis=1)
+                reports = reports._replace(metrics=metrics, model_finite=finite)
             return state, reports
 
         return run

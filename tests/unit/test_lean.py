@@ -5,18 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
 from jax.extend.core import jaxprs_in_params
+from laws.members import CLASSES, Dropped
 
 import fedjax_sim as fs
 from fedjax_sim import engines
 from fedjax_sim._src.lean import lean
-
-
-class Dropped(nn.Module):
-    @nn.compact
-    def __call__(self, x, train: bool):
-        return nn.Dense(2)(nn.Dropout(0.5, deterministic=not train)(x))
 
 
 def names(program) -> list[str]:
@@ -132,20 +126,21 @@ def test_a_program_in_several_places_is_lowered_once():
     assert len(calls) == 2 and calls[0] is calls[1]
 
 
-def test_a_round_has_no_key_that_nobody_draws_from():
+@pytest.mark.parametrize("mesh", [None, 1], ids=["lanes", "sharded"])
+def test_a_round_has_no_key_that_nobody_draws_from(mesh):
     """All keys of turns are made at once, before the first round; further ones are for rules that draw random numbers."""
 
     def calls(module):
-        task = fs.tasks.classification(module, classes=2)
+        task = fs.tasks.classification(module, classes=CLASSES)
         columns = {"x": np.ones((8, 3), np.float32), "y": np.zeros(8, np.int32)}
         sim = fs.Simulation(
             fs.algorithms.fedavg(task, optax.sgd(0.1)),
             fs.ClientData.from_arrays(columns, np.arange(8) % 4),
             cohort=fs.cohorts.all_clients(),
             local=fs.LocalWork(batch_size=2),
-            engine=engines.lanes(2, finish="compact"),
+            engine=engines.lanes(2) if mesh is None else engines.sharded(engines.client_mesh(mesh), lanes=2),
         )
         return sim.lower(sim.init(0)).as_text().count("call @_threefry_fold_in")
 
-    assert calls(fs.models.linear(2)) == 2
+    assert calls(fs.models.linear(CLASSES)) == 2
     assert calls(Dropped()) > 2
