@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
+import scipy
 
 from fedjax_sim._src.types import Array, Key
 
@@ -55,7 +55,7 @@ def _probabilities(law: IntegerLaw, std: float) -> np.ndarray:
     """Probabilities of 0, 1, 2, ... until they do not matter; both laws are symmetric."""
     k = np.arange(math.ceil(10 * std) + 40, dtype=np.float64)
     # The difference of two Poisson variables of mean v / 2 each has P(k) = exp(-v) I_k(v), and variance v.
-    p = special.ive(k, std**2) if law == "skellam" else np.exp(-(k**2) / (2 * std**2))
+    p = scipy.special.ive(k, std**2) if law == "skellam" else np.exp(-(k**2) / (2 * std**2))
     return p / (2 * p.sum() - p[0])
 
 

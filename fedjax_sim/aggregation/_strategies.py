@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import scipy
 
 from fedjax_sim._src import checks
 
@@ -48,10 +49,8 @@ def banded_coefficients(rounds: int, bands: int, error: Error = "mean") -> np.nd
 
 @functools.lru_cache(maxsize=64)
 def _solved(rounds: int, bands: int, error: Error) -> tuple[float, ...]:
-    from scipy import optimize
-
     start = square_root(bands)
-    found = optimize.minimize(
+    found = scipy.optimize.minimize(
         _loss,
         start / np.linalg.norm(start),
         (_shares(rounds, error),),
@@ -89,9 +88,8 @@ def _loss(c: np.ndarray, shares: np.ndarray) -> tuple[float, np.ndarray]:
 
 def _solve(c: np.ndarray, right: np.ndarray) -> np.ndarray:
     """``C x = right``."""
-    from scipy import signal
 
-    return np.asarray(signal.lfilter([1.0], c, right))
+    return np.asarray(scipy.signal.lfilter([1.0], c, right))
 
 
 def prefix_std(coefficients: Sequence[float] | np.ndarray, rounds: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 
 import numpy as np
+import scipy
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 """In the order of EMNIST's classes "by class"."""
@@ -39,8 +40,6 @@ def fields() -> np.ndarray:
 
 
 def _field(font, character: str) -> np.ndarray:
-    from scipy.ndimage import distance_transform_edt, map_coordinates
-
     mask = font.getmask(character, mode="L")
     inside = np.asarray(mask, np.uint8).reshape(mask.size[::-1]) > 127
     inside = inside[inside.any(axis=1)][:, inside.any(axis=0)]  # without the font's own margins
@@ -52,7 +51,7 @@ def _field(font, character: str) -> np.ndarray:
     scale = longer / BODY
     places = (np.arange(SIZE) - (SIZE - 1) / 2) * scale + longer - 0.5
     places = np.clip(places, 0, 2 * longer - 1)
-    within, without = (np.asarray(distance_transform_edt(part)) for part in (canvas, ~canvas))
+    within, without = (np.asarray(scipy.ndimage.distance_transform_edt(part)) for part in (canvas, ~canvas))
     distance = within - without
     grid = np.meshgrid(places, places, indexing="ij")
-    return (map_coordinates(distance, grid, order=1) / scale).astype(np.float32)
+    return (scipy.ndimage.map_coordinates(distance, grid, order=1) / scale).astype(np.float32)

@@ -77,9 +77,12 @@ def _replace(path: Path, content: bytes) -> None:
 def encode(figure: Figure, kind: str) -> bytes:
     """The picture as ``"png"`` or ``"svg"``; the same picture is the same bytes."""
     out = io.BytesIO()
+    layout = figure.get_layout_engine()
     with mpl.rc_context(_style.RC):
+        figure.set_layout_engine(None)  # `styled` gave everything its place; finding it again takes as long as drawing
         metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
         figure.savefig(out, format=kind, dpi=_style.DPI, metadata=metadata)
+    figure.set_layout_engine(layout)
     return out.getvalue()
 
 

@@ -59,6 +59,8 @@ RC: dict[Any, Any] = {  # matplotlib types the keys as literals
     "lines.solid_capstyle": "round",
     "figure.facecolor": "white",
     "figure.dpi": DPI,
+    "figure.autolayout": False,
+    "figure.constrained_layout.use": False,  # `panels` asks for it
     "savefig.dpi": DPI,
     "svg.fonttype": "path",
     "svg.hashsalt": "fedjax_sim",  # the same picture is the same file

@@ -7,6 +7,8 @@ import functools
 import math
 from collections.abc import Callable
 
+import scipy
+
 from fedjax_sim._src import checks
 from fedjax_sim._src.logs import silenced
 from fedjax_sim._src.types import Algorithm, Noise, PyTree, Transform, Trust
@@ -207,9 +209,8 @@ def zcdp_budget(epsilon: float, delta: float) -> float:
         low -= 1.0
     while excess(high) < 0:
         high += 1.0
-    from scipy import optimize  # slow to import
 
-    return math.exp(optimize.root_scalar(excess, bracket=(low, high), xtol=1e-9).root - 1e-9)
+    return math.exp(scipy.optimize.root_scalar(excess, bracket=(low, high), xtol=1e-9).root - 1e-9)
 
 
 def epsilon(
@@ -332,9 +333,8 @@ def _root(value: Callable[[float], float], low: float, high: float, tolerance: f
     """A point between two at which the function is 0 or less, and so close above its root."""
     if high - low <= tolerance:
         return high
-    from scipy import optimize  # slow to import
 
-    found = optimize.root_scalar(value, bracket=(low, high), xtol=tolerance / 4).root
+    found = scipy.optimize.root_scalar(value, bracket=(low, high), xtol=tolerance / 4).root
     while value(found) > 0:
         found += tolerance / 4
     return min(found, high)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from scipy import special
+import scipy
 
 from fedjax_sim._src import checks
 
@@ -26,9 +26,9 @@ def gaussian_delta(sigma: float, epsilon: float, sensitivity: float = 1.0) -> fl
     checks.not_negative("epsilon", epsilon)
     checks.positive("sensitivity", sensitivity)
     half, slope = sensitivity / (2 * sigma), epsilon * sigma / sensitivity
-    first = special.ndtr(half - slope)
+    first = scipy.special.ndtr(half - slope)
     # exp(epsilon) alone overflows where its product with the tail is small.
-    second = math.exp(epsilon + special.log_ndtr(-half - slope))
+    second = math.exp(epsilon + scipy.special.log_ndtr(-half - slope))
     return float(max(first - second, 0.0))
 
 
@@ -66,9 +66,8 @@ def gaussian_sigma(epsilon: float, delta: float, sensitivity: float = 1.0) -> fl
     while excess(high) > 0:
         high += 1.0
     # The bisection's error goes to the side of more noise.
-    from scipy import optimize  # slow to import
 
-    root = optimize.root_scalar(excess, bracket=(low, high), xtol=1e-12).root if low < high else low
+    root = scipy.optimize.root_scalar(excess, bracket=(low, high), xtol=1e-12).root if low < high else low
     return sensitivity * math.exp(root + 1e-12)
 
 

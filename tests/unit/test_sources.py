@@ -1,3 +1,4 @@
+import importlib.util
 import lzma
 import subprocess
 import sys
@@ -7,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from real_sets import data_path
+from sklearn.datasets import load_digits
 
 from fedjax_sim.data import digits, load, mnist_by_writer, npz
+from fedjax_sim.data.formats.image_sets import _digits
 
 # --- digits --------------------------------------------------------------------------------------------------
 
@@ -41,6 +44,23 @@ def test_digits_with_too_many_clients():
 def test_import_needs_no_scikit_learn():
     code = "import sys; sys.modules['sklearn'] = None; import fedjax_sim.data"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_digits_are_those_of_scikit_learn_which_is_not_imported(monkeypatch):
+    pixels, labels = load_digits(return_X_y=True)
+    for found in (
+        None,
+        importlib.util.find_spec("sklearn"),
+    ):  # a version that keeps its file elsewhere, and ours
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, found=found: found)
+        read_pixels, read_labels = _digits()
+        np.testing.assert_array_equal(read_pixels, pixels)
+        np.testing.assert_array_equal(read_labels, labels)
+    code = "import sys; from fedjax_sim.data import digits; digits(); print('sklearn' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], capture_output=True
+    )
+    assert done.stdout.strip() == b"False"
 
 
 # --- npz -----------------------------------------------------------------------------------------------------

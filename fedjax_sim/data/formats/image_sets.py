@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -53,9 +54,7 @@ def digits(
     checks.positive_int("image_size", image_size)
     if image_size < 8:
         raise ValueError(f"image_size is {image_size}, expected at least 8, the size of the originals.")
-    from sklearn.datasets import load_digits  # slow to import, and absent from accelerator images
-
-    pixels, labels = load_digits(return_X_y=True)
+    pixels, labels = _digits()
     levels = _enlarged(pixels.reshape(-1, 8, 8), image_size) * (255 / 16)
     columns = {
         "x": np.rint(levels).astype(np.uint8)[..., None],
@@ -64,6 +63,19 @@ def digits(
     partition = partitions.dirichlet(clients, alpha, min_examples=min_examples)(columns, seed)
     parts = split(partition.deal(columns), test_fraction, seed)
     return Federated(*parts, name="digits", classes=10, notes=partition.remarks())
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels ``f64[examples, 64]`` and labels ``i64[examples]`` of scikit-learn, without a second of importing it."""
+    package = importlib.util.find_spec("sklearn")
+    for folder in (package and package.submodule_search_locations) or ():
+        file = Path(folder, "datasets", "data", "digits.csv.gz")
+        if file.exists():
+            numbers = np.loadtxt(file, delimiter=",")
+            return numbers[:, :-1], numbers[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits  # another version may keep them elsewhere
+
+    return load_digits(return_X_y=True)
 
 
 _WRITERS = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import special
+import scipy
 
 from fedjax_sim._src import checks
 from fedjax_sim.privacy._gaussian import check_delta
@@ -66,9 +66,8 @@ def _one_way(mean: float, std: float, delta: float) -> float:
         high *= 2
         if high > _LARGEST:
             return math.inf
-    from scipy import optimize  # slow to import
 
-    return optimize.root_scalar(excess, bracket=(0.0, high), xtol=1e-12).root
+    return scipy.optimize.root_scalar(excess, bracket=(0.0, high), xtol=1e-12).root
 
 
 def _region(a: float, b: float, c: float) -> tuple[bool, float, float]:
@@ -86,12 +85,12 @@ def _region(a: float, b: float, c: float) -> tuple[bool, float, float]:
 def _mass(low: float, high: float, inside: bool) -> float:
     """Logarithm of the standard Gaussian's mass between two edges, or outside of them."""
     if not inside:
-        return float(np.logaddexp(special.log_ndtr(low), special.log_ndtr(-high)))
+        return float(np.logaddexp(scipy.special.log_ndtr(low), scipy.special.log_ndtr(-high)))
     if low >= high:
         return -math.inf
     if low > 0:  # in the upper tail, differences of its complement keep their digits
         low, high = -high, -low
-    upper, lower = special.log_ndtr(high), special.log_ndtr(low)
+    upper, lower = scipy.special.log_ndtr(high), scipy.special.log_ndtr(low)
     return float(upper + np.log1p(-np.exp(lower - upper)))
 
 
@@ -117,8 +116,9 @@ def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tu
     if successes > trials:
         raise ValueError(f"successes is {successes}, expected at most the {trials} trials.")
     miss = 1 - confidence
-    low = 0.0 if successes == 0 else special.betaincinv(successes, trials - successes + 1, miss)
-    high = 1.0 if successes == trials else special.betaincinv(successes + 1, trials - successes, 1 - miss)
+    quantile = scipy.special.betaincinv
+    low = 0.0 if successes == 0 else quantile(successes, trials - successes + 1, miss)
+    high = 1.0 if successes == trials else quantile(successes + 1, trials - successes, 1 - miss)
     return float(low), float(high)
 
 
@@ -210,8 +210,8 @@ def one_run_lower_bound(
         )
 
     def excess(epsilon: float) -> float:
-        right = special.expit(epsilon)
-        chance = special.betainc(correct, guesses - correct + 1, right) if correct else 1.0  # P(W >= v)
+        right = scipy.special.expit(epsilon)
+        chance = scipy.special.betainc(correct, guesses - correct + 1, right) if correct else 1.0  # P(W >= v)
         # P(v > W >= v - i) for i = 1, ..., v
         below = np.cumsum(_binomial(np.arange(correct - 1, -1, -1), guesses, right))
         slack = np.max(below / np.arange(1, correct + 1), initial=0.0)
@@ -222,18 +222,16 @@ def one_run_lower_bound(
     high = 1.0
     while excess(high) < 0:
         high *= 2
-    from scipy import optimize  # slow to import
 
-    return optimize.root_scalar(excess, bracket=(0.0, high), xtol=1e-9).root
+    return scipy.optimize.root_scalar(excess, bracket=(0.0, high), xtol=1e-9).root
 
 
 def _binomial(successes: np.ndarray, trials: int, probability: float) -> np.ndarray:
     """Probability of each number of successes. (``scipy.stats`` takes long to import.)"""
-    ways = (
-        special.gammaln(trials + 1) - special.gammaln(successes + 1) - special.gammaln(trials - successes + 1)
-    )
     failures = trials - successes
-    return np.exp(ways + special.xlogy(successes, probability) + special.xlogy(failures, 1 - probability))
+    log_factorial, xlogy = (lambda n: scipy.special.gammaln(n + 1)), scipy.special.xlogy
+    ways = log_factorial(trials) - log_factorial(successes) - log_factorial(failures)
+    return np.exp(ways + xlogy(successes, probability) + xlogy(failures, 1 - probability))
 
 
 def check_confidence(confidence: float) -> None:

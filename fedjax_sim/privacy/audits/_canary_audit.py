@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
+import scipy
 
 from fedjax_sim._src import checks
 from fedjax_sim._src.types import Variables
@@ -172,7 +172,8 @@ def _threshold(false_rate: float, changes: int, size: int) -> float:
     ``(cosine + 1) / 2`` of a uniform direction in n dimensions is Beta((n - 1) / 2, (n - 1) / 2); changes by the union bound.
     """
     half = (size - 1) / 2
-    return float(1 - 2 * special.betaincinv(half, half, false_rate / changes))  # by symmetry, the lower tail
+    lower_tail = scipy.special.betaincinv(half, half, false_rate / changes)
+    return float(1 - 2 * lower_tail)  # by symmetry
 
 
 def _threshold_bound(included: np.ndarray, changes: int, size: int, delta: float, confidence: float) -> float:

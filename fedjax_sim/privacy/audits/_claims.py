@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special
+import scipy
 
 from fedjax_sim._src import tree
 from fedjax_sim._src.types import Facts, Message, Noise, Transform
@@ -197,4 +197,4 @@ def _as_gaussian(noise: np.ndarray, cdf: Cdf | None) -> np.ndarray:
     if cdf is None:
         return noise
     with np.errstate(divide="ignore", invalid="ignore"):
-        return special.ndtri(cdf(noise))
+        return scipy.special.ndtri(cdf(noise))

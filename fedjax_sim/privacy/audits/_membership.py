@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
+import scipy
 
 from fedjax_sim._src import checks, forward, keys, tree
 from fedjax_sim._src.types import Algorithm, ClientRule, Stage, Task, Variables
@@ -151,7 +151,7 @@ def lira(
     mean_out, std_out = _fit(shadows, ~members, "left out", fixed_variance)
     if form == "offline":
         # Of the two tails the upper one, whose logarithm keeps its digits where an attack is sure.
-        return -special.log_ndtr((mean_out - target) / std_out)
+        return -scipy.special.log_ndtr((mean_out - target) / std_out)
     mean_in, std_in = _fit(shadows, members, "trained on", fixed_variance)
     return _log_density(target, mean_in, std_in) - _log_density(target, mean_out, std_out)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special
+import scipy
 
 from fedjax_sim._src.grid import Grid, Settings, grid
 from fedjax_sim._src.types import Noise
@@ -73,7 +73,7 @@ def laplace_cdf(x: np.ndarray, terms: int = 1) -> np.ndarray:
     """
     distance = np.abs(x) * math.sqrt(2 * terms)
     tail = sum(
-        math.comb(terms - 1 + k, k) / 2.0 ** (terms + k) * special.gammaincc(terms - k, distance)
+        math.comb(terms - 1 + k, k) / 2.0 ** (terms + k) * scipy.special.gammaincc(terms - k, distance)
         for k in range(terms)
     )
     return np.where(x < 0, tail, 1 - tail)
@@ -115,7 +115,7 @@ class IntegerSum(NamedTuple):
         lower = below[place] + share * self.mass[place]
         upper = above[place + 1] + (1 - share) * self.mass[place]
         with np.errstate(divide="ignore"):
-            found = np.where(lower < 0.5, special.ndtri(lower), -special.ndtri(upper))
+            found = np.where(lower < 0.5, scipy.special.ndtri(lower), -scipy.special.ndtri(upper))
         return np.where(inside, found, np.inf)
 
     def remainders(self, divisor: int) -> np.ndarray:
@@ -147,7 +147,7 @@ def _summed(law: str, std: float, clients: int) -> tuple[int, np.ndarray]:
     last = math.ceil(10 * std * math.sqrt(clients)) + 40
     k = np.arange(-last, last + 1, dtype=np.float64)
     if law == "skellam":
-        mass = special.ive(np.abs(k), clients * std**2)
+        mass = scipy.special.ive(np.abs(k), clients * std**2)
     else:
         one = np.exp(-(k**2) / (2 * std**2))
         one = np.fft.rfft(np.fft.ifftshift(one / one.sum()))

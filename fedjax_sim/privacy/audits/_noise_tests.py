@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from scipy import special
+import scipy
 
 _OFTEN = 50.0
 """Expected numbers from which on Pearson's test has its limit."""
@@ -71,23 +71,23 @@ def lattice_test(counts: np.ndarray, expected: np.ndarray) -> NoiseTest:
     if len(got) < 2:
         return NoiseTest(name, 1.0)
     statistic = float(np.sum((got - claimed) ** 2 / claimed))
-    return NoiseTest(name, float(special.chdtrc(len(got) - 1, statistic)))
+    return NoiseTest(name, float(scipy.special.chdtrc(len(got) - 1, statistic)))
 
 
 def chi_square(statistic: float, degrees: int) -> float:
     """Two-sided: too much noise is not what was claimed, either."""
     if not math.isfinite(statistic):
         return 0.0
-    tails = special.chdtr(degrees, statistic), special.chdtrc(degrees, statistic)
+    tails = scipy.special.chdtr(degrees, statistic), scipy.special.chdtrc(degrees, statistic)
     return float(min(1.0, 2 * min(tails)))
 
 
 def kolmogorov(values: np.ndarray) -> float:
     """Kolmogorov and Smirnov's test of standard Gaussians, by its limit for many of them."""
     steps = np.arange(len(values) + 1) / len(values)
-    below = special.ndtr(np.sort(values))
+    below = scipy.special.ndtr(np.sort(values))
     distance = max(float(np.max(steps[1:] - below)), float(np.max(below - steps[:-1])))
-    return float(special.kolmogorov(math.sqrt(len(values)) * distance))
+    return float(scipy.special.kolmogorov(math.sqrt(len(values)) * distance))
 
 
 def largest_correlation(noise: np.ndarray) -> float:
@@ -118,7 +118,7 @@ def _bonferroni(largest: float, samples: int, pairs: float) -> float:
     if largest >= 1 - 1e-12:
         return 0.0
     t = largest * math.sqrt((samples - 2) / (1 - largest**2))
-    return float(min(1.0, 2 * pairs * special.stdtr(samples - 2, -t)))
+    return float(min(1.0, 2 * pairs * scipy.special.stdtr(samples - 2, -t)))
 
 
 def at_a_distance(noise: np.ndarray) -> float:
@@ -139,4 +139,4 @@ def at_a_distance(noise: np.ndarray) -> float:
             if squares[here].sum() > 0:
                 largest = max(largest, abs(products[here].sum()) / math.sqrt(squares[here].sum()))
                 tests += 1
-    return float(min(1.0, 2 * tests * special.ndtr(-largest)))
+    return float(min(1.0, 2 * tests * scipy.special.ndtr(-largest)))
