@@ -3,7 +3,8 @@
     python examples/emnist/run_all.py
 
 Run folders go to runs/emnist; those that are complete are left alone, those that stopped go on. The comparison is
-written to examples/emnist/results. With --small everything is tiny, to try it out: two rounds on the embedded digits.
+written to examples/emnist/results. With --small everything is tiny, to try it out: two rounds on the embedded digits,
+and no picture but the comparison.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ PRESETS = (
     "original", "rounds_50", "rounds_100", "deeper_cnn", "adam", "fedadam", "clients_20", "batch_64", "flipped",
     "bright_ink", "augmented", "fedprox", "fedavgm", "best",
 )  # fmt: skip
-SMALL = ("rounds=2", "seeds=[0]", "data.source=digits")
+SMALL = ("rounds=2", "seeds=[0]", "data.source=digits", "plots=false")
 TABLE, FIGURE, SUMMARIES = "table.md", "comparison.png", "summaries.json"
 
 
