@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim._src import checks, tree
-from fedjax_sim._src.types import Algorithm, Variables
+from fedjax_sim._src.types import Algorithm, Stage, Variables
 from fedjax_sim.checkpoint import Checkpoints
 from fedjax_sim.data import ClientData, ClientSource
 from fedjax_sim.data.cohorts import Cohort
@@ -166,6 +166,11 @@ def check_types(algorithm: Any, data: Any, cohort: Any, local: Any, engine: Any)
         if not isinstance(value, kind):
             kinds = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
             raise TypeError(f"{name} is {type(value).__name__}, expected {kinds}: {fix}.")
+    stages = algorithm.stages
+    if isinstance(stages, Stage) or not stages or not all(isinstance(stage, Stage) for stage in stages):
+        raise TypeError(
+            f"{algorithm.name} has stages={type(stages).__name__}, expected a tuple of at least one Stage: stages=(stage,)."
+        )
 
 
 def group_indices(algorithm: Algorithm, groups: Any, population: int) -> np.ndarray:

@@ -67,7 +67,7 @@ def round_metrics(
     costs = np.array([[c.bytes_up, c.bytes_down] for c in turn_costs], np.float64)
     up, down = np.einsum("grn,gb->brn", clients, costs)
     return found | {
-        "clients": clients.sum(axis=0).astype(np.float64),
+        "clients": np.asarray(plan.clients[:rounds], np.float64),
         "slowest_steps": slowest.astype(np.float64),
         "bytes_up": up,
         "bytes_down": down,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim import metrics
-from fedjax_sim._src import forward, keys, tree
+from fedjax_sim._src import checks, forward, keys, tree
 from fedjax_sim._src.types import Array, Delta, Mean, Message, Variables
 from fedjax_sim.data import batches, cohorts
 from fedjax_sim.data._blocks import Examples, Held
@@ -173,6 +173,7 @@ class Personaliser:
             rule = turn.rule(hyper)
             if rule.model is not None:
                 models = rule.model(broadcast, begun), rule.model(broadcast, work)
+                checks.variables(f"the model that {rule!r} reads out of its work", models[0])
             elif algorithm.personal is not None:
                 had = turn.state(hyper, broadcast, row)
                 models = algorithm.personal(state.server, had), algorithm.personal(state.server, kept)

@@ -204,6 +204,8 @@ class Simulation(Priced, Inspected):
             column_specs(self.data.columns),
             self.data.num_clients,
             self.cohort.expected(self.data.num_clients),
+            self.cohort.cap(self.data.num_clients),
+            int(self.data.sizes.min()) == 0,
             hyper,
             replicas,
             self._public,
@@ -370,7 +372,9 @@ class Simulation(Priced, Inspected):
     def _evaluate(
         self, algorithm: Algorithm, state: SimState, evaluator: Evaluator
     ) -> Callable[[], Evaluation]:
-        variables = algorithm.params(state.server)
+        variables = checks.variables(
+            f"the model that {algorithm.name}'s params returns", algorithm.params(state.server)
+        )
         if self.engine.devices > 1:
             # One copy is enough: on a mesh every device would compute the same batch.
             variables = jax.device_put(variables, jax.devices()[0])

@@ -21,5 +21,6 @@ def value_and_gradients(function, spec, x, kernel):
 def assert_equal(actual, expected):
     for name, a, b in zip(("value", "input", "kernel"), actual, expected, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype, name
+        a, b = np.asarray(a), np.asarray(b)
         scale = np.max(np.abs(b), initial=1e-6)
         np.testing.assert_allclose(a / scale, b / scale, atol=2e-5, err_msg=name)

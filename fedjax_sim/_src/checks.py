@@ -12,7 +12,7 @@ from typing import Any
 
 from jax.core import Tracer
 
-from fedjax_sim._src.types import Task
+from fedjax_sim._src.types import Task, Variables
 
 
 def is_traced(value: Any) -> bool:
@@ -88,6 +88,32 @@ def not_negative_int(name: str, value: Any) -> None:
 def one_of(name: str, value: Any, accepted: tuple) -> None:
     if value not in accepted:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, accepted))}.")
+
+
+def returned(who: str, value: Any, *names: str) -> tuple:
+    """The values that a user's function returned, one for each name.
+
+    Raises:
+      TypeError: it returned something else; says what.
+    """
+    plain = isinstance(value, (tuple, list)) and not hasattr(value, "_fields")
+    if not plain or len(value) != len(names):
+        got = f"{len(value)} values" if plain else f"a {type(value).__name__}"
+        raise TypeError(f"{who} returned {got}, expected {len(names)}: ({', '.join(names)}).")
+    return tuple(value)
+
+
+def variables(who: str, value: Any) -> Variables:
+    """A model as it was handed over; parameters alone are the commonest mistake.
+
+    Raises:
+      TypeError: something else.
+    """
+    if not isinstance(value, Variables):
+        raise TypeError(
+            f"{who} is a {type(value).__name__}, expected Variables(params, frozen, stats), the whole model."
+        )
+    return value
 
 
 def optimizer(name: str, value: Any) -> None:

@@ -384,7 +384,7 @@ class Transform(NamedTuple):
       encode: the client's side, before the sum.
       decode: the server's side, after it.
       facts: one ``Facts`` per layer; a chain has those of its parts.
-      parts: the layers of a chain; ``()`` for a single layer.
+      parts: the layers of a chain; ``None`` for a single layer.
     """
 
     init: TransformInit
@@ -392,7 +392,7 @@ class Transform(NamedTuple):
     encode: TransformEncode
     decode: TransformDecode
     facts: tuple[Facts, ...]
-    parts: tuple[Transform, ...] = ()
+    parts: tuple[Transform, ...] | None = None
 
     def __repr__(self) -> str:
         """Names of the layers; ``fs.aggregation.describe`` says what each does to a message."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +12,22 @@ from fedjax_sim._src import checks, keys, tree
 from fedjax_sim._src.types import Facts, Message, MessageSpec, Transform
 from fedjax_sim.aggregation._reduce import example_client_context
 
+_IDENTITY = Transform(
+    init=lambda spec: ((), ()),
+    bound=lambda server, incoming: incoming,
+    encode=lambda message, client, server, ctx: (message, client, {}),
+    decode=lambda message, server, ctx: (message, server, {}),
+    facts=(Facts("identity"),),
+)
+
 
 def identity() -> Transform:
-    """The transform that changes nothing; ``chain`` drops it.
+    """The transform that changes nothing: the plain sum of the clients' updates. ``chain`` drops it.
 
     Guarantees:
       ``chain(identity(), t)`` and ``chain(t, identity())`` are ``chain(t)``, keys included.
     """
-    return Transform(
-        init=lambda spec: ((), ()),
-        bound=lambda server, incoming: incoming,
-        encode=lambda message, client, server, ctx: (message, client, {}),
-        decode=lambda message, server, ctx: (message, server, {}),
-        facts=(Facts("identity"),),
-    )
+    return _IDENTITY
 
 
 def chain(*transforms: Transform) -> Transform:
@@ -57,7 +60,7 @@ def chain(*transforms: Transform) -> Transform:
     """
     for transform in transforms:
         _check_transform(transform)
-    layers = tuple(layer for transform in transforms for layer in _layers(transform))
+    layers = tuple(layer for transform in transforms for layer in layers_of(transform))
     facts = tuple(layer.facts[0] for layer in layers)
     _check_order(facts)
     gathers = bool(facts) and facts[0].reduction == "gather"
@@ -67,10 +70,11 @@ def chain(*transforms: Transform) -> Transform:
         _check_aux(facts, spec)
         parts = []
         for layer in layers:
-            server, client = layer.init(spec)
+            name = layer.facts[0].name
+            server, client = checks.returned(f"{name}: init", layer.init(spec), "server part", "client part")
             if gathers and layer is not layers[0] and jax.tree.leaves(server):
                 raise ValueError(
-                    f"{layer.facts[0].name} keeps state on the server, but {facts[0].name} gathers messages, so that "
+                    f"{name} keeps state on the server, but {facts[0].name} gathers messages, so that "
                     "every client's row is decoded on its own. Use a layer without server state inside it."
                 )
             parts.append((server, client))
@@ -87,7 +91,10 @@ def chain(*transforms: Transform) -> Transform:
         limits, parts, metrics = bounds(server, ctx.bound), [], {}
         for index, layer in enumerate(layers):
             here = ctx._replace(key=keys.fold(ctx.key, index), bound=limits[index])
-            message, part, measured = layer.encode(message, client[index], server[index], here)
+            encoded = layer.encode(message, client[index], server[index], here)
+            message, part, measured = checks.returned(
+                f"{names[index]}: encode", encoded, "message", "client part", "metrics"
+            )
             parts.append(part)
             metrics |= {f"{names[index]}/{name}": value for name, value in measured.items()}
         return message, tuple(parts), metrics
@@ -99,7 +106,10 @@ def chain(*transforms: Transform) -> Transform:
             if gathers and index > 0:
                 message = _decode_rows(layers[index], message, server[index], here)
                 continue
-            message, parts[index], measured = layers[index].decode(message, server[index], here)
+            message, parts[index], measured = checks.returned(
+                f"{names[index]}: decode", layers[index].decode(message, server[index], here),
+                "message", "server part", "metrics",
+            )  # fmt: skip
             metrics |= {f"{names[index]}/{name}": value for name, value in measured.items()}
         return message, tuple(parts), metrics
 
@@ -110,6 +120,8 @@ def chain(*transforms: Transform) -> Transform:
 
 def _check_transform(transform) -> None:
     if isinstance(transform, Transform):
+        if transform.parts is None:
+            _check_facts(transform.facts)
         return
     what, fix = type(transform).__name__, "use the factories of fedjax_sim.aggregation, such as mean()"
     if callable(transform):
@@ -120,10 +132,20 @@ def _check_transform(transform) -> None:
     raise TypeError(f"chain was given {what}, expected a Transform: {fix}.")
 
 
-def _layers(transform: Transform) -> tuple[Transform, ...]:
-    if transform.parts or not transform.facts:
-        return transform.parts
-    return () if transform.facts[0].name == "identity" else (transform,)
+_ACCEPTED = {
+    name: get_args(hint) for name, hint in get_type_hints(Facts).items() if get_origin(hint) is Literal
+}
+
+
+def _check_facts(facts) -> None:
+    """A single layer says who it is, in words that mean something."""
+    if not isinstance(facts, tuple) or len(facts) != 1 or not isinstance(facts[0], Facts):
+        raise TypeError(
+            f"a transform has facts={facts!r}, expected a tuple of one Facts, which names the layer: "
+            "facts=(Facts('my_layer'),)."
+        )
+    for name, accepted in _ACCEPTED.items():
+        checks.one_of(f"{facts[0].name}: the fact {name}", getattr(facts[0], name), accepted)
 
 
 def _unique_names(facts: tuple[Facts, ...]) -> list[str]:
@@ -138,13 +160,15 @@ def _encoded_spec(layer: Transform, spec: MessageSpec, client, server) -> Messag
 
 def layers_of(transform: Transform) -> tuple[Transform, ...]:
     """The layers of a chain, or the one that a transform is; none of an identity."""
-    return _layers(transform)
+    if transform.parts is not None:
+        return transform.parts
+    return () if transform == _IDENTITY else (transform,)
 
 
 def specs_of(transform: Transform, spec: MessageSpec) -> list[MessageSpec]:
     """The message before each layer, and after the last one."""
     specs = [spec]
-    for layer in _layers(transform):
+    for layer in layers_of(transform):
         server, client = jax.eval_shape(functools.partial(layer.init, specs[-1]))
         specs.append(_encoded_spec(layer, specs[-1], client, server))
     return specs
@@ -168,7 +192,8 @@ def _check_aux(facts: tuple[Facts, ...], spec: MessageSpec) -> None:
             raise ValueError(
                 f"{fact.name} gathers the clients' messages, but the clients send {names} beside their updates, to be "
                 f"summed: a coordinate or model that a client lacks would count as an update of zero. Aggregate with "
-                "the algorithm's own mean (coverage_mean() for HeteroFL, mean_by_model() for IFCA)."
+                "the algorithm's own mean (coverage_mean() for HeteroFL, mean_by_model() for IFCA), or let a rule of your "
+                "own send everything inside its update."
             )
         if fact.noise is not None:
             raise ValueError(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from fedjax_sim._src import checks, tree
 from fedjax_sim._src.types import Facts, Message, PyTree, Transform
-from fedjax_sim.aggregation._chain import chain, specs_of
+from fedjax_sim.aggregation._chain import chain, layers_of, specs_of
 
 _LAWS = {
     "gaussian": "Gaussian noise on the sum; Renyi DP of alpha / (2 z^2) a release, or its privacy loss distribution",
@@ -119,7 +119,7 @@ def describe(transform: Transform, message: PyTree) -> Description:
     specs = specs_of(layers, tree.spec(spec))
     server, _ = layers.init(specs[0])
     rows, bound, norm = [], jnp.float32(jnp.inf), "l2"
-    for layer, part, after in zip(layers.parts, server, specs[1:], strict=True):
+    for layer, part, after in zip(layers_of(layers), server, specs[1:], strict=True):
         fact = layer.facts[0]
         bound = layer.bound(part, bound)
         norm = fact.norm if fact.limits_norm else norm

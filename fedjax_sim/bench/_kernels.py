@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from fedjax_sim_kernels import backends, clipping, conv, lstm, modular, order, packing, pooling, products
 from fedjax_sim_kernels.clipping import reference as clipping_reference
 from fedjax_sim_kernels.clipping import shapes as clipping_shapes
@@ -85,7 +86,7 @@ def _clients_train(function: Callable[..., jax.Array]) -> Callable[..., Any]:
 
 def conv_cases(clients: int) -> Iterator[Case]:
     for shape in conv_shapes.MODELS:
-        x, kernel = shape.arguments(jax.random.key(0), clients)
+        x, kernel = shape.arguments(0, clients)
         spec = shape.spec
         names: list[conv_dispatch.Form] = ["reference", "slices", "shifted"]
         if max(spec.lhs_dilation) > 1:
@@ -105,6 +106,10 @@ def conv_cases(clients: int) -> Iterator[Case]:
         yield Case("conv", shape.name, forms, used, (x, kernel), 2 * clients * 6 * useful, 2 * moved)
 
 
+def _normal(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
+
+
 def shape_bytes(*arrays: Any) -> int:
     """Elements of arrays, or of their specs."""
     return sum(math.prod(array.shape) for array in arrays)
@@ -114,7 +119,7 @@ def product_cases(clients: int) -> Iterator[Case]:
     """Dense layers and recurrences."""
     for shape in products_shapes.MODELS:
         forms = {"reference": products.reference, "contract": products.product}
-        arguments = shape.arguments(jax.random.key(0), clients)
+        arguments = shape.arguments(0, clients)
         x, w = (value.size for value in arguments)
         flops = 6 * x * shape.features
         moved = 4 * 3 * (x + w + clients * shape.rows * shape.features)
@@ -122,10 +127,7 @@ def product_cases(clients: int) -> Iterator[Case]:
         yield Case("products", shape.name, trained, "contract", arguments, 2 * flops, 2 * moved)
     for shape in lstm_shapes.MODELS:
         forms = {"reference": _clients_train(lstm_reference.lstm), "hoisted": _clients_train(lstm)}
-        arguments = tuple(
-            0.05 * jax.random.normal(jax.random.key(0), (clients, *size))
-            for size in (shape.inputs, shape.recurrent)
-        )
+        arguments = tuple(0.05 * _normal(clients, *size) for size in (shape.inputs, shape.recurrent))
         flops = 6 * clients * shape.time * shape.batch * 4 * shape.size**2
         # The matrix is read at every time, forth and back: it is larger than a core's own cache.
         moved = 2 * shape.time * arguments[1].nbytes
@@ -134,7 +136,7 @@ def product_cases(clients: int) -> Iterator[Case]:
 
 def pooling_cases(clients: int) -> Iterator[Case]:
     for shape in pooling_shapes.MODELS:
-        x = jax.random.normal(jax.random.key(0), (clients, *shape.x))
+        x = _normal(clients, *shape.x)
         for kind in shape.kinds:
             spec = shape.spec(kind)
             used = pooling.choose(x[0], spec)[0]
@@ -153,13 +155,13 @@ def sum_cases(clients: int) -> Iterator[Case]:
     for shape in clipping_shapes.MODELS:
         forms = {"reference": clipping_reference.clip_and_sum, "streamed": streamed.clip_and_sum}
         forms |= _on_accelerators("clipping", "clip_and_sum")
-        arguments = shape.arguments(jax.random.key(0))
+        arguments = shape.arguments(0)
         yield Case("clipping", shape.name, forms, clipping.choose(), arguments, 0, 2 * arguments[0].nbytes)
     for shape in packing_shapes.MODELS:
         bits = shape.bits
         forms = {"reference": lambda x, u, bits=bits: packing.quantise_and_pack(x, u, bits)}
         forms |= _on_accelerators("packing", "quantise_and_pack", bits=bits)
-        arguments = shape.arguments(jax.random.key(0))
+        arguments = shape.arguments(0)
         yield Case("packing", shape.name, forms, "reference", arguments, 0, 3 * arguments[0].nbytes)
     for shape in modular_shapes.MODELS:
         modulus = shape.modulus
@@ -168,7 +170,7 @@ def sum_cases(clients: int) -> Iterator[Case]:
             "subtracting": lambda r, v, m=modulus: subtracting.masked_sum(r, v, m),
             **_on_accelerators("modular", "masked_sum", modulus=modulus),
         }
-        arguments = shape.arguments(jax.random.key(0))
+        arguments = shape.arguments(0)
         yield Case("modular", shape.name, forms, modular.choose(), arguments, 0, arguments[0].nbytes)
     for shape in order_shapes.MODELS:
         forms = {
@@ -176,7 +178,7 @@ def sum_cases(clients: int) -> Iterator[Case]:
             "network": network.median,
             **_on_accelerators("order", "median"),
         }
-        arguments = shape.arguments(jax.random.key(0))
+        arguments = shape.arguments(0)
         used = order.choose(arguments[0])
         yield Case("order", f"{shape.name} median", forms, used, arguments, 0, arguments[0].nbytes)
 

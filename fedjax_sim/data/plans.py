@@ -192,12 +192,41 @@ class Planner:
             for replica, root in enumerate(roots):
                 ended = self.ends is not None and round_ >= self.ends[replica]
                 generator = keys.host_generator(root, keys.COHORT, keyed)
-                one = self.cohort.sample(generator, round_, self.population)
-                drawn.append(np.asarray([] if ended else one, np.int64))
+                one = np.asarray(self.cohort.sample(generator, round_, self.population))
+                if one.ndim != 1 or (one.dtype.kind not in "iu" and one.size):
+                    raise TypeError(
+                        f"{self.cohort!r} returned {one.dtype}{list(one.shape)} in round {round_}, expected the indices of "
+                        "clients, int[cohort]; np.flatnonzero makes them of a mask."
+                    )
+                drawn.append(np.zeros(0, np.int64) if ended else one.astype(np.int64, copy=False))
+        sizes = [len(one) for one in drawn]
         client = np.concatenate(drawn) if drawn else np.zeros(0, np.int64)
-        cohort = np.repeat(np.arange(len(drawn)), [len(one) for one in drawn])
+        cohort = np.repeat(np.arange(len(drawn)), sizes)
         round_, replica = np.divmod(cohort, len(roots))
-        return round_, client, occurrences(cohort * self.population + client), replica
+        draw = occurrences(cohort * self.population + client)
+        self._check_drawn(sizes, client, draw, first_round + round_)
+        return round_, client, draw, replica
+
+    def _check_drawn(self, sizes: Sequence[int], client: np.ndarray, draw: np.ndarray, rounds: np.ndarray):
+        """A sampler of one's own says what it keeps to: the program has room for that, and for no more."""
+        cap = self.cohort.cap(self.population)
+        if max(sizes, default=0) > cap:
+            raise ValueError(
+                f"{self.cohort!r} drew {max(sizes)} clients for a round, but its cap says that it draws at most {cap}: the "
+                "program has room for no more. Let cap return the largest cohort that sample can return."
+            )
+        if client.size and not 0 <= client.min() <= client.max() < self.population:
+            at = np.flatnonzero((client < 0) | (client >= self.population))[0]
+            raise ValueError(
+                f"{self.cohort!r} drew client {client[at]} in round {rounds[at]}, expected indices from 0 to "
+                f"{self.population - 1}, one of the population's {self.population} clients."
+            )
+        if draw.any() and self.cohort.sampling != "with_replacement":
+            at = np.flatnonzero(draw)[0]
+            raise ValueError(
+                f"{self.cohort!r} drew client {client[at]} twice in round {rounds[at]}: a sampler that does is "
+                "Cohort(..., sampling='with_replacement')."
+            )
 
     def _queue(self, group: int, room: int, turns: Turns, explicit: Sequence[np.ndarray | None]) -> Queue:
         """The queue of a group: its turns of every round on their devices, the longest first."""

@@ -99,7 +99,7 @@ def fingerprint(problem: Problem, state: SimState, plan: Plan, device: Any, devi
         "replicas": problem.replicas,
         "devices": devices,
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=int).encode()).hexdigest()[:32]
 
 
 def file() -> Path:

@@ -181,12 +181,18 @@ class Turn:
         return tree.strong(work), dict(metrics)
 
     def update(self, hyper, broadcast, own: TurnKeys, round_, entry: Entry, work, row: Row):
-        """What the rule alone makes of its work: the message before any layer, new state, metrics."""
+        """What the rule alone makes of its work: the message before any layer, new state, metrics.
+
+        A client without examples sends zeros, whatever its rule makes of no step.
+        """
         ctx = self._context(keys.fold(own.turn, keys.FINISH), round_, entry)
         sent, state, metrics = self._rule.finish(
             hyper, broadcast, work, self.state(hyper, broadcast, row), ctx
         )
-        return as_message(sent), state, metrics
+        message = as_message(sent)
+        if self._problem.empty_clients:
+            message = jax.tree.map(lambda x: jnp.where(entry.examples > 0, x, 0), message)
+        return message, state, metrics
 
     def _finish(
         self, hyper, broadcast, server_part, own: TurnKeys, round_, entry: Entry, work, row: Row

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim._src import keys, tree
+from fedjax_sim._src import checks, keys, tree
 from fedjax_sim._src.types import (
     Algorithm,
     ClientRule,
+    Mean,
     Message,
     RoundContext,
     Stage,
@@ -38,6 +39,8 @@ class Problem:
       columns: specs of the data's columns, ``{name: ShapeDtypeStruct[N, ...]}``.
       population: number of clients.
       expected_clients: the sampler's expected cohort.
+      most_clients: the most clients that the sampler draws for a round.
+      empty_clients: whether some clients have no examples.
       example_hyper: hyper-parameters of one run, for the facts that do not depend on them.
       replicas: runs in one program; ``None`` for a single run whose state has no replica axis.
       public: public data for the server.
@@ -49,6 +52,8 @@ class Problem:
     columns: Mapping[str, jax.ShapeDtypeStruct]
     population: int
     expected_clients: float
+    most_clients: int
+    empty_clients: bool
     example_hyper: Any = ()
     replicas: int | None = None
     public: Any = None
@@ -159,18 +164,52 @@ def turn_specs(problem: Problem, algorithm: Algorithm, stage: int, group: int, b
 
 def _turn_specs(problem: Problem, algorithm: Algorithm, stage: int, group: int, broadcast, state):
     rule, hyper = traced_rule(problem, stage, group), problem.example_hyper
-    local = problem.works(algorithm)[stage]
+    local, where = problem.works(algorithm)[stage], f"{algorithm.name}, stage {stage}"
     ctx = example_client_context()
     zero = jnp.zeros((), jnp.int32)
     step_ctx = StepContext(keys.root_key(0), zero, zero, jnp.zeros(()))
     work = jax.eval_shape(lambda *given: tree.strong(rule.begin(*given)), hyper, broadcast, state, ctx)
-    stepped, metrics = jax.eval_shape(
-        rule.step, hyper, broadcast, work, example_batch(problem.columns, local), step_ctx
-    )
-    _check_same(f"{algorithm.name}, stage {stage}: a client's work before and after step", work, stepped)
-    sent, kept, _ = jax.eval_shape(rule.finish, hyper, broadcast, work, state, ctx)
-    _check_same(f"{algorithm.name}, stage {stage}: a client's state before and after finish", state, kept)
-    return as_message(sent), kept, metrics
+    made = jax.eval_shape(rule.step, hyper, broadcast, work, example_batch(problem.columns, local), step_ctx)
+    stepped, metrics = checks.returned(f"{where}: the rule's step", made, "work", "metrics")
+    _check_same(f"{where}: a client's work before and after step", work, stepped)
+    made = jax.eval_shape(rule.finish, hyper, broadcast, work, state, ctx)
+    sent, kept, finishing = checks.returned(f"{where}: the rule's finish", made, "update", "state", "metrics")
+    _check_same(f"{where}: a client's state before and after finish", state, kept)
+    return as_message(sent), kept, _merged(where, {"the rule's step": metrics, "its finish": finishing})
+
+
+MEASURED = {
+    "the engine": dict.fromkeys(("update_norm", "clients", "slowest_steps", "bytes_up", "bytes_down"))
+}
+"""What every round's row has, whatever the algorithm."""
+
+
+def _merged(where: str, measured: Mapping[str, Any]) -> dict[str, Mean]:
+    """The metrics of several functions, by the names of these: each metric is a ``Mean``, and measured by one of them."""
+    by: dict[str, str] = {}
+    for who, metrics in measured.items():
+        if who not in MEASURED:
+            _check_metrics(f"{where}: {who}", metrics)
+        for name in metrics:
+            if name in by:
+                raise ValueError(
+                    f"{where}: the metric {name!r} is measured by {by[name]} and by {who}: give one of them another name."
+                )
+            by[name] = who
+    return {name: value for metrics in measured.values() for name, value in metrics.items()}
+
+
+def _check_metrics(who: str, metrics: Any) -> None:
+    if not isinstance(metrics, Mapping):
+        raise TypeError(
+            f"{who} returned {type(metrics).__name__} as its metrics, expected a dict of Mean; {{}} for none."
+        )
+    for name, value in metrics.items():
+        if not isinstance(value, Mean):
+            raise TypeError(
+                f"{who} measures {name!r} as {type(value).__name__}, expected a Mean(total, weight), which adds up: "
+                "Mean(value, jnp.ones(())) for a plain number."
+            )
 
 
 def _remembered(problem: Problem, what: tuple, make: Callable, *arguments):
@@ -254,10 +293,16 @@ def _try_server_step(problem: Problem, algorithm: Algorithm, stage: int, state: 
     declared = algorithm.stages[stage]
     broadcast = jax.eval_shape(declared.broadcast, state.server)
     sent = sent_spec(problem, algorithm, stage, broadcast, state)
-    rows = (1,) if gathers(aggregate(declared)) else ()
+    rows = (problem.most_clients,) if gathers(aggregate(declared)) else ()
     ctx = problem.round_context(state.key, state.round, jnp.int32(1), jnp.ones(rows, bool) if rows else None)
     message, part = accumulator(sent.message, rows), state.aggregate[stage]
-    return server_step(problem, algorithm, stage, state.server, message, part, sent, ctx)
+    stepped = server_step(problem, algorithm, stage, state.server, message, part, sent, ctx)
+    own = state.clients.states[0] if state.clients.states else ()
+    clients = turn_specs(problem, algorithm, stage, 0, broadcast, jax.tree.map(lambda x: x[0], own))[2]
+    _merged(
+        f"{algorithm.name}, stage {stage}", {"the clients": clients, "the server": stepped[2], **MEASURED}
+    )
+    return stepped
 
 
 class SentSpec(NamedTuple):
@@ -313,15 +358,16 @@ def server_step(
     declared = algorithm.stages[stage]
     transform = aggregate(declared)
     decoded, decoded_part, decoding = transform.decode(message, part, ctx)
+    where = f"{algorithm.name}, stage {stage}"
     # A chain may decode to less than what was sent (a coverage is used up): then its own dtypes are right.
     alike = jax.tree.structure(decoded.value) == jax.tree.structure(sent.update)
     like = sent.update if alike else jax.eval_shape(transform.decode, sent.message, part, ctx)[0].value
     value = jax.tree.map(_as_sent, decoded.value, like)
-    updated, updating = declared.update(server, value, ctx._replace(aux=decoded.aux))
-    where = f"{algorithm.name}, stage {stage}"
+    made = declared.update(server, value, ctx._replace(aux=decoded.aux))
+    updated, updating = checks.returned(f"{where}: the server's update", made, "server state", "metrics")
     _check_same(f"{where}: the server's state before and after its update", server, updated)
     _check_same(f"{where}: the chain's state before and after decoding", part, decoded_part)
-    return updated, decoded_part, {**decoding, **updating}
+    return updated, decoded_part, _merged(where, {"the chain": decoding, "the server's update": updating})
 
 
 def _as_sent(value, like):

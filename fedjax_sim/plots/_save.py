@@ -79,7 +79,9 @@ def encode(figure: Figure, kind: str) -> bytes:
     out = io.BytesIO()
     layout = figure.get_layout_engine()
     with mpl.rc_context(_style.RC):
-        figure.set_layout_engine(None)  # `styled` gave everything its place; finding it again takes as long as drawing
+        figure.set_layout_engine(
+            None
+        )  # `styled` gave everything its place; finding it again takes as long as drawing
         metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
         figure.savefig(out, format=kind, dpi=_style.DPI, metadata=metadata)
     figure.set_layout_engine(layout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim._src import forward, keys, tree
+from fedjax_sim._src import checks, forward, keys, tree
 from fedjax_sim._src.types import Batch, Mean, PyTree, Task, Variables
 from fedjax_sim.metrics import batch_means
 
@@ -21,6 +21,7 @@ def gradient(
     Returns:
       The gradient, the new statistics, and the loss and metrics as sums over rows.
     """
+    checks.variables("what rules.gradient differentiates at", variables)
     if batch["mask"].ndim == 1:
         total, stats, metrics = _sum_gradient(task, variables, batch, key)
     else:

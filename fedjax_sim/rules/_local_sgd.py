@@ -82,6 +82,7 @@ def training(task: Task, optimizer: optax.GradientTransformation, direction: Dir
         return broadcast.stats if keeps_stats else ()
 
     def begin(broadcast: Variables, state, ctx):
+        checks.variables("what the server broadcasts to the rule", broadcast)
         stats = state if keeps_stats else broadcast.stats
         return Training(broadcast.params, optimizer.init(broadcast.params), stats)
 

@@ -182,7 +182,7 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_the_form_of_a_convolution(backend, name):
     case = next(case for case in conv_shapes.MODELS if case.name == name)
-    x, kernel = jax.eval_shape(case.arguments, KEY)
+    x, kernel = case.arguments(0)
     assert conv.choose(x, kernel, case.spec) == (CONVOLUTIONS[name][backend], "")
 
 
@@ -190,7 +190,7 @@ def test_the_form_of_a_convolution(backend, name):
 def test_tensor_cores_are_not_for_who_asks_for_float32(monkeypatch, asked):
     monkeypatch.setattr(backends, "current", lambda: "nvidia")
     case = next(case for case in conv_shapes.MODELS if case.name == "emnist-2")
-    x, kernel = jax.eval_shape(case.arguments, KEY)
+    x, kernel = case.arguments(0)
     form = {"default": "pallas", "highest": "slices"}[asked]
     assert conv.choose(x, kernel, case.spec._replace(precision=jax.lax.Precision(asked)))[0] == form
     with jax.default_matmul_precision(asked):

@@ -16,15 +16,14 @@ from fedjax_sim_kernels.packing import pallas as packing
 from gradients import assert_equal, value_and_gradients
 from on_gpus import TRITON, lowered
 
-KEY = jax.random.key(0)
 NAMED = {case.name: case for case in (*EDGE_CASES, *MODELS)}
-SUPPORTED = [case for case in EDGE_CASES if conv.supports(*jax.eval_shape(case.arguments, KEY), case.spec)]
+SUPPORTED = [case for case in EDGE_CASES if conv.supports(*case.arguments(0), case.spec)]
 interpreted = functools.partial(conv.conv, interpret=True)
 
 
 @pytest.mark.parametrize("case", SUPPORTED, ids=lambda case: case.name)
 def test_the_convolution_equals_the_reference(case):
-    x, kernel = case.arguments(KEY)
+    x, kernel = case.arguments(0)
     assert_equal(
         value_and_gradients(interpreted, case.spec, x, kernel),
         value_and_gradients(reference.conv, case.spec, x, kernel),
@@ -34,8 +33,9 @@ def test_the_convolution_equals_the_reference(case):
 @pytest.mark.parametrize("name", ["same-strided", "transposed-dilated", "mixed-layout"])
 def test_the_convolution_equals_the_reference_under_vmap_over_kernels(name):
     case = NAMED[name]
-    x, kernel = case.arguments(KEY, 3)
+    x, kernel = case.arguments(0, 3)
     batched = jax.vmap(lambda x, k: value_and_gradients(interpreted, case.spec, x, k))(x, kernel)
+    batched, x, kernel = jax.tree.map(np.asarray, (batched, x, kernel))
     for client in range(3):
         expected = value_and_gradients(reference.conv, case.spec, x[client], kernel[client])
         assert_equal([leaf[client] for leaf in batched], expected)
@@ -45,7 +45,7 @@ def test_channels_and_rows_of_several_blocks():
     case = NAMED["resnet-3x3"]._replace(batch=2, in_channels=40, out_channels=70)
     tile, sums = conv.Tile(rows=64, columns=32, depth=16), conv.Sums(height=16, width=32, added=32, reach=64)
     assert case.in_channels % tile.depth and case.out_channels % tile.columns and case.batch * 64 > sums.reach
-    x, kernel = case.arguments(KEY)
+    x, kernel = case.arguments(0)
     assert_equal(
         value_and_gradients(functools.partial(interpreted, tile=tile, sums=sums), case.spec, x, kernel),
         value_and_gradients(reference.conv, case.spec, x, kernel),
@@ -54,13 +54,16 @@ def test_channels_and_rows_of_several_blocks():
 
 def test_the_convolution_has_forward_and_second_derivatives():
     case = NAMED["explicit"]
-    x, kernel = case.arguments(KEY)
-    ones = (jnp.ones_like(x), jnp.ones_like(kernel))
+    x, kernel = case.arguments(0)
 
     def derivatives(form):
-        total = lambda x, k: jnp.sum(jnp.sin(form(x, k, case.spec)))  # noqa: E731
-        forward = jax.jvp(functools.partial(form, spec=case.spec), (x, kernel), ones)
-        return forward, jax.jvp(jax.grad(total, argnums=(0, 1)), (x, kernel), ones)
+        def of(*primals):
+            total = lambda x, k: jnp.sum(jnp.sin(form(x, k, case.spec)))  # noqa: E731
+            ones = tuple(map(jnp.ones_like, primals))
+            forward = jax.jvp(functools.partial(form, spec=case.spec), primals, ones)
+            return forward, jax.jvp(jax.grad(total, argnums=(0, 1)), primals, ones)
+
+        return jax.jit(of)(x, kernel)
 
     for actual, expected in zip(
         *map(jax.tree.leaves, map(derivatives, (interpreted, reference.conv))), strict=True
@@ -70,17 +73,18 @@ def test_the_convolution_has_forward_and_second_derivatives():
 
 def test_a_kernel_that_all_clients_share():
     case = NAMED["explicit"]
-    x, kernel = case.arguments(KEY, 3)
-    actual = jax.vmap(lambda x: interpreted(x, kernel[0], case.spec))(x)
-    for client in range(3):
-        expected = reference.conv(x[client], kernel[0], case.spec)
-        np.testing.assert_allclose(actual[client], expected, rtol=1e-5, atol=1e-5)
+    x, kernel = case.arguments(0, 3)
+    actual, expected = (
+        jax.jit(jax.vmap(lambda x, k, form=form: form(x, k, case.spec), in_axes=(0, None)))(x, kernel[0])
+        for form in (interpreted, reference.conv)
+    )
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", SUPPORTED, ids=lambda case: case.name)
 def test_where_pallas_cannot_be_compiled_the_same_comes_out(case):
     """A model that was rewritten for the machine's GPU may run on its CPU."""
-    x, kernel = case.arguments(KEY)
+    x, kernel = case.arguments(0)
     assert_equal(
         value_and_gradients(conv.conv, case.spec, x, kernel),
         value_and_gradients(reference.conv, case.spec, x, kernel),
@@ -90,11 +94,11 @@ def test_where_pallas_cannot_be_compiled_the_same_comes_out(case):
 def test_a_kernel_that_examples_share_is_not_copied_for_each():
     """Whose gradients differ, as for DP-SGD."""
     case = NAMED["explicit"]._replace(batch=1)
-    xs, kernels = case.arguments(KEY, 4)
+    xs, kernels = case.arguments(0, 4)
 
     def gradients(form):
         total = lambda k, x: jnp.sum(jnp.sin(form(x, k, case.spec)))  # noqa: E731
-        return jax.vmap(jax.grad(total), in_axes=(None, 0))(kernels[0], xs)
+        return jax.jit(jax.vmap(jax.grad(total), in_axes=(None, 0)))(kernels[0], xs)
 
     np.testing.assert_allclose(gradients(interpreted), gradients(reference.conv), rtol=1e-4, atol=1e-4)
     text = str(jax.make_jaxpr(lambda: jax.vmap(lambda x: interpreted(x, kernels[0], case.spec))(xs))())
@@ -103,7 +107,7 @@ def test_a_kernel_that_examples_share_is_not_copied_for_each():
 
 def test_bfloat16_adds_up_in_float32():
     case = NAMED["resnet-3x3"]._replace(batch=1, in_channels=96)
-    x, kernel = (a.astype(jnp.bfloat16) for a in case.arguments(KEY))
+    x, kernel = (a.astype(jnp.bfloat16) for a in case.arguments(0))
     actual = interpreted(x, kernel, case.spec)
     expected = reference.conv(x.astype(jnp.float32), kernel.astype(jnp.float32), case.spec)
     assert actual.dtype == jnp.bfloat16
@@ -112,7 +116,7 @@ def test_bfloat16_adds_up_in_float32():
 
 @pytest.mark.parametrize("name", ["groups", "depthwise", "empty-batch", "3x3-above-image"])
 def test_what_the_convolution_does_not_support(name):
-    assert not conv.supports(*jax.eval_shape(NAMED[name].arguments, KEY), NAMED[name].spec)
+    assert not conv.supports(*NAMED[name].arguments(0), NAMED[name].spec)
 
 
 def floats(*shape):
@@ -124,7 +128,7 @@ EMNIST = NAMED["emnist-2"]
 LOWERED = {
     "convolution": (
         lambda x, kernel: value_and_gradients(conv.conv, EMNIST.spec, x, kernel),
-        jax.eval_shape(EMNIST.arguments, KEY),
+        EMNIST.arguments(0),
     ),
     "clipping": (clipping.clip_and_sum, (floats(10, 5000), floats(10), floats())),
     "packing": (lambda x, uniform: packing.quantise_and_pack(x, uniform, 4), (floats(5000), floats(5000))),

@@ -11,7 +11,6 @@ from fedjax_sim_kernels.conv.gather import Sums, Tile
 from fedjax_sim_kernels.conv.shapes import EDGE_CASES, MODELS, ConvShape
 from on_gpus import TRITON, lowered, primitives
 
-KEY = jax.random.key(0)
 NAMED = {case.name: case for case in (*EDGE_CASES, *MODELS)}
 ONE_BLOCK = [
     NAMED["explicit"], NAMED["mixed-layout"], NAMED["transposed-dilated"], NAMED["1d-causal-dilated"],
@@ -48,8 +47,9 @@ def composed(x, kernel, bias, spec):
 
 
 def arguments(case, *clients):
-    x, kernel = case.arguments(KEY, *clients)
-    return x, kernel, jax.random.normal(jax.random.key(1), (*clients, case.out_channels), case.dtype)
+    x, kernel = case.arguments(0, *clients)
+    bias = np.random.default_rng(2).standard_normal((*clients, case.out_channels))
+    return x, kernel, jnp.asarray(bias, case.dtype)
 
 
 def total(form, spec):
@@ -108,8 +108,9 @@ def test_clients_of_their_own(case):
     for argnums in ((0, 1, 2), (1, 2)):
         batched = jax.jit(jax.vmap(value_and_gradients(interpreted, case.spec, argnums)))(*given)
         alone = jax.jit(value_and_gradients(composed, case.spec, argnums))
+        batched, leaves = jax.tree.map(np.asarray, (batched, given))
         for client in range(3):
-            expected = alone(*(leaf[client] for leaf in given))
+            expected = alone(*(leaf[client] for leaf in leaves))
             assert_same([leaf[client] for leaf in batched], expected)
 
 
@@ -118,7 +119,7 @@ def test_clients_of_their_own(case):
 def test_what_clients_share(case, axes):
     """Gradients of their own, as for DP-SGD, and everybody's together."""
     given = arguments(case, 3)
-    given = [leaf if axis == 0 else leaf[0] for leaf, axis in zip(given, axes, strict=True)]
+    given = [leaf if axis == 0 else np.asarray(leaf)[0] for leaf, axis in zip(given, axes, strict=True)]
     for argnums in ((0, 1, 2), (1, 2)):
         actual, expected = (
             jax.jit(jax.vmap(value_and_gradients(form, case.spec, argnums), axes))(*given)
@@ -146,7 +147,7 @@ def test_a_kernel_that_examples_share_is_not_copied_for_each():
 @pytest.mark.parametrize("clients", [(), (2,)], ids=["one", "vmap"])
 def test_forward_and_second_derivatives(case, clients):
     given = arguments(case, *clients)
-    tangents = [jnp.cos(3 * leaf) for leaf in given]
+    tangents = [np.cos(3 * np.asarray(leaf)) for leaf in given]
 
     def derivatives(form):
         value = functools.partial(form, spec=case.spec)
@@ -168,12 +169,14 @@ def test_forward_and_second_derivatives(case, clients):
 @pytest.mark.parametrize("case", [ONE_BLOCK[0], SEVERAL[0]], ids=lambda case: case.name)
 def test_nothing_passes_at_zero(case):
     """As for ``jax.nn.relu``, whose derivative there is zero and not a half."""
-    x, kernel, bias = (jnp.round(leaf) for leaf in arguments(case))
+    x, kernel, bias = (np.round(np.asarray(leaf)) for leaf in arguments(case))
     before = reference.conv(x, kernel, case.spec) + bias
     assert np.sum(before == 0) > 10
     for argnums in ((0, 1, 2), (1, 2)):
         actual, expected = (
-            jax.grad(lambda *given, form=form: jnp.sum(form(*given, case.spec)), argnums)(x, kernel, bias)
+            jax.jit(jax.grad(lambda *given, form=form: jnp.sum(form(*given, case.spec)), argnums))(
+                x, kernel, bias
+            )
             for form in (interpreted, composed)
         )
         for a, b in zip(actual, expected, strict=True):
@@ -185,19 +188,24 @@ def test_nothing_passes_at_zero(case):
 def test_half_precision_adds_up_in_float32(case, dtype):
     case = case._replace(dtype=dtype)
     given = arguments(case)
-    wide = [leaf.astype(jnp.float32) for leaf in given]
-    y, wide_y = interpreted(*given, case.spec), composed(*wide, case.spec)
-    assert y.dtype == dtype
-    np.testing.assert_allclose(y.astype(jnp.float32), wide_y, rtol=2**-8, atol=1e-6)
-    cotangent = jax.random.normal(KEY, wide_y.shape, dtype)
-    for argnums in ((0, 1, 2), (1, 2)):
-        (_, backward), (_, wanted) = (
-            jax.vjp(lambda *rest, f=f, g=g: f(*g[: argnums[0]], *rest, case.spec), *g[argnums[0] :])  # noqa: B023
-            for f, g in ((interpreted, given), (composed, wide))
-        )
-        actual, expected = backward(cotangent), wanted(cotangent.astype(jnp.float32))
-        assert {leaf.dtype for leaf in actual} == {jnp.dtype(dtype)}
-        assert_same([leaf.astype(jnp.float32) for leaf in actual], expected, 2**-7)
+    wide = [np.asarray(leaf, np.float32) for leaf in given]
+    shape = jax.eval_shape(lambda *given: composed(*given, case.spec), *wide).shape
+    cotangent = np.random.default_rng(2).standard_normal(shape).astype(dtype)
+
+    def value_and_pullback(form, start):
+        def of(cotangent, *given):
+            y, back = jax.vjp(lambda *rest: form(*given[:start], *rest, case.spec), *given[start:])
+            return y, back(cotangent)
+
+        return jax.jit(of)
+
+    for start in (0, 1):
+        y, actual = value_and_pullback(interpreted, start)(cotangent, *given)
+        wide_y, expected = value_and_pullback(composed, start)(cotangent.astype(np.float32), *wide)
+        assert {leaf.dtype for leaf in (y, *actual)} == {jnp.dtype(dtype)}
+        np.testing.assert_allclose(np.asarray(y, np.float32), wide_y, rtol=2**-8, atol=1e-6)
+        actual = [np.asarray(leaf, np.float32) for leaf in actual]
+        assert_same(actual, expected, 2**-7)
 
 
 @pytest.mark.parametrize("form", [interpreted, rectified.conv], ids=["kernels", "elsewhere"])
@@ -230,7 +238,7 @@ def test_it_lowers_for_a_gpu(name, argnums, kept, count, clients):
 
 def test_terms_that_do_not_fit_are_an_error():
     case = SEVERAL[2]
-    x, _, sliding = rectified.opened(*case.arguments(KEY), case.spec, *SMALL.values(), True)
+    x, _, sliding = rectified.opened(*case.arguments(0), case.spec, *SMALL.values(), True)
     y = jnp.ones((1, 2 * 9, 3))
     with pytest.raises(ValueError, match=r"33 terms with the bias's do not fit one block of 32\."):
         rectified.correlated(x, y, sliding, y)

@@ -36,7 +36,7 @@ CLIP_FORMS = {"streamed": streamed.clip_and_sum, "pallas": interpreted(clipping_
 @pytest.mark.parametrize("form", CLIP_FORMS)
 @named(CLIPS)
 def test_clip_and_sum_equals_the_reference(form, case):
-    updates, weights, bound = case.arguments(KEY)
+    updates, weights, bound = case.arguments(0)
     for rows in (updates, updates.at[0, 0].set(jnp.nan), updates.at[0].set(jnp.inf)):
         actual = CLIP_FORMS[form](rows, weights, bound)
         expected = clipping_reference.clip_and_sum(rows, weights, bound)
@@ -59,7 +59,7 @@ def test_a_sum_is_within_the_bound(form):
 @named(PACKS)
 def test_the_pallas_form_of_packing_equals_the_reference(case):
     """Level for level, but for elements so close to one that the compiler's rounding decides."""
-    x, uniform = case.arguments(KEY)
+    x, uniform = case.arguments(0)
     expected = packing.quantise_and_pack(x, uniform, case.bits)
     actual = packing_pallas.quantise_and_pack(x, uniform, case.bits, interpret=True)
     assert (actual.low, actual.step) == (expected.low, expected.step)
@@ -78,8 +78,8 @@ def test_the_pallas_form_of_packing_equals_the_reference(case):
 @named(PACKS)
 def test_packing_by_hand(case):
     """Levels from numpy in float64, packed with Python's integers, unpacked to within one step."""
-    x = np.asarray(case.arguments(KEY)[0], np.float64)
-    packed = packing.quantise_and_pack(*case.arguments(KEY), case.bits)
+    x = np.asarray(case.arguments(0)[0], np.float64)
+    packed = packing.quantise_and_pack(*case.arguments(0), case.bits)
     restored = np.asarray(packing.unpack(packed, case.size, case.bits), np.float64)
     step = (x.max() - x.min()) / (2**case.bits - 1)
     assert np.all(np.abs(restored - x) <= step * (1 + 1e-3) + 1e-6)
@@ -125,7 +125,7 @@ MODULAR_FORMS = {
 @pytest.mark.parametrize("form", MODULAR_FORMS)
 @named(MODULAR)
 def test_modular_sums_are_those_of_whole_numbers(form, case):
-    rows, valid = case.arguments(KEY)
+    rows, valid = case.arguments(0)
     expected = np.asarray(rows, object)[np.asarray(valid)].sum(axis=0) % case.modulus
     np.testing.assert_array_equal(
         np.asarray(MODULAR_FORMS[form](rows, valid, case.modulus), object), expected
@@ -157,7 +157,7 @@ def test_other_types_are_refused():
 
 @named(ROWS)
 def test_the_pallas_form_of_order_statistics_equals_the_reference(case):
-    rows, valid = case.arguments(KEY)
+    rows, valid = case.arguments(0)
     np.testing.assert_array_equal(order_pallas.median(rows, valid, interpret=True), order.median(rows, valid))
     np.testing.assert_allclose(
         order_pallas.trimmed_mean(rows, valid, 1, interpret=True),

@@ -75,7 +75,8 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
             return numbers[:, :-1], numbers[:, -1].astype(np.int64)
     from sklearn.datasets import load_digits  # another version may keep them elsewhere
 
-    return load_digits(return_X_y=True)
+    pixels, labels = load_digits(return_X_y=True)
+    return np.asarray(pixels), np.asarray(labels)
 
 
 _WRITERS = (

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 
 class ClipShape(NamedTuple):
@@ -15,13 +17,13 @@ class ClipShape(NamedTuple):
     coordinates: int
     dtype: str = "float32"
 
-    def arguments(self, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def arguments(self, seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Updates of which about half are longer than the bound, weights, the bound."""
-        one, two, three = jax.random.split(key, 3)
-        length = jax.random.uniform(one, (self.clients, 1), minval=0.2, maxval=2.0)
-        rows = jax.random.normal(two, (self.clients, self.coordinates)) * length
-        bound = jax.numpy.sqrt(jax.numpy.float32(self.coordinates))
-        return rows.astype(self.dtype), jax.random.uniform(three, (self.clients,)), bound
+        draw = np.random.default_rng(seed)
+        rows = draw.standard_normal((self.clients, self.coordinates), np.float32)
+        rows *= draw.uniform(0.2, 2.0, (self.clients, 1)).astype(np.float32)
+        weights, bound = draw.random(self.clients, np.float32), np.sqrt(np.float32(self.coordinates))
+        return jnp.asarray(rows, self.dtype), jnp.asarray(weights), jnp.asarray(bound)
 
 
 EDGE_CASES = (

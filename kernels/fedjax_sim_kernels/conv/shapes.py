@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from fedjax_sim_kernels.conv.spec import ConvSpec
@@ -47,16 +49,14 @@ class ConvShape(NamedTuple):
         numbers = lax.conv_dimension_numbers(self.x, self.kernel, self.layout or _channels_last(self.image))
         return ConvSpec(strides, padding, apart, spread, numbers, self.groups)
 
-    def arguments(self, key: jax.Array, *clients: int) -> tuple[jax.Array, jax.Array]:
+    def arguments(self, seed: int, *clients: int) -> tuple[jax.Array, jax.Array]:
         """Random ``x`` and ``kernel`` in the order of ``layout``, with leading axes for clients where asked."""
-        found, last = [], _channels_last(self.image)
+        draw, found, last = np.random.default_rng(seed), [], _channels_last(self.image)
         layouts = zip(last, self.layout or last, strict=True)
-        for k, shape, (now, wanted) in zip(
-            jax.random.split(key), (self.x, self.kernel), layouts, strict=False
-        ):
-            value = jax.random.normal(k, (*clients, *shape), self.dtype)
+        for shape, (now, wanted) in zip((self.x, self.kernel), layouts, strict=False):
+            value = draw.standard_normal((*clients, *shape), np.float32)
             order = (len(clients) + now.index(axis) for axis in wanted)
-            found.append(value.transpose(*range(len(clients)), *order))
+            found.append(jnp.asarray(value.transpose(*range(len(clients)), *order), self.dtype))
         return found[0], found[1]
 
     def _per_axis(self, value: Ints | int) -> Ints:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim_kernels.windows import Ints
 
@@ -17,11 +19,11 @@ class ModularShape(NamedTuple):
     coordinates: Ints
     modulus: int
 
-    def arguments(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def arguments(self, seed: int) -> tuple[jax.Array, jax.Array]:
         """Rows and which of them are there."""
-        bits = jax.random.bits(key, (self.rows, *self.coordinates), "uint32")
-        bits = bits if self.modulus == 2**32 else bits % jax.numpy.uint32(self.modulus)
-        return bits, jax.numpy.arange(self.rows) % 3 != 2
+        shape = (self.rows, *self.coordinates)
+        rows = np.random.default_rng(seed).integers(self.modulus, size=shape, dtype=np.uint32)
+        return jnp.asarray(rows), jnp.asarray(np.arange(self.rows) % 3 != 2)
 
 
 EDGE_CASES = (

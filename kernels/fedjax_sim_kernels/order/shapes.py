@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim_kernels.windows import Ints
 
@@ -17,10 +19,10 @@ class RowsShape(NamedTuple):
     coordinates: Ints
     absent: int = 0
 
-    def arguments(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def arguments(self, seed: int) -> tuple[jax.Array, jax.Array]:
         """Random rows and which of them are there."""
-        rows = jax.random.normal(key, (self.rows, *self.coordinates))
-        return rows, jax.numpy.arange(self.rows) < self.rows - self.absent
+        rows = np.random.default_rng(seed).standard_normal((self.rows, *self.coordinates), np.float32)
+        return jnp.asarray(rows), jnp.asarray(np.arange(self.rows) < self.rows - self.absent)
 
 
 EDGE_CASES = (

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 
 class PackShape(NamedTuple):
@@ -14,10 +16,13 @@ class PackShape(NamedTuple):
     size: int
     bits: int
 
-    def arguments(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def arguments(self, seed: int) -> tuple[jax.Array, jax.Array]:
         """Elements and the chance behind each rounding."""
-        one, two = jax.random.split(key)
-        return jax.random.normal(one, (self.size,)), jax.random.uniform(two, (self.size,))
+        draw = np.random.default_rng(seed)
+        return (
+            jnp.asarray(draw.standard_normal(self.size, np.float32)),
+            jnp.asarray(draw.random(self.size, np.float32)),
+        )
 
 
 EDGE_CASES = (

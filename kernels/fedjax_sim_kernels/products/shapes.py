@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim_kernels.products.contract import LARGE, NARROW, TALL_DEPTH
 
@@ -17,13 +19,12 @@ class ProductShape(NamedTuple):
     depth: int
     features: int
 
-    def arguments(self, key: jax.Array, *clients: int) -> tuple[jax.Array, jax.Array]:
+    def arguments(self, seed: int, *clients: int) -> tuple[jax.Array, jax.Array]:
         """Rows and weights, with leading axes for clients where asked."""
-        one, two = jax.random.split(key)
-        return (
-            jax.random.normal(one, (*clients, self.rows, self.depth)),
-            jax.random.normal(two, (*clients, self.depth, self.features)) / self.depth**0.5,
-        )
+        draw = np.random.default_rng(seed)
+        rows = draw.standard_normal((*clients, self.rows, self.depth), np.float32)
+        weights = draw.standard_normal((*clients, self.depth, self.features), np.float32)
+        return jnp.asarray(rows), jnp.asarray(weights / np.float32(self.depth**0.5))
 
 
 # On both sides of every limit of a form.
