@@ -55,6 +55,11 @@ class Evaluation:
     per_client: Mapping[str, np.ndarray]
     num_examples: int
 
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name} {value:.4f}" for name, value in self.examples.items())
+        clients = len(next(iter(self.per_client.values()), ()))
+        return f"Evaluation({values}; {self.num_examples} examples of {clients} clients)"
+
     def __str__(self) -> str:
         columns = ("all examples", "client mean", "std", "worst decile", "best decile", "Jain's index")
         lines = [f"{'':<12}" + "".join(f"{name:>14}" for name in columns)]

@@ -118,6 +118,16 @@ class History:
     costs: Costs
     stopped: Stopped | None = None
 
+    def __repr__(self) -> str:
+        named = [name for name in self.metrics if "/" not in name]
+        parts = [f"{self.rounds} rounds from {self.first_round}", f"metrics {', '.join(named)}"]
+        if self.evaluations:
+            sets = dict.fromkeys(name for one in self.evaluations.values() for name in one)
+            parts.append(f"evaluated {len(self.evaluations)} times on {', '.join(sets)}")
+        if self.stopped is not None:
+            parts.append(f"stopped by {self.stopped}")
+        return f"History({'; '.join(parts)})"
+
     @property
     def rounds(self) -> int:
         """How many rounds ran."""
@@ -188,6 +198,9 @@ class Histories(Sequence[History]):
 
     members: tuple[History, ...]
     states: tuple
+
+    def __repr__(self) -> str:
+        return f"Histories({len(self)} replicas, {max((member.rounds for member in self), default=0)} rounds)"
 
     def __getitem__(self, index):
         return self.members[index]

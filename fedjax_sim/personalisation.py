@@ -50,6 +50,13 @@ class Personalised:
             for name, after in self.after.per_client.items()
         }
 
+    def __repr__(self) -> str:
+        means = (
+            f"{name} {self.before.clients[name]['mean']:.4f} to {over['mean']:.4f}"
+            for name, over in self.after.clients.items()
+        )
+        return f"Personalised({', '.join(means)}; mean over {len(self.clients)} clients)"
+
     def __str__(self) -> str:
         columns = ("mean before", "mean after", "mean gain", "worst gain", "clients better")
         lines = [f"{'':<12}" + "".join(f"{name:>16}" for name in columns)]

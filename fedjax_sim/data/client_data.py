@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_sim._src import tree
 from fedjax_sim.data._columns import check_columns, check_offsets, describe, gather_rows, offsets_of
 from fedjax_sim.data._ids import StaticIds, as_ids, look_up
 
@@ -232,7 +233,7 @@ class ClientData:
         sizes = self.sizes
         return (
             f"ClientData({self.num_clients} clients with {sizes.min()} to {sizes.max()} of {self.num_examples} "
-            f"examples, {columns}, {_readable_bytes(self.nbytes)})"
+            f"examples, {columns}, {tree.readable_bytes(self.nbytes)})"
         )
 
     def positions(self, clients: Any) -> np.ndarray:
@@ -309,14 +310,6 @@ def _rows_of(offsets: np.ndarray, positions: np.ndarray) -> np.ndarray:
     sizes = np.diff(old)[positions]
     new = offsets_of(sizes)
     return np.repeat(old[positions] - new[:-1], sizes) + np.arange(new[-1])
-
-
-def _readable_bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def _set_fields(data: ClientData, columns: Any, offsets: Any, static: StaticIds) -> None:

@@ -46,6 +46,14 @@ class SimState:
     round: Any
     key: Any
 
+    def __repr__(self) -> str:
+        # Leaves may be anything while JAX takes the tree apart.
+        server, clients = (
+            tree.readable_bytes(sum(getattr(x, "nbytes", 0) for x in jax.tree.leaves(part)))
+            for part in (self.server, self.clients)
+        )
+        return f"SimState(round {self.round}; server {server}, clients {clients})"
+
 
 def check_is_state(state: Any) -> None:
     """Refuses what is no state at all.

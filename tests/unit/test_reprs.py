@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import optax
 import pytest
 from unit import small
@@ -26,7 +28,27 @@ SHOWN = {
         small.simulation,
         "Simulation(Algorithm(fedavg: Transform(mean)), 4 clients with 15 examples, Cohort(",
     ),
+    "state": (lambda: run()[0], "SimState(round 2; server 32 B, clients 0 B)"),
+    "history": (
+        lambda: run()[1],
+        "History(2 rounds from 0; metrics accuracy, aggregate_norm, loss, update_norm, clients",
+    ),
+    "histories": (
+        lambda: small.simulation().sweep(seeds=[0, 1], rounds=3),
+        "Histories(2 replicas, 3 rounds)",
+    ),
+    "evaluation": (lambda: run()[1].evaluations[2]["eval"], "Evaluation(accuracy 0."),
+    "personalised": (
+        lambda: small.simulation().personalised(run()[0], small.make_data()),
+        "Personalised(accuracy 0.",
+    ),
 }
+
+
+@functools.cache
+def run():
+    sim = small.simulation()
+    return sim.run(sim.init(seed=0), rounds=2, evaluate_on=small.make_data(), every=1)
 
 
 @pytest.mark.parametrize("what", SHOWN)
