@@ -14,7 +14,7 @@ import scipy.linalg
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from unit.messages import KEY, encode
+from unit.messages import KEY, encode, run
 
 import fedjax_sim as fs
 from fedjax_sim import aggregation as agg
@@ -52,7 +52,7 @@ def test_a_rotation_keeps_norms_and_comes_back():
     assert vector.shape == (16,) and vector.dtype == jnp.float32
     norm = math.sqrt(sum(float(jnp.sum(x[0] ** 2)) for x in updates.values()))
     assert float(jnp.linalg.norm(vector)) == pytest.approx(norm, rel=1e-5)
-    total, _, _ = agg.run(agg.hadamard_rotation(), updates, key=KEY)
+    total, _, _ = run(agg.hadamard_rotation(), updates)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b.sum(0), atol=1e-5), total, updates)
 
 
@@ -189,7 +189,7 @@ def test_the_norm_after_rounding_is_the_papers():
 
 def test_rounding_is_unbiased_where_the_norm_never_matters():
     x = jax.random.normal(KEY, (30,)) * 3
-    draws = jax.vmap(lambda key: stochastic_rounding(key, x, 1e9)[0])(jax.random.split(KEY, 4000))
+    draws = jax.jit(jax.vmap(lambda key: stochastic_rounding(key, x, 1e9)[0]))(jax.random.split(KEY, 4000))
     error = np.mean(draws, axis=0) - np.asarray(x, np.float64)
     assert np.all(np.abs(error) <= 5 * np.std(draws, axis=0) / math.sqrt(4000) + 1e-6)
 
@@ -264,19 +264,17 @@ def test_too_few_bits_are_refused_when_a_message_is_seen(name):
     with pytest.raises(
         ValueError, match=rf"{name}_noise: bits is 8, too few .* Use bits=(\d+) or more"
     ) as error:
-        agg.run(chain, jnp.zeros((2, 16)), key=KEY, expected_clients=1000)
+        run(chain, jnp.zeros((2, 16)), expected_clients=1000)
     enough = int(str(error.value).split("bits=")[1].split()[0])
-    agg.run(
+    run(
         private(NOISES[name](1.0, min_clients=1000, bits=enough)),
         jnp.zeros((2, 16)),
-        key=KEY,
         expected_clients=1000,
     )
     with pytest.raises(ValueError, match="too few"):
-        agg.run(
+        run(
             private(NOISES[name](1.0, min_clients=1000, bits=enough - 1)),
             jnp.zeros((2, 16)),
-            key=KEY,
             expected_clients=1000,
         )
 
@@ -290,8 +288,8 @@ def test_coordinates_wrap_as_rarely_as_stated(name, k):
     value = jax.random.normal(KEY, (size,))
     value /= jnp.linalg.norm(value)
     rotated = agg.chain(*private(noise).parts[:-1])
-    share = agg.run(rotated, jnp.tile(value, (clients, 1)), key=KEY)[0]
-    got, _, _ = agg.run(private(noise), jnp.tile(value, (clients, 1)), key=KEY)
+    share = run(rotated, jnp.tile(value, (clients, 1)))[0]
+    got, _, _ = run(private(noise), jnp.tile(value, (clients, 1)))
     made = grid(Settings(0.5, clients, clients, 12, k, math.exp(-0.5)), size)
     signs_and_transform = lambda x: encode(agg.hadamard_rotation(), x)[0].value.vector  # noqa: E731
     off = np.abs(np.asarray(signs_and_transform(got - share))) * clients * made.levels
@@ -311,7 +309,7 @@ def test_the_error_is_that_of_plain_gaussian_noise(name):
     truth = np.mean(np.asarray(updates, np.float64), axis=0)
     plain = agg.chain(agg.clip_by_global_norm(2.0), agg.mean(over="expected_cohort"), agg.gaussian_noise(0.8))
     chains = (private(NOISES[name](0.8, min_clients=10), clip=2.0), plain)
-    errors = [np.mean((np.asarray(agg.run(chain, updates, key=KEY)[0]) - truth) ** 2) for chain in chains]
+    errors = [np.mean((np.asarray(run(chain, updates)[0]) - truth) ** 2) for chain in chains]
     assert abs(errors[0] / errors[1] - 1) < 5 * math.sqrt(2 * 2 / 20_000)
 
 
@@ -319,21 +317,21 @@ def test_the_error_is_that_of_plain_gaussian_noise(name):
 def test_a_round_of_too_few_clients_is_thrown_away(name):
     chain = private(NOISES[name](0.5, min_clients=3))
     for clients, discarded in ((2, 1), (3, 0), (4, 0)):
-        got, _, metrics = agg.run(chain, jnp.ones((clients, 50)), key=KEY, expected_clients=4)
+        got, _, metrics = run(chain, jnp.ones((clients, 50)), expected_clients=4)
         assert float(metrics[f"{name}_noise/discarded"].total) == discarded
         assert bool(jnp.any(got != 0)) != discarded
 
 
 def test_cohorts_too_small_for_any_round_to_count_are_refused():
     with pytest.raises(ValueError, match="min_clients is 3, but only 2 clients are expected"):
-        agg.run(private(agg.skellam_noise(0.5, min_clients=3)), jnp.ones((2, 50)), key=KEY)
+        run(private(agg.skellam_noise(0.5, min_clients=3)), jnp.ones((2, 50)))
 
 
 @each_noise
 def test_a_client_without_examples_adds_its_share(name):
     """It counts as one that came, and its message is noise."""
     chain = private(NOISES[name](1.0, min_clients=4))
-    got, _, metrics = agg.run(chain, jnp.ones((4, 40_000)), key=KEY, num_examples=[0, 0, 0, 0])
+    got, _, metrics = run(chain, jnp.ones((4, 40_000)), num_examples=[0, 0, 0, 0])
     assert float(metrics[f"{name}_noise/discarded"].total) == 0
     assert abs(np.var(np.asarray(got) * 4) - 1) < 5 * math.sqrt(2 / 40_000)
 
@@ -354,7 +352,8 @@ def test_the_noise_follows_an_adaptive_bound_in_the_middle_of_a_jit(name):
 
 def sum_of(chain, values, rounds=1):
     """Noisy sums ``[rounds, size]``."""
-    return np.stack([agg.run(chain, values, key=KEY, round_=r)[0] * len(values) for r in range(rounds)])
+    one = jax.jit(lambda round_: agg.run(chain, values, key=KEY, round_=round_)[0] * len(values))
+    return np.stack([one(round_) for round_ in range(rounds)])
 
 
 def is_right(name) -> bool:
@@ -450,4 +449,4 @@ def test_a_traced_multiplier_is_refused():
 def test_counts_beside_an_update_are_refused():
     message = fs.Message(jnp.ones((2, 4)), {"members": jnp.ones((2, 3))})
     with pytest.raises(ValueError, match="their exact sum would be released"):
-        agg.run(private(agg.skellam_noise(1.0, min_clients=2)), message, key=KEY)
+        run(private(agg.skellam_noise(1.0, min_clients=2)), message)

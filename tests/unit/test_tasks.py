@@ -321,10 +321,11 @@ def test_tokens_stay_integers():
     task = tasks.classification(models.char_lstm(11, hidden=6))
     tokens = jax.random.randint(KEY, (2, 9), 0, 11)
     batch = batch_of(tokens, jnp.roll(tokens, -1, axis=1))
-    variables = task.init(KEY, batch)
-    outputs, _ = task.apply(variables, batch, KEY, train=True)
-    assert outputs.shape == (2, 9, 11) and task.loss(outputs, batch).shape == (2,)
-    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient(task, variables, batch, KEY)))
+    variables = jax.jit(task.init)(KEY, batch)
+    outputs = jax.eval_shape(lambda *given: task.apply(*given, train=True)[0], variables, batch, KEY)
+    assert outputs.shape == (2, 9, 11) and jax.eval_shape(task.loss, outputs, batch).shape == (2,)
+    found = jax.jit(lambda *given: gradient(task, *given))(variables, batch, KEY)
+    assert all(np.any(np.asarray(leaf) != 0) for leaf in jax.tree.leaves(found))
 
 
 # --- losses and metrics ------------------------------------------------------------------------------------
