@@ -134,7 +134,10 @@ def _from_nnx(module: Any) -> PureModule:
 def _built(create: Callable[[nnx.Rngs], Any], key: Key) -> nnx.Module:
     model = create(nnx.Rngs(key))
     if not isinstance(model, nnx.Module):
-        raise TypeError(f"module returned {type(model).__name__} for nnx.Rngs, expected an nnx module.")
+        raise TypeError(
+            f"module is a function, which is called with nnx.Rngs to make an nnx module, but it returned {type(model).__name__}. A "
+            "model that is a function of parameters and inputs is a task of its own: fs.Task(init, apply, loss)."
+        )
     return model
 
 

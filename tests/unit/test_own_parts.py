@@ -168,6 +168,13 @@ def test_parameters_alone_are_no_model():
         fs.rules.gradient(task(), {"w": jnp.ones(3)}, batch, jax.random.key(0))
 
 
+def test_a_forward_pass_alone_is_no_module():
+    with pytest.raises(
+        TypeError, match=r"to make an nnx module, but it returned Rngs\. .* fs\.Task\(init, apply, loss\)"
+    ):
+        fs.tasks.classification(lambda x: x)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_client_without_examples_sends_zeros_whatever_its_rule_says(engine):
     """Nor does it count where a rule counts beside its update."""
