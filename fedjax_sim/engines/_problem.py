@@ -153,10 +153,12 @@ def traced_rule(problem: Problem, stage: int, group: int) -> TracedRule:
 
 
 def turn_specs(problem: Problem, algorithm: Algorithm, stage: int, group: int, broadcast, state):
-    """Specs of what one client's turn makes: its message before any layer, the state it keeps, its step metrics.
+    """Specs of what one client's turn makes: its message before any layer, the state it keeps, its metrics.
 
     Raises:
-      TypeError: the rule's work or state changes its structure or dtypes; names the rule's group and stage.
+      TypeError: the rule's work or state changes its structure or dtypes, or a function returns something else than
+        it should; names the stage.
+      ValueError: two functions measure a metric of one name.
     """
     make = functools.partial(_turn_specs, problem, algorithm, stage, group)
     return _remembered(problem, ("turn", stage, group), make, broadcast, state)
@@ -175,21 +177,24 @@ def _turn_specs(problem: Problem, algorithm: Algorithm, stage: int, group: int, 
     made = jax.eval_shape(rule.finish, hyper, broadcast, work, state, ctx)
     sent, kept, finishing = checks.returned(f"{where}: the rule's finish", made, "update", "state", "metrics")
     _check_same(f"{where}: a client's state before and after finish", state, kept)
-    return as_message(sent), kept, _merged(where, {"the rule's step": metrics, "its finish": finishing})
+    return (
+        as_message(sent),
+        kept,
+        _merged(where, {"the rule's step": metrics, "the rule's finish": finishing}),
+    )
 
 
-MEASURED = {
-    "the engine": dict.fromkeys(("update_norm", "clients", "slowest_steps", "bytes_up", "bytes_down"))
-}
-"""What every round's row has, whatever the algorithm."""
+MEASURED = dict.fromkeys(
+    ("update_norm", "clients", "slowest_steps", "bytes_up", "bytes_down"), Mean(0.0, 0.0)
+)
+"""What the engine measures of every round, whatever the algorithm."""
 
 
 def _merged(where: str, measured: Mapping[str, Any]) -> dict[str, Mean]:
     """The metrics of several functions, by the names of these: each metric is a ``Mean``, and measured by one of them."""
     by: dict[str, str] = {}
     for who, metrics in measured.items():
-        if who not in MEASURED:
-            _check_metrics(f"{where}: {who}", metrics)
+        _check_metrics(f"{where}: {who}", metrics)
         for name in metrics:
             if name in by:
                 raise ValueError(
@@ -299,9 +304,8 @@ def _try_server_step(problem: Problem, algorithm: Algorithm, stage: int, state: 
     stepped = server_step(problem, algorithm, stage, state.server, message, part, sent, ctx)
     own = state.clients.states[0] if state.clients.states else ()
     clients = turn_specs(problem, algorithm, stage, 0, broadcast, jax.tree.map(lambda x: x[0], own))[2]
-    _merged(
-        f"{algorithm.name}, stage {stage}", {"the clients": clients, "the server": stepped[2], **MEASURED}
-    )
+    where = f"{algorithm.name}, stage {stage}"
+    _merged(where, {"the clients": clients, "the server": stepped[2], "the engine": MEASURED})
     return stepped
 
 

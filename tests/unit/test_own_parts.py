@@ -113,11 +113,11 @@ WRONG = {
     ),
     "metrics that are none": (
         lambda: with_rule(finish=lambda finish: lambda *given: (*finish(*given)[:2], None)),
-        TypeError, "its finish returned NoneType as its metrics, expected a dict of Mean",
+        TypeError, "the rule's finish returned NoneType as its metrics, expected a dict of Mean",
     ),
     "a rule that measures the loss twice": (
         lambda: with_rule(finish=measuring("loss", ONE)),
-        ValueError, "the metric 'loss' is measured by the rule's step and by its finish",
+        ValueError, "the metric 'loss' is measured by the rule's step and by the rule's finish",
     ),
     "a server that measures the clients' loss": (
         lambda: with_server(measuring("loss", ONE)),
