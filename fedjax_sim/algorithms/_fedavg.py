@@ -39,7 +39,7 @@ def fedavg(
       task: model, loss and metrics.
       client: the clients' optimizer, new in every round.
       server: the server's, fed with minus the mean update; SGD with step size 1 by default, which is FedAvg proper.
-      aggregate: transforms around the sum; the mean over examples by default.
+      aggregate: transforms around the sum; the mean over examples by default. A chain without a mean adds updates up.
 
     Example:
       >>> import optax, fedjax_sim as fs
