@@ -24,8 +24,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from fedjax_sim_kernels import backends, clipping, conv, lstm, modular, order, packing, pooling, products
+from fedjax_sim_kernels import (
+    backends,
+    clipping,
+    conv,
+    draws,
+    lstm,
+    modular,
+    order,
+    packing,
+    pooling,
+    products,
+)
 from fedjax_sim_kernels.clipping import reference as clipping_reference
 from fedjax_sim_kernels.clipping import shapes as clipping_shapes
 from fedjax_sim_kernels.clipping import streamed
@@ -106,10 +116,6 @@ def conv_cases(clients: int) -> Iterator[Case]:
         yield Case("conv", shape.name, forms, used, (x, kernel), 2 * clients * 6 * useful, 2 * moved)
 
 
-def _normal(*shape: int) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
-
-
 def shape_bytes(*arrays: Any) -> int:
     """Elements of arrays, or of their specs."""
     return sum(math.prod(array.shape) for array in arrays)
@@ -127,7 +133,9 @@ def product_cases(clients: int) -> Iterator[Case]:
         yield Case("products", shape.name, trained, "contract", arguments, 2 * flops, 2 * moved)
     for shape in lstm_shapes.MODELS:
         forms = {"reference": _clients_train(lstm_reference.lstm), "hoisted": _clients_train(lstm)}
-        arguments = tuple(0.05 * _normal(clients, *size) for size in (shape.inputs, shape.recurrent))
+        arguments = tuple(
+            jnp.asarray(0.05 * draws.normal(0, 0, clients, *size)) for size in (shape.inputs, shape.recurrent)
+        )
         flops = 6 * clients * shape.time * shape.batch * 4 * shape.size**2
         # The matrix is read at every time, forth and back: it is larger than a core's own cache.
         moved = 2 * shape.time * arguments[1].nbytes
@@ -136,7 +144,7 @@ def product_cases(clients: int) -> Iterator[Case]:
 
 def pooling_cases(clients: int) -> Iterator[Case]:
     for shape in pooling_shapes.MODELS:
-        x = _normal(clients, *shape.x)
+        x = jnp.asarray(draws.normal(0, 0, clients, *shape.x))
         for kind in shape.kinds:
             spec = shape.spec(kind)
             used = pooling.choose(x[0], spec)[0]

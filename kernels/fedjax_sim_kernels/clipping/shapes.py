@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from fedjax_sim_kernels import draws
 
 
 class ClipShape(NamedTuple):
@@ -19,11 +20,10 @@ class ClipShape(NamedTuple):
 
     def arguments(self, seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Updates of which about half are longer than the bound, weights, the bound."""
-        draw = np.random.default_rng(seed)
-        rows = draw.standard_normal((self.clients, self.coordinates), np.float32)
-        rows *= draw.uniform(0.2, 2.0, (self.clients, 1)).astype(np.float32)
-        weights, bound = draw.random(self.clients, np.float32), np.sqrt(np.float32(self.coordinates))
-        return jnp.asarray(rows, self.dtype), jnp.asarray(weights), jnp.asarray(bound)
+        length = 0.2 + 1.8 * draws.uniform(seed, 0, self.clients, 1)
+        rows = length * draws.normal(seed, 1, self.clients, self.coordinates)
+        weights, bound = draws.uniform(seed, 2, self.clients), jnp.float32(self.coordinates**0.5)
+        return jnp.asarray(rows, self.dtype), jnp.asarray(weights), bound
 
 
 EDGE_CASES = (

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
+from fedjax_sim_kernels import draws
 from fedjax_sim_kernels.conv.spec import ConvSpec
 from fedjax_sim_kernels.windows import Ints, Pads
 
@@ -51,10 +51,10 @@ class ConvShape(NamedTuple):
 
     def arguments(self, seed: int, *clients: int) -> tuple[jax.Array, jax.Array]:
         """Random ``x`` and ``kernel`` in the order of ``layout``, with leading axes for clients where asked."""
-        draw, found, last = np.random.default_rng(seed), [], _channels_last(self.image)
+        found, last = [], _channels_last(self.image)
         layouts = zip(last, self.layout or last, strict=True)
-        for shape, (now, wanted) in zip((self.x, self.kernel), layouts, strict=False):
-            value = draw.standard_normal((*clients, *shape), np.float32)
+        for place, (shape, (now, wanted)) in enumerate(zip((self.x, self.kernel), layouts, strict=False)):
+            value = draws.normal(seed, place, *clients, *shape)
             order = (len(clients) + now.index(axis) for axis in wanted)
             found.append(jnp.asarray(value.transpose(*range(len(clients)), *order), self.dtype))
         return found[0], found[1]

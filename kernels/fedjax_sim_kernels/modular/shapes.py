@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from fedjax_sim_kernels import draws
 from fedjax_sim_kernels.windows import Ints
 
 
@@ -21,9 +21,9 @@ class ModularShape(NamedTuple):
 
     def arguments(self, seed: int) -> tuple[jax.Array, jax.Array]:
         """Rows and which of them are there."""
-        shape = (self.rows, *self.coordinates)
-        rows = np.random.default_rng(seed).integers(self.modulus, size=shape, dtype=np.uint32)
-        return jnp.asarray(rows), jnp.asarray(np.arange(self.rows) % 3 != 2)
+        bits = draws.bits(seed, 0, self.rows, *self.coordinates)
+        rows = bits if self.modulus == 2**32 else bits % self.modulus
+        return jnp.asarray(rows), jnp.asarray([row % 3 != 2 for row in range(self.rows)])
 
 
 EDGE_CASES = (

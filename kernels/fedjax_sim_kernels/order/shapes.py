@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from fedjax_sim_kernels import draws
 from fedjax_sim_kernels.windows import Ints
 
 
@@ -21,8 +21,8 @@ class RowsShape(NamedTuple):
 
     def arguments(self, seed: int) -> tuple[jax.Array, jax.Array]:
         """Random rows and which of them are there."""
-        rows = np.random.default_rng(seed).standard_normal((self.rows, *self.coordinates), np.float32)
-        return jnp.asarray(rows), jnp.asarray(np.arange(self.rows) < self.rows - self.absent)
+        there = [row < self.rows - self.absent for row in range(self.rows)]
+        return jnp.asarray(draws.normal(seed, 0, self.rows, *self.coordinates)), jnp.asarray(there)
 
 
 EDGE_CASES = (

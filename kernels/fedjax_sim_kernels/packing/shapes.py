@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from fedjax_sim_kernels import draws
 
 
 class PackShape(NamedTuple):
@@ -18,11 +19,7 @@ class PackShape(NamedTuple):
 
     def arguments(self, seed: int) -> tuple[jax.Array, jax.Array]:
         """Elements and the chance behind each rounding."""
-        draw = np.random.default_rng(seed)
-        return (
-            jnp.asarray(draw.standard_normal(self.size, np.float32)),
-            jnp.asarray(draw.random(self.size, np.float32)),
-        )
+        return jnp.asarray(draws.normal(seed, 0, self.size)), jnp.asarray(draws.uniform(seed, 1, self.size))
 
 
 EDGE_CASES = (

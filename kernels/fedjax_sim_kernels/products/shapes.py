@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from fedjax_sim_kernels import draws
 from fedjax_sim_kernels.products.contract import LARGE, NARROW, TALL_DEPTH
 
 
@@ -21,10 +21,9 @@ class ProductShape(NamedTuple):
 
     def arguments(self, seed: int, *clients: int) -> tuple[jax.Array, jax.Array]:
         """Rows and weights, with leading axes for clients where asked."""
-        draw = np.random.default_rng(seed)
-        rows = draw.standard_normal((*clients, self.rows, self.depth), np.float32)
-        weights = draw.standard_normal((*clients, self.depth, self.features), np.float32)
-        return jnp.asarray(rows), jnp.asarray(weights / np.float32(self.depth**0.5))
+        rows = draws.normal(seed, 0, *clients, self.rows, self.depth)
+        weights = draws.normal(seed, 1, *clients, self.depth, self.features) / self.depth**0.5
+        return jnp.asarray(rows), jnp.asarray(weights, jnp.float32)
 
 
 # On both sides of every limit of a form.
