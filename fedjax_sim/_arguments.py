@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim._feed import device_bytes
 from fedjax_sim._src import checks, tree
 from fedjax_sim._src.types import Algorithm, Stage, Variables
 from fedjax_sim.checkpoint import Checkpoints
@@ -17,7 +18,13 @@ from fedjax_sim.data import ClientData, ClientSource
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.engines import Engine, SimState
-from fedjax_sim.engines._problem import Problem, aggregate, group_names, groups, keeps_client_state
+from fedjax_sim.engines._problem import (
+    Problem,
+    aggregate,
+    group_names,
+    groups,
+    keeps_client_state,
+)
 from fedjax_sim.tasks.lora import Adapters
 
 
@@ -40,6 +47,24 @@ def check_steps(problem: Problem, sizes: np.ndarray) -> None:
                     f"{algorithm.name}: a client takes {most} local steps, but {rule!r} was made for at most "
                     f"{rule.most_steps}: give it steps={most}, or the local work max_steps={rule.most_steps}."
                 )
+
+
+def check_memory(problem: Problem, state: SimState) -> None:
+    """A model that cannot fit is refused: where an allocation fails, JAX may wait for its result for ever.
+
+    ``state``: its specs.
+
+    Raises:
+      ValueError: the server's state and one client's update are larger than the memory of a device.
+    """
+    room, replicas = device_bytes(), problem.replicas or 1
+    held = replicas * tree.num_bytes(state.server)
+    if room is not None and held > room:
+        of = f" of {replicas} replicas" if replicas > 1 else ""
+        raise ValueError(
+            f"the server's state{of} takes {tree.readable_bytes(held)}, more than a device's memory of "
+            f"{tree.readable_bytes(room)}: use a smaller model."
+        )
 
 
 def check_sampling(algorithm: Algorithm, cohort: Cohort, state: SimState, population: int) -> None:

@@ -113,13 +113,13 @@ def tune(
     else:
         for layout in dict.fromkeys(layouts):
             measure(layout)
-    close = [layout for layout, times in measured.items() if times[0] <= _CLOSE * best()]
-    for _ in range(repeats - 1):
-        for layout in close:
-            measured[layout].append(calls[layout]())
+    # Those that are close to the best, and then those that are close to what the best turned out to be.
+    while close := _close(measured, repeats):
+        for _ in range(repeats - 1):
+            for layout in close:
+                measured[layout].append(calls[layout]())
     timings = [Timing(layout, tuple(times), compiling[layout]) for layout, times in measured.items()]
-    # Those that were not close have one value, of another moment.
-    timings.sort(key=lambda timing: (timing.layout not in close, timing.median))
+    timings.sort(key=lambda timing: timing.median)
     file = None
     if keep:
         about = {
@@ -132,6 +132,13 @@ def tune(
         except (OSError, RuntimeError) as error:
             warnings.warn(f"the fastest layout is not kept: {error}", stacklevel=3)
     return Tuning(tuple(timings), file)
+
+
+def _close(measured: dict[Layout, list[float]], repeats: int) -> list[Layout]:
+    """Layouts that come close to the best so far and were measured less often than ``repeats``."""
+    medians = {layout: statistics.median(times) for layout, times in measured.items()}
+    limit = _CLOSE * min(medians.values())
+    return [layout for layout, times in measured.items() if len(times) < repeats and medians[layout] <= limit]
 
 
 def _doubling(turns: int) -> Iterator[int]:

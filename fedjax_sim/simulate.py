@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from fedjax_sim import engines
 from fedjax_sim._arguments import (
+    check_memory,
     check_rounds,
     check_sampling,
     check_schedules,
@@ -152,6 +153,7 @@ class Simulation(Priced, Inspected):
         self._initialise = initialiser(problem, self._slots())
         # Tracing its specs finds rules and transforms that do not fit together.
         self._template = jax.eval_shape(self._initialise, problem.example_hyper, keys.root_key(0), None)
+        check_memory(problem, self._template)
         check_steps(problem, self.data.sizes)
         check_sampling(self.algorithm, self.cohort, self._template, self.data.num_clients)
         planner, replicated = self.planner(problem.replicas or 1), problem.replicas is not None

@@ -47,7 +47,8 @@ def tune(
     """Measure which layout is the fastest for an experiment, on how many devices and lanes, and keep it for later runs.
 
     Runs with engine.lanes = "auto", which is the default, take the lanes from the cache folder, where they are kept by
-    hardware and shapes. Every layout is a program that has to be compiled first.
+    hardware and shapes. Measured is one seed: several seeds in one program are another shape, and are not looked up. Every
+    layout is a program that has to be compiled first.
     """
     changes = list(changes or [])
     asked = load(config, changes)

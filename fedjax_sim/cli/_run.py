@@ -74,13 +74,13 @@ def sweep(
 ) -> None:
     """Train with every combination of some settings, with every seed.
 
-    The grid stands in the table [sweep] of CONFIG, in --grid, or in both. Numbers of the algorithm are traced: all
+    The grid stands in the table 'sweep' of CONFIG, in --grid, or in both. Numbers of the algorithm are traced: all
     their values and all seeds train at once, as replicas of one program. What changes shapes gets a program, and a run
     folder, for each value.
     """
     made = [*_with_options(changes, rounds, seeds), *(f"sweep.{item}" for item in grid or [])]
     found = load(config, made)
-    if "sweep" not in found.settings:
+    if not found.settings.get("sweep"):
         _screen.fail(
             "error: there is nothing to sweep: give --grid key=[values], or a table [sweep] in the file.",
             BAD_USAGE,
@@ -169,6 +169,8 @@ def _finish(
         except KeyboardInterrupt:
             _screen.fail(f"stopped at once; the run folder is {folder}\n{go_on}", stop.exit_code)
         except (*ERRORS, NonFiniteModelError) as error:
+            if not folder.is_dir():
+                _screen.fail(f"error: {error}\nno run folder could be made", BAD_USAGE)
             _screen.fail(f"error: {error}\nthe rounds before are in {folder}", FAILED)
         last = outcomes[-1]
         if last.status == "interrupted":

@@ -55,8 +55,10 @@ class Npz:
             with path.open("rb") as stream:
                 archive = np.load(stream, allow_pickle=False)
         except _DAMAGED as error:
+            # Of what is no archive at all numpy guesses that it was pickled, and says how to run its code.
+            said = "" if "allow_pickle" in str(error) else f": {error}"
             raise ValueError(
-                f"{path} is no readable .npz file (truncated, or of another kind): {error}"
+                f"{path} is no readable .npz file (truncated, or of another kind){said}"
             ) from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError(f"{path} holds a single array, expected an .npz file. Write it with np.savez.")

@@ -7,11 +7,16 @@ import numpy as np
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.client_source import Clients
 
+_MOST = 2**28
+"""Numbers of the largest table of clients and classes: of a million clients some 250 classes."""
+
 
 def has_labels(data: Clients, classes: int | None) -> bool:
-    """Whether the column ``y`` holds one label, an integer, for each example."""
+    """Whether the column ``y`` holds one label for each example, an integer of so few that a table of them can be made."""
     labels = data.columns.get("y")
-    return classes is not None and labels is not None and len(labels.shape) == 1 and labels.dtype.kind in "iu"
+    if classes is None or labels is None or data.num_clients * classes > _MOST:
+        return False
+    return len(labels.shape) == 1 and labels.dtype.kind in "iu"
 
 
 def label_counts(data: ClientData, classes: int) -> np.ndarray:

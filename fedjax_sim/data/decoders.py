@@ -54,17 +54,10 @@ def pictures(
       >>> decode([np.zeros((3, 5), np.uint8), np.zeros((20, 9), np.uint8)]).shape
       (2, 8, 6, 3)
     """
-    checks.one_of("colours", colours, ("as stored", "grey", "rgb"))
-    if size is not None:
-        if len(size) != 2:
-            raise ValueError(f"size is {size!r}, expected height and width.")
-        for name, length in zip(("size[0]", "size[1]"), size, strict=True):
-            checks.positive_int(name, length)
-    mode = {"grey": "L", "rgb": "RGB"}.get(colours)
-    shape = None if size is None else (int(size[0]), int(size[1]))
+    form = _pictures.form(size, colours)
 
     def decode(values: list, /) -> np.ndarray:
-        return _pictures.pictures(values, "the column", shape, mode)
+        return _pictures.pictures(values, "the column", *form)
 
     return decode
 

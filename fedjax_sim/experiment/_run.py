@@ -18,6 +18,7 @@ from fedjax_sim.experiment._forms import ConfigError
 from fedjax_sim.experiment._registry import build_part
 from fedjax_sim.history import History
 from fedjax_sim.personalisation import Personalised
+from fedjax_sim.privacy._ledger import too_small
 from fedjax_sim.simulate import Callback, NonFiniteModelError, Simulation
 from fedjax_sim.tracking import JsonLines, Lenient, Recorder, write_json
 
@@ -255,9 +256,10 @@ class _Job:
                 if done
                 else "does not pay for the first round"
             )
+            why = "" if privacy.delta is None else too_small(privacy.delta)
             raise ConfigError(
                 f"privacy.epsilon is {privacy.epsilon}, which {pays}: raise it, or start a run with more noise. "
-                "`fedjax-sim privacy` finds the noise for an epsilon."
+                f"`fedjax-sim privacy` finds the noise for an epsilon.{why and f' But {why}.'}"
             )
 
     def _simulation(self, label: Mapping[str, Any]) -> Simulation:

@@ -52,6 +52,10 @@ def participation(run: RunData | str) -> Figure:
     left.set_title("When clients took part" + (" (first replica)" if len(data.replicas) > 1 else ""))
     left.xaxis.set_major_locator(_style.ticks(integer=True))
     left.yaxis.set_major_locator(_style.ticks(integer=True))
+    ids = np.asarray(data.clients.get("ids", np.arange(clients))).tolist()
+    left.yaxis.set_major_formatter(
+        lambda at, _: _style.shortened(str(ids[int(at)])) if 0 <= at < len(ids) else ""
+    )
     counts = raster.sum(axis=1)
     right.barh(np.arange(clients), counts, height=0.8 if clients <= 100 else 1.0, color=_style.BLUE)
     right.axvline(counts.mean(), color=_style.RED, linewidth=1.4)

@@ -83,7 +83,7 @@ def _bubbles(labels: np.ndarray, ids: list[str], sample: int | None, edges: np.n
     if short:
         axes.set_xticks(range(clients), ids)
     elif len(ids) == clients and clients <= 12:
-        cut = [name if len(name) <= 12 else f"{name[:11]}…" for name in ids]
+        cut = [_style.shortened(name) for name in ids]
         axes.set_xticks(range(clients), cut, rotation=30, ha="right", rotation_mode="anchor")
     else:
         axes.xaxis.set_major_locator(_style.ticks(integer=True))

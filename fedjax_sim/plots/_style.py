@@ -116,6 +116,11 @@ def ordered_styles(count: int) -> list[dict[str, Any]]:
     return [{"color": tuple(colour), "linestyle": "-"} for colour in colours]
 
 
+def shortened(name: str) -> str:
+    """A client's name, where ticks have little room."""
+    return name if len(name) <= 12 else f"{name[:11]}…"
+
+
 def plain(label: str) -> str:
     """A label that legends do not hide: matplotlib leaves out those that begin with an underscore."""
     label = label if len(label) <= 60 else f"{label[:57]}..."

@@ -12,7 +12,17 @@ from fedjax_sim.aggregation._chain import layers_of, specs_of
 from fedjax_sim.data.cohorts import Cohort
 
 Unit = Literal["client", "example"]
-_LARGE = 0.01
+_LARGE, _SMALLEST = 0.01, 1e-14
+
+
+def too_small(delta: float) -> str:
+    """What is to be said of a delta that an accountant in double precision cannot tell from 0; empty of others."""
+    if delta >= _SMALLEST:
+        return ""
+    return (
+        f"delta {delta:.2g} is below {_SMALLEST:g}, what the accountant 'pld' can tell from 0: its epsilon is infinite, "
+        "whatever the noise"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +150,9 @@ class Ledger:
         return Ledger(self.entries + tuple(dataclasses.replace(e, run=e.run + runs) for e in other.entries))
 
     def remark(self, delta: float) -> str:
-        """What is to be said of a delta that is too large to promise much; empty of a smaller one."""
+        """What is to be said of a delta that is too large to promise much, or too small to be told from 0; empty of others."""
+        if remark := too_small(delta):
+            return remark
         entries = [entry for entry in self.entries if entry.sampling.population is not None]
         population = max((entry.sampling.population or 0 for entry in entries), default=0)
         unit = next((entry.unit for entry in self.entries), "client")

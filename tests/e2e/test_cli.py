@@ -225,6 +225,8 @@ def test_resume_goes_on_and_says_what_may_not_change(tmp_path):
 def test_sweep_needs_a_grid_and_shows_every_setting(tmp_path):
     small = ["sweep", *SMALL[1:], "--rounds", "2"]
     assert "there is nothing to sweep" in invoke(*small).stderr
+    Path("empty.toml").write_text("[sweep]\n")
+    assert "there is nothing to sweep" in invoke("sweep", "empty.toml").stderr
     result = invoke(
         *small, "--grid", "algorithm.client.learning_rate=[0.1,0.2]", "--seeds", "0:2", "--out", "s"
     )

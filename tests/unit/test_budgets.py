@@ -11,7 +11,7 @@ from unit import small
 
 import fedjax_sim as fs
 from fedjax_sim import aggregation as agg
-from fedjax_sim.privacy import Budget, BudgetSpentError, Guarantee
+from fedjax_sim.privacy import Budget, BudgetSpentError, Guarantee, Ledger
 from fedjax_sim.privacy._budget import affordable
 
 DELTA = 1e-3
@@ -151,6 +151,11 @@ def test_what_was_spent_before_is_spent():
     with pytest.raises(BudgetSpentError, match="pays for 3 rounds, and 3 are done: raise it") as caught:
         sim.run(state, rounds=1, budget=paying_for(3, sim))
     assert caught.value.paid == 3
+
+
+def test_a_delta_that_cannot_be_told_from_0_is_remarked_on():
+    assert "is below 1e-14, what the accountant 'pld' can tell from 0" in Ledger(()).remark(1e-15)
+    assert Ledger(()).remark(1e-14) == ""
 
 
 def test_a_budget_below_one_round():

@@ -2,6 +2,7 @@ import lzma
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fedjax_sim import partitions
 from fedjax_sim.data import digits, images, load, repartition
@@ -69,6 +70,17 @@ def test_images_are_one_client_until_partitioned(folder, shape):
 def test_images_refuse(folder, options, match):
     with pytest.raises(ValueError, match=match):
         images(folder(**options))
+
+
+def test_images_of_several_sizes_go_by_their_names(tmp_path):
+    for name, height in (("cat/1", 8), ("cat/2", 8), ("dog/odd", 9)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((height, 8), np.uint8)).save(tmp_path / f"{name}.png")
+    with pytest.raises(
+        ValueError, match=r"\[9, 8\] \(dog/odd.png\) and \[8, 8\] \(cat/1.png\), .* by size=\[height, width\]"
+    ):
+        images(tmp_path)
+    assert images(tmp_path, size=[8, 8]).train.columns["x"].shape == (3, 8, 8, 1)
 
 
 def test_images_need_one_file_of_each(folder):

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from unit.small import fedavg, make_data, params, simulation, task
+from unit.small import SIZES, fedavg, make_data, params, simulation, task
 
 import fedjax_sim as fs
 from fedjax_sim import aggregation as agg
+from fedjax_sim.data._label_counts import has_labels
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.metrics import Mean
 
@@ -272,6 +273,20 @@ def test_a_gather_may_count_on_the_rows_of_a_whole_cohort():
     sim = simulation(fedavg(krum), cohort=fs.cohorts.uniform(3))
     sim.run(sim.init(seed=0), rounds=1)
     assert set(seen) == {3}
+
+
+def test_a_model_larger_than_the_memory_is_refused():
+    """JAX waits for ever where a first state cannot be allocated."""
+    wide = fs.tasks.classification(fs.models.mlp(classes=2, hidden=(10**6, 10**6)))
+    with pytest.raises(
+        ValueError, match=r"the server's state takes 4 TB, more than a device's memory of .* smaller model"
+    ):
+        simulation(fs.algorithms.fedavg(wide, optax.sgd(0.1)))
+
+
+def test_labels_that_number_no_classes_are_not_counted():
+    data = make_data(y=np.arange(sum(SIZES), dtype=np.int32) * 10**8)
+    assert not has_labels(data, 15 * 10**8) and has_labels(data, 15)
 
 
 def test_numbers_of_numpy_are_numbers():

@@ -387,6 +387,14 @@ def test_participation_with_and_without_a_raster(tmp_path):
     shown = np.asarray(figure.axes[0].images[0].get_array())
     np.testing.assert_array_equal(shown.sum(axis=1), arrays["participation"][0])
     np.testing.assert_array_equal(shown.sum(axis=0), 2)
+    ticks = dict(
+        zip(
+            figure.axes[0].get_yticks(),
+            (text.get_text() for text in figure.axes[0].get_yticklabels()),
+            strict=True,
+        )
+    )
+    assert ticks[0] == "c0" and ticks[2] == "c2", "clients go by their own names"
     many = {"ids": np.arange(1000), "participation": np.random.default_rng(0).poisson(3, (2, 1000))}
     figure = plots.participation(write_run(tmp_path / "b", arrays=many))
     assert len(figure.axes) == 1 and "never did" in figure.axes[0].get_title(loc="left")

@@ -98,6 +98,22 @@ def test_npz(write):
     assert data.train.columns.keys() == {"x", "y"}
 
 
+def test_npz_of_another_kind(tmp_path):
+    path = tmp_path / "table.npz"
+    path.write_text("x,y\n1,2\n")
+    with pytest.raises(
+        ValueError, match=r"table.npz is no readable .npz file \(truncated, or of another kind\)$"
+    ):
+        npz(path)
+
+
+def test_npz_with_names_as_labels(write):
+    data = npz(write(y=np.array(list("abcabc"))))
+    assert (
+        data.notes[-1] == "Arrays of text are left out: 'y'. Labels that are names: labels=[...] numbers 'y'."
+    )
+
+
 def test_npz_without_names_has_the_ids_that_occur(write):
     assert npz(write(client_name=None)).train.ids.tolist() == [0, 2]
 

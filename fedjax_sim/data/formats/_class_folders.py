@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedjax_sim.data._files import errors_name
-from fedjax_sim.data.decoders import Decoder
+from fedjax_sim.data.formats._pictures import Form, pictures
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _TESTS = ("test", "val", "validation")
@@ -33,12 +32,12 @@ def has_class_folders(folder: Path) -> bool:
     return any(_images(below) for part in (folder, folder / "train") for below in _folders(part))
 
 
-def read_class_folders(folder: Path, decode: Decoder) -> ClassFolders:
+def read_class_folders(folder: Path, form: Form) -> ClassFolders:
     """All images of a folder, in the order of classes and then of their names.
 
     Args:
       folder: holds a folder for each class, or the folder ``train``, and ``test`` if there is one, that hold them.
-      decode: makes one array of the bytes of many images.
+      form: of all images, as ``_pictures.form`` has it.
 
     Raises:
       ValueError: the test part has a class that training has not, or images differ in shape or are damaged.
@@ -48,19 +47,20 @@ def read_class_folders(folder: Path, decode: Decoder) -> ClassFolders:
     classes = tuple(below.name for below in _folders(train) if _images(below))
     tests = [folder / name for name in _TESTS if divided and (folder / name).is_dir()]
     if not tests:
-        return ClassFolders(_part(train, classes, decode), None, classes)
+        return ClassFolders(_part(train, classes, form), None, classes)
     strangers = {below.name for below in _folders(tests[0])} - set(classes)
     if strangers:
         raise ValueError(
             f"{tests[0]} has the class {min(strangers)!r}, expected those of {train}: {', '.join(classes)}."
         )
-    return ClassFolders(_part(train, classes, decode), _part(tests[0], classes, decode), classes)
+    return ClassFolders(_part(train, classes, form), _part(tests[0], classes, form), classes)
 
 
-def _part(folder: Path, classes: Sequence[str], decode: Decoder) -> dict[str, np.ndarray]:
+def _part(folder: Path, classes: Sequence[str], form: Form) -> dict[str, np.ndarray]:
     files = [(path, label) for label, name in enumerate(classes) for path in _images(folder / name)]
-    with errors_name(f"{folder} (row 0 is {files[0][0].name})" if files else folder):
-        x = decode([path.read_bytes() for path, _ in files])
+    names = [str(path.relative_to(folder)) for path, _ in files]
+    images = (path.read_bytes() for path, _ in files)
+    x = pictures(images, str(folder), *form, names=names, fix="size=[height, width]")
     return {"x": np.asarray(x), "y": np.asarray([label for _, label in files], np.int32)}
 
 

@@ -196,7 +196,10 @@ def _chosen(
         shapes = ", ".join(f"{name!r} {list(found[name].shape)}" for name in found if name in other)
         notes.append(f"Arrays without a row for each of the {num_examples} examples are left out: {shapes}.")
     if texts:
-        notes.append(f"Arrays of text are left out: {', '.join(repr(n) for n in found if n in texts)}.")
+        names = f" Labels that are names: labels=[...] numbers {label!r}." if label in texts else ""
+        notes.append(
+            f"Arrays of text are left out: {', '.join(repr(n) for n in found if n in texts)}.{names}"
+        )
     return {name: array for name, array in found.items() if name not in other | texts}, tuple(notes)
 
 

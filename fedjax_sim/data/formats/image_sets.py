@@ -10,10 +10,11 @@ from typing import Literal
 import numpy as np
 
 from fedjax_sim._src import checks
-from fedjax_sim.data import decoders, partitions
+from fedjax_sim.data import partitions
 from fedjax_sim.data._files import Npz, check_is_folder, errors_name, needed, read_npy
 from fedjax_sim.data.client_data import ClientData
 from fedjax_sim.data.federated import Federated, split
+from fedjax_sim.data.formats import _pictures
 from fedjax_sim.data.formats._class_folders import has_class_folders, read_class_folders
 
 
@@ -162,7 +163,7 @@ def images(
     folder = check_is_folder(Path(folder))
     labels = folder / "labels.npz"
     if not labels.exists() and not any(folder.glob("*_images*.npy.xz")):
-        return _by_class(folder, decoders.pictures(size, colours), test_fraction, seed)
+        return _by_class(folder, _pictures.form(size, colours), test_fraction, seed)
     if size is not None or colours != "as stored" or test_fraction is not None:
         raise ValueError(
             f"{folder} holds arrays, divided already: expected no size, colours or test_fraction. Leave them out."
@@ -180,13 +181,13 @@ def images(
         return Federated(*parts, name=folder.resolve().name, classes=classes or None)
 
 
-def _by_class(folder: Path, decode: decoders.Decoder, test_fraction: float | None, seed: int) -> Federated:
+def _by_class(folder: Path, form: _pictures.Form, test_fraction: float | None, seed: int) -> Federated:
     if not has_class_folders(folder):
         raise FileNotFoundError(
             f"{folder} holds no labelled images, expected a folder of images for each class (cat/1.png, or train/cat/1.png "
             "and test/cat/2.png), or arrays: labels.npz with train_images.npy.xz and test_images.npy.xz."
         )
-    found = read_class_folders(folder, decode)
+    found = read_class_folders(folder, form)
     with errors_name(folder):
         if found.test is not None and test_fraction is not None:
             raise ValueError("it has a test part, expected no test_fraction. Leave it out.")
