@@ -126,14 +126,14 @@ FREE_ON_RESUME = (
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The tables of a TOML file.
+    """The tables of a TOML file, which may begin with a byte-order mark.
 
     Raises:
       ConfigError: it is not there, or not TOML; names the line.
     """
     path = Path(path)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"there is no file {path}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

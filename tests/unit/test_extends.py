@@ -36,6 +36,12 @@ def test_what_is_not_changed_stays(tmp_path):
     assert settings(tmp_path, "") == experiment.load(tmp_path / "base.toml").settings
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    """As editors on Windows write it."""
+    (tmp_path / "marked.toml").write_text("rounds = 9\n", encoding="utf-8-sig")
+    assert experiment.load(tmp_path / "marked.toml").settings["rounds"] == 9
+
+
 def test_a_line_changes_a_setting(tmp_path):
     found = settings(tmp_path, "rounds = 9")
     assert (found["rounds"], found["seeds"]) == (9, [4])
