@@ -18,13 +18,7 @@ from fedjax_sim.data import ClientData, ClientSource
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.engines import Engine, SimState
-from fedjax_sim.engines._problem import (
-    Problem,
-    aggregate,
-    group_names,
-    groups,
-    keeps_client_state,
-)
+from fedjax_sim.engines._problem import Problem, aggregate, group_names, groups, keeps_client_state
 from fedjax_sim.tasks.lora import Adapters
 
 
@@ -55,7 +49,7 @@ def check_memory(problem: Problem, state: SimState) -> None:
     ``state``: its specs.
 
     Raises:
-      ValueError: the server's state and one client's update are larger than the memory of a device.
+      ValueError: the server's state alone is larger than the memory of a device.
     """
     room, replicas = device_bytes(), problem.replicas or 1
     held = replicas * tree.num_bytes(state.server)

@@ -170,7 +170,7 @@ def _finish(
             _screen.fail(f"stopped at once; the run folder is {folder}\n{go_on}", stop.exit_code)
         except (*ERRORS, NonFiniteModelError) as error:
             if not folder.is_dir():
-                _screen.fail(f"error: {error}\nno run folder could be made", BAD_USAGE)
+                _screen.fail(f"error: {error}\nthere is no run folder", BAD_USAGE)
             _screen.fail(f"error: {error}\nthe rounds before are in {folder}", FAILED)
         last = outcomes[-1]
         if last.status == "interrupted":
