@@ -6,6 +6,9 @@ Lanes and devices never enter a key, so layout cannot change a result. Only thre
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator, Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,3 +103,92 @@ def host_generator(seed_words: tuple[int, ...], *data: int) -> np.random.Generat
         shown = ", ".join(map(repr, seed_words))
         raise type(error)(f"seed is {shown}, expected a non-negative integer.") from error
     return np.random.Generator(np.random.Philox(words))
+
+
+def host_generators(rows: Sequence[tuple[int, ...]]) -> Iterator[np.random.Generator]:
+    """The generators ``host_generator(row)`` of many rows, each of as many integers of 32 bits, one after the other.
+
+    It is one generator, which stands anew at each row's beginning: what is wanted of a row is drawn before the next is asked
+    for. To make one takes numpy 20 microseconds, most of them to hash its words; here all rows are hashed at once.
+    """
+    if not rows:
+        return
+    entropy = np.array(rows, np.uint32)
+    seed = _SeedOfRow(entropy[0])
+    bits = np.random.Philox(seed)  # type: ignore[arg-type]  # any seed that can spawn
+    generator, state = np.random.Generator(bits), bits.state
+    for row, key in zip(entropy, _philox_keys(entropy), strict=True):
+        seed.row, state["state"]["key"] = row, key
+        bits.state = state
+        yield generator
+
+
+class _SeedOfRow(np.random.bit_generator.ISpawnableSeedSequence):
+    """What ``Generator.spawn`` asks for children; made of the present row when it does."""
+
+    def __init__(self, row: np.ndarray) -> None:
+        self.row = row
+        self._made: tuple[np.ndarray, np.random.SeedSequence] | None = None
+
+    def _sequence(self) -> np.random.SeedSequence:
+        if self._made is None or self._made[0] is not self.row:
+            self._made = self.row, np.random.SeedSequence(self.row)
+        return self._made[1]
+
+    def generate_state(self, n_words, dtype=np.uint32) -> np.ndarray:
+        return self._sequence().generate_state(n_words, dtype)
+
+    def spawn(self, n_children) -> list[np.random.SeedSequence]:
+        return self._sequence().spawn(n_children)
+
+
+_SHIFT, _LEFT, _RIGHT = np.uint32(16), np.uint32(0xCA01F9DD), np.uint32(0x4973F715)
+
+
+def _philox_keys(entropy: np.ndarray) -> np.ndarray:
+    """Keys ``uint64[rows, 2]`` that ``np.random.Philox(np.random.SeedSequence(row))`` has, for ``uint32[rows, words]``.
+
+    The algorithm is numpy's, which keeps it the same from version to version: four words of a pool take in each other and
+    what words are left, then the pool is hashed once more. (M. O'Neill, "Developing a seed_seq alternative", 2015.)
+    """
+    rows, words = entropy.shape
+    pool = np.zeros((rows, 4), np.uint32)
+    pool[:, :words] = entropy[:, :4]
+    first, *others = _hash_constants(words)
+    pool = _hashed(pool, first)
+    for source, constants in enumerate(others):
+        own = source < 4
+        word = (pool if own else entropy)[:, source, None]
+        mixed = pool * _LEFT - _hashed(word, constants) * _RIGHT
+        mixed ^= mixed >> _SHIFT
+        if own:
+            mixed[:, source] = pool[:, source]
+        pool = mixed
+    return _hashed(pool, _powers(0x8B51F9DD, 0x58F38DED, 4)).astype("<u4").view("<u8").astype(np.uint64)
+
+
+def _hashed(values: np.ndarray, constants: np.ndarray) -> np.ndarray:
+    """numpy's hash of 32-bit words, ``uint32[rows, 4]``, with constants ``uint32[2, 4]``: one to flip bits and one as factor."""
+    values = (values ^ constants[0]) * constants[1]
+    return values ^ (values >> _SHIFT)
+
+
+@functools.cache
+def _hash_constants(words: int) -> list[np.ndarray]:
+    """Constants of the hashes that fill the pool and that mix each word into it; a word of the pool leaves itself out."""
+    used = [[0, 1, 2, 3]] + [[c for c in range(4) if c != source] for source in range(max(words, 4))]
+    all_of_them = _powers(0x43B0D7E5, 0x931E8875, sum(map(len, used)))
+    found, at = [], 0
+    for columns in used:
+        constants = np.zeros((2, 4), np.uint32)
+        constants[:, columns] = all_of_them[:, at : at + len(columns)]
+        found.append(constants)
+        at += len(columns)
+    return found
+
+
+@functools.cache
+def _powers(first: int, factor: int, count: int) -> np.ndarray:
+    """``first * factor**i`` modulo 2^32 and the one after it, for ``i`` below ``count``: ``uint32[2, count]``."""
+    values = [first * pow(factor, i, 2**32) % 2**32 for i in range(count + 1)]
+    return np.array([values[:-1], values[1:]], np.uint32)

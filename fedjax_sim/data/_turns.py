@@ -74,10 +74,9 @@ def occurrences(values: np.ndarray) -> np.ndarray:
         return np.zeros(len(values), np.int64)
     order = np.argsort(values, kind="stable")
     ordered = values[order]
-    new = np.r_[True, ordered[1:] != ordered[:-1]]
-    first = np.maximum.accumulate(np.where(new, np.arange(len(values)), 0))
+    first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     draws = np.empty(len(values), np.int64)
-    draws[order] = np.arange(len(values)) - first
+    draws[order] = np.arange(len(values)) - np.repeat(first, np.diff(first, append=len(values)))
     return draws
 
 

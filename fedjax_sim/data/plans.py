@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -176,29 +177,26 @@ class Planner:
         share = np.ones(len(turns.client))
         # Who was drawn decides, not in which order.
         ordered = np.lexsort((turns.draw, turns.client, turns.replica, turns.round))
-        for mine in runs(ordered, turns.round[ordered] * self.replicas + turns.replica[ordered]):
-            root, round_ = roots[turns.replica[mine[0]]], first_round + int(turns.round[mine[0]])
-            generator = keys.host_generator(root, keys.STRAGGLERS, round_)
+        cohorts = runs(ordered, turns.round[ordered] * self.replicas + turns.replica[ordered])
+        first = np.array([mine[0] for mine in cohorts], np.int64)
+        words = [
+            (*roots[replica], keys.STRAGGLERS, first_round + round_)
+            for replica, round_ in zip(turns.replica[first], turns.round[first], strict=True)
+        ]
+        for mine, generator in zip(cohorts, keys.host_generators(words), strict=True):
             late = generator.permutation(mine)[: round(fraction * len(mine))]
             share[late] = 1 - generator.random(len(late))
         return share
 
     def _cohorts(self, roots, first_round: int, rounds: int) -> tuple[np.ndarray, ...]:
         """Who is drawn: rounds from the first on, clients, how-manieth draws, replicas; ``int64[drawn]`` each."""
-        key_round = self.cohort.key_round
-        drawn = []
-        for round_ in range(first_round, first_round + rounds):
-            keyed = round_ if key_round is None else key_round(round_, self.population)
-            for replica, root in enumerate(roots):
-                ended = self.ends is not None and round_ >= self.ends[replica]
-                generator = keys.host_generator(root, keys.COHORT, keyed)
-                one = np.asarray(self.cohort.sample(generator, round_, self.population))
-                if one.ndim != 1 or (one.dtype.kind not in "iu" and one.size):
-                    raise TypeError(
-                        f"{self.cohort!r} returned {one.dtype}{list(one.shape)} in round {round_}, expected the indices of "
-                        "clients, int[cohort]; np.flatnonzero makes them of a mask."
-                    )
-                drawn.append(np.zeros(0, np.int64) if ended else one.astype(np.int64, copy=False))
+        numbers = list(itertools.product(range(first_round, first_round + rounds), range(len(roots))))
+        generators = keys.host_generators(
+            [(*roots[replica], keys.COHORT, self._keyed(round_)) for round_, replica in numbers]
+        )
+        drawn = [
+            self._draw(generator, *number) for generator, number in zip(generators, numbers, strict=True)
+        ]
         sizes = [len(one) for one in drawn]
         client = np.concatenate(drawn) if drawn else np.zeros(0, np.int64)
         cohort = np.repeat(np.arange(len(drawn)), sizes)
@@ -206,6 +204,27 @@ class Planner:
         draw = occurrences(cohort * self.population + client)
         self._check_drawn(sizes, client, draw, first_round + round_)
         return round_, client, draw, replica
+
+    def _keyed(self, round_: int) -> int:
+        """The number of the generator that draws a round's cohort."""
+        key_round = self.cohort.key_round
+        keyed = round_ if key_round is None else key_round(round_, self.population)
+        if not 0 <= keyed < 2**32:
+            raise ValueError(
+                f"{self.cohort!r}.key_round gave {keyed} for round {round_}, expected an integer of 32 bits, at least 0."
+            )
+        return keyed
+
+    def _draw(self, generator: np.random.Generator, round_: int, replica: int) -> np.ndarray:
+        """A round's cohort, ``int64[drawn]``."""
+        drawn = np.asarray(self.cohort.sample(generator, round_, self.population))
+        if drawn.ndim != 1 or (drawn.dtype.kind not in "iu" and drawn.size):
+            raise TypeError(
+                f"{self.cohort!r} returned {drawn.dtype}{list(drawn.shape)} in round {round_}, expected the indices of "
+                "clients, int[cohort]; np.flatnonzero makes them of a mask."
+            )
+        ended = self.ends is not None and round_ >= self.ends[replica]
+        return drawn[:0].astype(np.int64) if ended else drawn.astype(np.int64, copy=False)
 
     def _check_drawn(self, sizes: Sequence[int], client: np.ndarray, draw: np.ndarray, rounds: np.ndarray):
         """A sampler of one's own says what it keeps to: the program has room for that, and for no more."""
@@ -246,14 +265,20 @@ class Planner:
             filled[at] = values
             return filled.reshape(room, self.devices, cap, *values.shape[1:])
 
+        # Those of one number all at once: a chunk of few turns costs what numpy's calls cost.
+        numbers = np.zeros((6, places), np.int32)
+        slot = turns.client - device * self.slots if self.homes else turns.client
+        start, examples = self.starts[turns.client], self.sizes[turns.client]
+        numbers[:, at] = turns.client, slot, turns.draw, turns.replica, start, examples
+        client, slot, draw, replica, start, examples = numbers.reshape(6, room, self.devices, cap)
         entries = Entry(
-            client=placed(turns.client),
-            slot=placed(turns.client - device * self.slots if self.homes else turns.client),
-            draw=placed(turns.draw),
-            replica=placed(turns.replica),
-            version=np.zeros((room, self.devices, cap), np.int32),
-            start=placed(self.starts[turns.client]),
-            examples=placed(self.sizes[turns.client]),
+            client=client,
+            slot=slot,
+            draw=draw,
+            replica=replica,
+            version=np.zeros_like(client),
+            start=start,
+            examples=examples,
             steps=placed(turns.steps),
             before=placed(turns.before),
         )
@@ -283,11 +308,14 @@ class Planner:
                 result.append(None)
                 continue
             values = np.full((len(turns.client), work.explicit_steps, work.batch_size), -1, np.int32)
-            for turn, client in enumerate(turns.client):
-                root, round_ = roots[turns.replica[turn]], first_round + int(turns.round[turn])
-                generator = keys.host_generator(
-                    root, keys.CLIENT, round_, stage, int(client), int(turns.draw[turn])
-                )
+            whose = zip(turns.replica, turns.round, turns.client, turns.draw, strict=True)
+            generators = keys.host_generators(
+                [
+                    (*roots[replica], keys.CLIENT, first_round + round_, stage, client, draw)
+                    for replica, round_, client, draw in whose
+                ]
+            )
+            for turn, (client, generator) in enumerate(zip(turns.client, generators, strict=True)):
                 size = int(self.sizes[client])
                 if size == 0:  # no step, and nothing that rows could name
                     continue

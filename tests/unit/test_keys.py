@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedjax_sim._src import keys
 
@@ -86,6 +88,24 @@ def test_the_hosts_generator_is_that_of_a_list_of_words(words):
     expected = np.random.Generator(np.random.Philox(np.random.SeedSequence([*words, keys.COHORT, 3])))
     found = keys.host_generator(words, keys.COHORT, 3)
     np.testing.assert_array_equal(found.integers(0, 2**32, 8), expected.integers(0, 2**32, 8))
+
+
+@given(
+    st.integers(1, 9).flatmap(
+        lambda words: st.lists(st.tuples(*[st.integers(0, 2**32 - 1)] * words), max_size=5)
+    )
+)
+def test_many_generators_are_those_of_their_rows(rows):
+    """Whatever was drawn before, halves of words and numbers kept for later included."""
+    draw = lambda generator: (  # noqa: E731
+        *generator.integers(0, 2**63, 5),
+        *generator.choice(100, 7, replace=False),
+        *generator.standard_normal(2),
+        generator.integers(0, 5, dtype=np.uint32),
+        *[child.integers(0, 2**63) for child in generator.spawn(1) + generator.spawn(1)],
+    )
+    drawn = [draw(generator) for generator in keys.host_generators(rows)]
+    assert drawn == [draw(keys.host_generator(row)) for row in rows]
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,15 @@ def test_a_sampler_may_return_any_integers(clients):
     )  # client 0 has no examples
 
 
+@pytest.mark.parametrize("keyed", [-1, 2**32])
+def test_the_number_of_a_rounds_generator_has_32_bits(keyed):
+    sim = simulation(cohort=sampler([2])._replace(key_round=lambda round_, population: keyed))
+    with pytest.raises(
+        ValueError, match=rf"key_round gave {keyed} for round 0, expected an integer of 32 bits"
+    ):
+        sim.run(sim.init(0), 1)
+
+
 def test_a_sampler_with_replacement_may_repeat():
     sim = simulation(cohort=sampler([2, 2, 1], sampling="with_replacement"))
     assert sim.run(sim.init(seed=0), rounds=1)[1]["clients"].tolist() == [3]
