@@ -55,7 +55,7 @@ def test_under_vmap_over_weights(shape):
 
 @CASES
 def test_a_batch_of_products(shape):
-    """Axes that are there in the program itself, as Winograd's sixteen are."""
+    """Axes that are there in the program itself."""
     given = arguments(shape, 2)
     assert_close(
         jax.jit(lambda *a: value_and_gradients(product, *a))(*given),

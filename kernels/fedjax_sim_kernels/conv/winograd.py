@@ -5,7 +5,8 @@ section 4.1. The image is cut into overlapping tiles of 4 x 4, each of which giv
 
     out = A^T [(G k G^T) * (B^T d B)] A,
 
-a product over channels for each of the sixteen elements of a tile. Its matrices hold 0, 1, -1 and 1/2, so that rounding
+a product over channels for each of the sixteen elements of a tile. They are products of their own, not one with a batch of
+sixteen: for that the compiler would copy all elements behind one another, and so their cotangents. Its matrices hold 0, 1, -1 and 1/2, so that rounding
 stays that of a sum of nine products; an infinite element makes the whole 2 x 2 of its tiles NaN. The derivatives are left to JAX; what is split here is joined there, and the other way
 round, which is why everything is written with ``lax.split`` and ``stack`` and not with indices. The barriers keep the
 compiler from evaluating a transformation once for each product that reads it.
@@ -49,13 +50,15 @@ def conv(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
     features = kernel.shape[-1]
     # Tiles along each axis: half the positions of the output, rounded up.
     down, across = (height - 1) // 2, (width - 1) // 2
-    tiles = lax.optimization_barrier(_tiles(x, down, across).reshape(16, batch * down * across, channels))
-    weights = lax.optimization_barrier(_weights(kernel).reshape(16, channels, features))
-    products = product(
-        tiles, weights, precision=spec.precision, preferred_element_type=spec.preferred_element_type
-    )
-    products = lax.optimization_barrier(products).reshape(16, batch, down, across, features)
-    elements = _split(products, 0)
+    tiles = [tile.reshape(batch * down * across, channels) for tile in _tiles(x, down, across)]
+    tiles, weights = lax.optimization_barrier(tiles), lax.optimization_barrier(_weights(kernel))
+    products = [
+        product(tile, weight, precision=spec.precision, preferred_element_type=spec.preferred_element_type)
+        for tile, weight in zip(tiles, weights, strict=True)
+    ]
+    elements = [
+        values.reshape(batch, down, across, features) for values in lax.optimization_barrier(products)
+    ]
     columns = [_out(elements[column::4]) for column in range(4)]
     rows = [_out([column[row] for column in columns]) for row in range(2)]
     out = jnp.stack([jnp.stack(row, axis=3) for row in rows], axis=2)  # [batch, down, 2, across, 2, features]
@@ -63,8 +66,8 @@ def conv(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
     return restored(out[:, : height - 2, : width - 2], spec)
 
 
-def _tiles(x: jax.Array, down: int, across: int) -> jax.Array:
-    """``B^T d B`` of every tile, ``[4, 4, batch, down, across, channels]``."""
+def _tiles(x: jax.Array, down: int, across: int) -> list[jax.Array]:
+    """The sixteen elements of ``B^T d B`` of every tile, ``[batch, down, across, channels]``."""
     batch, height, width, channels = x.shape
     bottom, right = 2 * down + 2 - height, 2 * across + 2 - width
     x = jnp.pad(x, ((0, 0), (0, bottom), (0, right), (0, 0)))
@@ -72,7 +75,7 @@ def _tiles(x: jax.Array, down: int, across: int) -> jax.Array:
     elements = []
     for row in _in(*_split(x, 2), axis=1, tiles=down):
         elements += _in(*_split(row, 3), axis=2, tiles=across)
-    return jnp.stack(elements)
+    return elements
 
 
 def _in(even: jax.Array, odd: jax.Array, *, axis: int, tiles: int) -> list[jax.Array]:
@@ -83,10 +86,9 @@ def _in(even: jax.Array, odd: jax.Array, *, axis: int, tiles: int) -> list[jax.A
     return [here[0] - there[0], here[1] + there[0], there[0] - here[1], here[1] - there[1]]
 
 
-def _weights(kernel: jax.Array) -> jax.Array:
-    """``G k G^T``, ``[4, 4, channels, features]``."""
-    rows = jnp.stack(_filter(_split(kernel, 0)), axis=1)  # [3, 4, channels, features]
-    return jnp.stack(_filter(_split(rows, 0)), axis=1)
+def _weights(kernel: jax.Array) -> list[jax.Array]:
+    """The sixteen elements of ``G k G^T``, ``[channels, features]``."""
+    return [element for row in _filter(_split(kernel, 0)) for element in _filter(_split(row, 0))]
 
 
 def _filter(parts: list[jax.Array]) -> list[jax.Array]:

@@ -28,10 +28,13 @@ _CONTRACTED: dict[Layout, tuple[int, int]] = {"nn": (1, 0), "nt": (1, 1), "tn": 
 NARROW = 16
 """Up to so many features the result is computed transposed."""
 
-TALL_DEPTH = 512
-"""From so many terms on, transposing the left operand of one product costs more than it saves; of a batch's it does not."""
+TALL_DEPTH = 128
+"""From so many terms on, transposing the left operand costs more than it saves, but where there are ``WIDE`` features."""
 
-LARGE = 2**17
+WIDE = 512
+"""From so many features on the CPU's library is half as fast with a transposed left operand."""
+
+LARGE = 100_000
 """Transposing a larger operand costs more than it saves."""
 
 
@@ -115,9 +118,9 @@ def _on_cpu(a: jax.Array, b: jax.Array, *, layout: Layout, precision: Any) -> ja
         (depth, height), width = a.shape[-2:], b.shape[-1]
         if depth < TALL_DEPTH and width <= NARROW:
             return _turned(dot(_turned(b), a, layout="nn"))
-        if (depth < TALL_DEPTH or a.ndim > 2) and depth * height <= LARGE:
+        if (depth < TALL_DEPTH or width >= WIDE) and depth * height <= LARGE:
             return dot(_turned(a), b, layout="nn")
-        if depth >= TALL_DEPTH and height >= width and a.ndim == 2:
+        if depth >= TALL_DEPTH and height > width and a.ndim == 2:
             return _turned(dot(b, a, layout="tn"))
     return dot(a, b, layout=layout)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim_kernels import draws
-from fedjax_sim_kernels.products.contract import LARGE, NARROW, TALL_DEPTH
+from fedjax_sim_kernels.products.contract import LARGE, NARROW, TALL_DEPTH, WIDE
 
 
 class ProductShape(NamedTuple):
@@ -35,6 +35,7 @@ EDGE_CASES = (
     ProductShape("large", LARGE // 4096 + 1, 4096, 20),
     ProductShape("tall", TALL_DEPTH, 24, 20),
     ProductShape("tall-and-wide", TALL_DEPTH, 20, 24),
+    ProductShape("tall-and-very-wide", TALL_DEPTH, 20, WIDE),
     ProductShape("empty", 0, 3, 4),
 )
 
