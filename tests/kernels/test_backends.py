@@ -16,7 +16,7 @@ from fedjax_sim_kernels.modular import dispatch as modular_dispatch
 from fedjax_sim_kernels.modular import reference as modular_reference
 from fedjax_sim_kernels.order import dispatch as order_dispatch
 from fedjax_sim_kernels.order import reference as order_reference
-from on_gpus import TRITON, lowered
+from on_accelerators import TRITON, lowered
 
 import fedjax_sim as fs
 

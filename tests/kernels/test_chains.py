@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 from jax.extend.core import jaxprs_in_params
-from on_gpus import TRITON, lowered, primitives
+from on_accelerators import TRITON, lowered, primitives
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (2, 8, 7, 3))

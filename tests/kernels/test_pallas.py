@@ -1,4 +1,4 @@
-"""Pallas forms: the convolution equals its reference, and every form lowers for an NVIDIA GPU, where none is needed."""
+"""Pallas forms: the convolution equals its reference, and every form lowers for an NVIDIA GPU or a TPU, where none is needed."""
 
 import functools
 
@@ -7,14 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fedjax_sim_kernels.clipping import pallas as clipping
+from fedjax_sim_kernels.clipping import pallas_tpu as clipping_tpu
 from fedjax_sim_kernels.conv import pallas as conv
 from fedjax_sim_kernels.conv import reference
 from fedjax_sim_kernels.conv.shapes import EDGE_CASES, MODELS
 from fedjax_sim_kernels.modular import pallas as modular
+from fedjax_sim_kernels.modular import pallas_tpu as modular_tpu
 from fedjax_sim_kernels.order import pallas as order
+from fedjax_sim_kernels.order import pallas_tpu as order_tpu
 from fedjax_sim_kernels.packing import pallas as packing
+from fedjax_sim_kernels.packing import pallas_tpu as packing_tpu
 from gradients import assert_equal, value_and_gradients
-from on_gpus import TRITON, lowered
+from on_accelerators import MOSAIC, TRITON, lowered
 
 NAMED = {case.name: case for case in (*EDGE_CASES, *MODELS)}
 SUPPORTED = [case for case in EDGE_CASES if conv.supports(*case.arguments(0), case.spec)]
@@ -125,28 +129,52 @@ def floats(*shape):
 
 ROWS = jax.ShapeDtypeStruct((10,), jnp.bool_)
 EMNIST = NAMED["emnist-2"]
-LOWERED = {
+
+
+def sums(clipping, packing, modular, order):
+    """Calls of the kernels for sums over a cohort, and what they are given."""
+    words = jax.ShapeDtypeStruct((10, 5000), jnp.uint32)
+    return {
+        "clipping": (clipping.clip_and_sum, (floats(10, 5000), floats(10), floats())),
+        "packing": (
+            lambda x, uniform: packing.quantise_and_pack(x, uniform, 4),
+            (floats(5000), floats(5000)),
+        ),
+        "modular sum": (lambda rows, valid: modular.masked_sum(rows, valid, 1_000_003), (words, ROWS)),
+        "median": (order.median, (floats(10, 5000), ROWS)),
+        "trimmed mean": (lambda rows, valid: order.trimmed_mean(rows, valid, 2), (floats(10, 5000), ROWS)),
+    }
+
+
+ON_GPUS = {
     "convolution": (
         lambda x, kernel: value_and_gradients(conv.conv, EMNIST.spec, x, kernel),
         EMNIST.arguments(0),
     ),
-    "clipping": (clipping.clip_and_sum, (floats(10, 5000), floats(10), floats())),
-    "packing": (lambda x, uniform: packing.quantise_and_pack(x, uniform, 4), (floats(5000), floats(5000))),
-    "modular sum": (
-        lambda rows, valid: modular.masked_sum(rows, valid, 1_000_003),
-        (jax.ShapeDtypeStruct((10, 5000), jnp.uint32), ROWS),
-    ),
-    "median": (order.median, (floats(10, 5000), ROWS)),
-    "trimmed mean": (lambda rows, valid: order.trimmed_mean(rows, valid, 2), (floats(10, 5000), ROWS)),
+    **sums(clipping, packing, modular, order),
 }
+ON_TPUS = sums(clipping_tpu, packing_tpu, modular_tpu, order_tpu)
 
 
-@pytest.mark.parametrize("clients", [None, 3])
-@pytest.mark.parametrize("name", LOWERED)
-def test_every_form_lowers_for_a_gpu(name, clients):
-    """To Triton's program, which a GPU's compiler takes from there; also with an axis of clients in front."""
-    function, arguments = LOWERED[name]
+def kernels_called(name, clients, forms, call, platform):
+    function, arguments = forms[name]
     if clients is not None:
         function = jax.vmap(function)
         arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct((clients, *x.shape), x.dtype), arguments)
-    assert lowered(function, *arguments).count(TRITON) == {"convolution": 3, "clipping": 2}.get(name, 1)
+    return lowered(function, *arguments, platform=platform).count(call)
+
+
+@pytest.mark.parametrize("clients", [None, 3])
+@pytest.mark.parametrize("name", ON_GPUS)
+def test_every_form_lowers_for_a_gpu(name, clients):
+    """To Triton's program, which a GPU's compiler takes from there; also with an axis of clients in front."""
+    assert kernels_called(name, clients, ON_GPUS, TRITON, "cuda") == {"convolution": 3, "clipping": 2}.get(
+        name, 1
+    )
+
+
+@pytest.mark.parametrize("clients", [None, 3])
+@pytest.mark.parametrize("name", ON_TPUS)
+def test_every_form_of_a_sum_lowers_for_a_tpu(name, clients):
+    """To Mosaic's program."""
+    assert kernels_called(name, clients, ON_TPUS, MOSAIC, "tpu") == {"clipping": 2}.get(name, 1)

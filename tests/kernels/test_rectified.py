@@ -9,7 +9,7 @@ import pytest
 from fedjax_sim_kernels.conv import rectified, reference
 from fedjax_sim_kernels.conv.gather import Sums, Tile
 from fedjax_sim_kernels.conv.shapes import EDGE_CASES, MODELS, ConvShape
-from on_gpus import TRITON, lowered, primitives
+from on_accelerators import TRITON, lowered, primitives
 
 NAMED = {case.name: case for case in (*EDGE_CASES, *MODELS)}
 ONE_BLOCK = [

@@ -6,16 +6,20 @@ import numpy as np
 import pytest
 from fedjax_sim_kernels import modular, order, packing
 from fedjax_sim_kernels.clipping import pallas as clipping_pallas
+from fedjax_sim_kernels.clipping import pallas_tpu as clipping_tpu
 from fedjax_sim_kernels.clipping import reference as clipping_reference
 from fedjax_sim_kernels.clipping import streamed
 from fedjax_sim_kernels.clipping.shapes import EDGE_CASES as CLIPS
 from fedjax_sim_kernels.modular import pallas as modular_pallas
+from fedjax_sim_kernels.modular import pallas_tpu as modular_tpu
 from fedjax_sim_kernels.modular import reference as modular_reference
 from fedjax_sim_kernels.modular import subtracting
 from fedjax_sim_kernels.modular.shapes import EDGE_CASES as MODULAR
 from fedjax_sim_kernels.order import pallas as order_pallas
+from fedjax_sim_kernels.order import pallas_tpu as order_tpu
 from fedjax_sim_kernels.order.shapes import EDGE_CASES as ROWS
 from fedjax_sim_kernels.packing import pallas as packing_pallas
+from fedjax_sim_kernels.packing import pallas_tpu as packing_tpu
 from fedjax_sim_kernels.packing.shapes import EDGE_CASES as PACKS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,7 +34,11 @@ def interpreted(function):
 
 # --- clipping ------------------------------------------------------------------------------------------------
 
-CLIP_FORMS = {"streamed": streamed.clip_and_sum, "pallas": interpreted(clipping_pallas.clip_and_sum)}
+CLIP_FORMS = {
+    "streamed": streamed.clip_and_sum,
+    "pallas": interpreted(clipping_pallas.clip_and_sum),
+    "pallas for TPUs": interpreted(clipping_tpu.clip_and_sum),
+}
 
 
 @pytest.mark.parametrize("form", CLIP_FORMS)
@@ -56,12 +64,13 @@ def test_a_sum_is_within_the_bound(form):
 # --- packing -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("form", [packing_pallas, packing_tpu], ids=["gpu", "tpu"])
 @named(PACKS)
-def test_the_pallas_form_of_packing_equals_the_reference(case):
+def test_the_pallas_forms_of_packing_equal_the_reference(form, case):
     """Level for level, but for elements so close to one that the compiler's rounding decides."""
     x, uniform = case.arguments(0)
     expected = packing.quantise_and_pack(x, uniform, case.bits)
-    actual = packing_pallas.quantise_and_pack(x, uniform, case.bits, interpret=True)
+    actual = form.quantise_and_pack(x, uniform, case.bits, interpret=True)
     assert (actual.low, actual.step) == (expected.low, expected.step)
     low, step = float(expected.low), float(expected.step)
     place = (np.asarray(x, np.float64) - low) / (step or 1.0) + np.asarray(uniform, np.float64)
@@ -119,6 +128,7 @@ MODULAR_FORMS = {
     "reference": modular_reference.masked_sum,
     "subtracting": subtracting.masked_sum,
     "pallas": interpreted(modular_pallas.masked_sum),
+    "pallas for TPUs": interpreted(modular_tpu.masked_sum),
 }
 
 
@@ -158,12 +168,13 @@ def test_other_types_are_refused():
 # --- order statistics ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("form", [order_pallas, order_tpu], ids=["gpu", "tpu"])
 @named(ROWS)
-def test_the_pallas_form_of_order_statistics_equals_the_reference(case):
+def test_the_pallas_forms_of_order_statistics_equal_the_reference(form, case):
     rows, valid = case.arguments(0)
-    np.testing.assert_array_equal(order_pallas.median(rows, valid, interpret=True), order.median(rows, valid))
+    np.testing.assert_array_equal(form.median(rows, valid, interpret=True), order.median(rows, valid))
     np.testing.assert_allclose(
-        order_pallas.trimmed_mean(rows, valid, 1, interpret=True),
+        form.trimmed_mean(rows, valid, 1, interpret=True),
         order.trimmed_mean(rows, valid, 1),
         rtol=1e-5,
         atol=1e-6,

@@ -1,4 +1,4 @@
-"""What a program would be on an NVIDIA GPU, found out where there is none."""
+"""What a program would be on an NVIDIA GPU or on a TPU, found out where there is none."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import jax
 from jax.extend.core import jaxprs_in_params
 
 TRITON = "__gpu$xla.gpu.triton"
-"""The call that a Pallas kernel becomes."""
+MOSAIC = "tpu_custom_call"
+"""The calls that a Pallas kernel becomes on a GPU and on a TPU."""
 
 
 def lowered(function: Callable[..., Any], *arguments: Any, platform: str = "cuda") -> str:
     """The program's text, traced anew: JAX keeps traces by function, and what a function chooses may have changed."""
-    # From jax 0.11 Pallas wants to know the device, which need not be there.
-    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
+    # From jax 0.11 Pallas wants to know the device, for TPUs before that, too.
+    kind, name = ("TPU v5 lite", "tpu") if platform == "tpu" else ("NVIDIA H200", "gpu")
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform=name)
     mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
         traced = jax.jit(lambda *given: function(*given)).trace(*arguments)
