@@ -195,7 +195,8 @@ def _on_accelerators(kernel: str, function: str, **settings: int) -> dict[str, C
     """The Pallas form where there is a device to compile it for; Pallas is imported then, not with the command line."""
     if jax.default_backend() == "cpu":
         return {}
-    module = importlib.import_module(f"fedjax_sim_kernels.{kernel}.pallas")
+    name = "pallas_tpu" if jax.default_backend() == "tpu" else "pallas"
+    module = importlib.import_module(f"fedjax_sim_kernels.{kernel}.{name}")
     return {"pallas": functools.partial(getattr(module, function), **settings)}
 
 
