@@ -209,7 +209,7 @@ class Planner:
         """The number of the generator that draws a round's cohort."""
         key_round = self.cohort.key_round
         keyed = round_ if key_round is None else key_round(round_, self.population)
-        if not 0 <= keyed < 2**32:
+        if not isinstance(keyed, (int, np.integer)) or not 0 <= keyed < 2**32:
             raise ValueError(
                 f"{self.cohort!r}.key_round gave {keyed} for round {round_}, expected an integer of 32 bits, at least 0."
             )

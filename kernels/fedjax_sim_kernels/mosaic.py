@@ -1,7 +1,7 @@
 """Pallas kernels for TPUs over blocks of coordinates: what the sums over a cohort share.
 
-They are written for what Mosaic, Pallas' compiler for TPUs, supports; they run in interpret mode and lower for a TPU in the
-tests, and nobody has compiled or timed them on one, so nothing dispatches to them.
+They are written for what Mosaic, Pallas' compiler for TPUs, supports; in the tests they run in interpret mode and lower for a
+TPU. Nobody has run or timed them on one, so nothing dispatches to them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LANES = 128
 """Columns of a vector register: blocks are as many of them."""
 
 _WORDS = 2**18
-"""Elements of a block at most: 1 MB, of which a core's memory holds a dozen."""
+"""Elements of a block at most, 1 MB, unless ``LANES`` columns have more."""
 
 
 def over_blocks(
@@ -35,7 +35,7 @@ def over_blocks(
 
     Args:
       kernel: of references.
-      rows: ``[..., coordinates]``, all of one length, of two axes; they come in blocks, zeros beyond their end.
+      rows: ``[rows, coordinates]``, all of one length; they come in blocks, zeros beyond their end.
       scalars: of one axis, whole and in the memory for scalars, where the kernel finds them as ``[1, ...]``: under ``vmap``
         an axis in front of two may be cut into its elements, but not one in front of one.
       columns: ``[rows, 1]``, whole.

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fedjax_sim_kernels import modular, order, packing
+from fedjax_sim_kernels import modular, mosaic, order, packing
 from fedjax_sim_kernels.clipping import pallas as clipping_pallas
 from fedjax_sim_kernels.clipping import pallas_tpu as clipping_tpu
 from fedjax_sim_kernels.clipping import reference as clipping_reference
@@ -30,6 +30,29 @@ named = lambda cases: pytest.mark.parametrize("case", cases, ids=lambda case: ca
 
 def interpreted(function):
     return lambda *arguments: function(*arguments, interpret=True)
+
+
+def test_the_forms_for_tpus_over_several_blocks(monkeypatch):
+    """Three for all but packing, the last of them not full."""
+    monkeypatch.setattr(mosaic, "_WORDS", 1)
+    rows, valid = jax.random.normal(KEY, (5, 3 * mosaic.LANES - 7)), jnp.array([1, 0, 1, 1, 1], bool)
+    words = jax.random.bits(KEY, rows.shape) % jnp.uint32(1_000_003)
+    # In packing a block is as many words.
+    x, uniform = jax.random.normal(KEY, (2000,)), jax.random.uniform(KEY, (2000,))
+    for actual, expected, arguments in (
+        (clipping_tpu.clip_and_sum, clipping_reference.clip_and_sum, (rows, valid.astype(jnp.float32), 2.0)),
+        (modular_tpu.masked_sum, modular_reference.masked_sum, (words, valid, 1_000_003)),
+        (order_tpu.median, order.median, (rows, valid)),
+        (order_tpu.trimmed_mean, order.trimmed_mean, (rows, valid, 1)),
+        (packing_tpu.quantise_and_pack, packing.quantise_and_pack, (x, uniform, 4)),
+    ):
+        got, known = actual(*arguments, interpret=True), expected(*arguments)
+        for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(known), strict=True):
+            assert one.shape == other.shape
+            if one.dtype == jnp.uint32:
+                np.testing.assert_array_equal(one, other)
+            else:
+                np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 # --- clipping ------------------------------------------------------------------------------------------------

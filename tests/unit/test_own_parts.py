@@ -55,7 +55,7 @@ def test_a_sampler_may_return_any_integers(clients):
     )  # client 0 has no examples
 
 
-@pytest.mark.parametrize("keyed", [-1, 2**32])
+@pytest.mark.parametrize("keyed", [-1, 2**32, 1.5])
 def test_the_number_of_a_rounds_generator_has_32_bits(keyed):
     sim = simulation(cohort=sampler([2])._replace(key_round=lambda round_, population: keyed))
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Quantising and packing in one pass, as a Pallas kernel for TPUs; written for Mosaic and never measured (``fedjax_sim_kernels/mosaic.py``)."""
+"""Quantising and packing behind a transposition, as a Pallas kernel for TPUs; written for Mosaic and never measured (``fedjax_sim_kernels/mosaic.py``)."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def _on_cpu(a: jax.Array, b: jax.Array, *, layout: Layout, precision: Any) -> ja
             return _turned(dot(_turned(b), a, layout="nn"))
         if (depth < TALL_DEPTH or width >= WIDE) and depth * height <= LARGE:
             return dot(_turned(a), b, layout="nn")
-        if depth >= TALL_DEPTH and height > width and a.ndim == 2:
+        if depth >= TALL_DEPTH and height > width:
             return _turned(dot(b, a, layout="tn"))
     return dot(a, b, layout=layout)
 
