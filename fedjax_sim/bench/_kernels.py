@@ -103,9 +103,8 @@ def conv_cases(clients: int) -> Iterator[Case]:
             names.append("overlap")
         if winograd.supports(x, kernel[0], spec):
             names.append("winograd")
-        if backends.current() == "nvidia" and conv_dispatch.module_of("pallas").supports(
-            x[0], kernel[0], spec
-        ):
+        pallas = backends.current() == "nvidia" or jax.default_backend() == "tpu"
+        if pallas and conv_dispatch.module_of("pallas").supports(x[0], kernel[0], spec):
             names.append("pallas")
         forms = {name: _clients_train(functools.partial(conv.conv, spec=spec, form=name)) for name in names}
         used = conv.choose(x[0], kernel[0], spec)[0].replace("vendor", "reference")

@@ -9,6 +9,7 @@ import pytest
 from fedjax_sim_kernels.clipping import pallas as clipping
 from fedjax_sim_kernels.clipping import pallas_tpu as clipping_tpu
 from fedjax_sim_kernels.conv import pallas as conv
+from fedjax_sim_kernels.conv import pallas_tpu as conv_tpu
 from fedjax_sim_kernels.conv import reference
 from fedjax_sim_kernels.conv.shapes import EDGE_CASES, MODELS
 from fedjax_sim_kernels.modular import pallas as modular
@@ -22,11 +23,15 @@ from on_accelerators import MOSAIC, TRITON, lowered
 
 NAMED = {case.name: case for case in (*EDGE_CASES, *MODELS)}
 SUPPORTED = [case for case in EDGE_CASES if conv.supports(*case.arguments(0), case.spec)]
-interpreted = functools.partial(conv.conv, interpret=True)
+
+gpu = functools.partial(conv.conv, interpret="cuda")
+tpu = functools.partial(conv.conv, interpret="tpu")
+on_both = pytest.mark.parametrize("interpreted", [gpu, tpu], ids=["gpu", "tpu"])
 
 
+@on_both
 @pytest.mark.parametrize("case", SUPPORTED, ids=lambda case: case.name)
-def test_the_convolution_equals_the_reference(case):
+def test_the_convolution_equals_the_reference(interpreted, case):
     x, kernel = case.arguments(0)
     assert_equal(
         value_and_gradients(interpreted, case.spec, x, kernel),
@@ -34,8 +39,9 @@ def test_the_convolution_equals_the_reference(case):
     )
 
 
+@on_both
 @pytest.mark.parametrize("name", ["same-strided", "transposed-dilated", "mixed-layout"])
-def test_the_convolution_equals_the_reference_under_vmap_over_kernels(name):
+def test_the_convolution_equals_the_reference_under_vmap_over_kernels(interpreted, name):
     case = NAMED[name]
     x, kernel = case.arguments(0, 3)
     batched = jax.vmap(lambda x, k: value_and_gradients(interpreted, case.spec, x, k))(x, kernel)
@@ -45,18 +51,33 @@ def test_the_convolution_equals_the_reference_under_vmap_over_kernels(name):
         assert_equal([leaf[client] for leaf in batched], expected)
 
 
-def test_channels_and_rows_of_several_blocks():
+def test_channels_and_rows_of_several_blocks_on_a_gpu():
     case = NAMED["resnet-3x3"]._replace(batch=2, in_channels=40, out_channels=70)
     tile, sums = conv.Tile(rows=64, columns=32, depth=16), conv.Sums(height=16, width=32, added=32, reach=64)
     assert case.in_channels % tile.depth and case.out_channels % tile.columns and case.batch * 64 > sums.reach
     x, kernel = case.arguments(0)
     assert_equal(
-        value_and_gradients(functools.partial(interpreted, tile=tile, sums=sums), case.spec, x, kernel),
+        value_and_gradients(functools.partial(gpu, tile=tile, sums=sums), case.spec, x, kernel),
         value_and_gradients(reference.conv, case.spec, x, kernel),
     )
 
 
-def test_the_convolution_has_forward_and_second_derivatives():
+def test_images_and_rows_of_several_blocks_on_a_tpu(monkeypatch):
+    """The last block has images that are not there, and the last rows of a block are none's."""
+    monkeypatch.setattr(conv_tpu, "BLOCK", 400)
+    monkeypatch.setattr(conv_tpu, "CHUNK", 48)
+    case = NAMED["resnet-down"]._replace(batch=5, image=(9, 11))
+    x, kernel = case.arguments(0)
+    lying = conv_tpu.layout_of(conv.opened(x, kernel, case.spec, conv.TILE, conv.SUMS, "tpu")[2])
+    assert lying.images == 2 and lying.blocks == 3 and lying.rows // lying.chunk == 2
+    assert_equal(
+        value_and_gradients(tpu, case.spec, x, kernel),
+        value_and_gradients(reference.conv, case.spec, x, kernel),
+    )
+
+
+@on_both
+def test_the_convolution_has_forward_and_second_derivatives(interpreted):
     case = NAMED["explicit"]
     x, kernel = case.arguments(0)
 
@@ -75,7 +96,8 @@ def test_the_convolution_has_forward_and_second_derivatives():
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_kernel_that_all_clients_share():
+@on_both
+def test_a_kernel_that_all_clients_share(interpreted):
     case = NAMED["explicit"]
     x, kernel = case.arguments(0, 3)
     actual, expected = (
@@ -104,12 +126,13 @@ def test_a_kernel_that_examples_share_is_not_copied_for_each():
         total = lambda k, x: jnp.sum(jnp.sin(form(x, k, case.spec)))  # noqa: E731
         return jax.jit(jax.vmap(jax.grad(total), in_axes=(None, 0)))(kernels[0], xs)
 
-    np.testing.assert_allclose(gradients(interpreted), gradients(reference.conv), rtol=1e-4, atol=1e-4)
-    text = str(jax.make_jaxpr(lambda: jax.vmap(lambda x: interpreted(x, kernels[0], case.spec))(xs))())
+    np.testing.assert_allclose(gradients(gpu), gradients(reference.conv), rtol=1e-4, atol=1e-4)
+    text = str(jax.make_jaxpr(lambda: jax.vmap(lambda x: gpu(x, kernels[0], case.spec))(xs))())
     assert text.count("batch=4") == 1
 
 
-def test_bfloat16_adds_up_in_float32():
+@on_both
+def test_bfloat16_adds_up_in_float32(interpreted):
     case = NAMED["resnet-3x3"]._replace(batch=1, in_channels=96)
     x, kernel = (a.astype(jnp.bfloat16) for a in case.arguments(0))
     actual = interpreted(x, kernel, case.spec)
@@ -146,14 +169,15 @@ def sums(clipping, packing, modular, order):
     }
 
 
-ON_GPUS = {
+CONVOLUTION = {
     "convolution": (
         lambda x, kernel: value_and_gradients(conv.conv, EMNIST.spec, x, kernel),
         EMNIST.arguments(0),
-    ),
-    **sums(clipping, packing, modular, order),
+    )
 }
-ON_TPUS = sums(clipping_tpu, packing_tpu, modular_tpu, order_tpu)
+ON_GPUS = CONVOLUTION | sums(clipping, packing, modular, order)
+ON_TPUS = CONVOLUTION | sums(clipping_tpu, packing_tpu, modular_tpu, order_tpu)
+CALLS = {"convolution": 3, "clipping": 2}
 
 
 def kernels_called(name, clients, forms, call, platform):
@@ -168,13 +192,17 @@ def kernels_called(name, clients, forms, call, platform):
 @pytest.mark.parametrize("name", ON_GPUS)
 def test_every_form_lowers_for_a_gpu(name, clients):
     """To Triton's program, which a GPU's compiler takes from there; also with an axis of clients in front."""
-    assert kernels_called(name, clients, ON_GPUS, TRITON, "cuda") == {"convolution": 3, "clipping": 2}.get(
-        name, 1
-    )
+    assert kernels_called(name, clients, ON_GPUS, TRITON, "cuda") == CALLS.get(name, 1)
 
 
 @pytest.mark.parametrize("clients", [None, 3])
 @pytest.mark.parametrize("name", ON_TPUS)
-def test_every_form_of_a_sum_lowers_for_a_tpu(name, clients):
+def test_every_form_lowers_for_a_tpu(name, clients):
     """To Mosaic's program."""
-    assert kernels_called(name, clients, ON_TPUS, MOSAIC, "tpu") == {"clipping": 2}.get(name, 1)
+    assert kernels_called(name, clients, ON_TPUS, MOSAIC, "tpu") == CALLS.get(name, 1)
+
+
+def test_images_too_large_for_a_tpus_fast_memory_are_left_to_xla():
+    case = NAMED["emnist-2"]._replace(batch=1, image=(224, 224))
+    run = functools.partial(conv.conv, spec=case.spec)
+    assert lowered(run, floats(*case.x), floats(*case.kernel), platform="tpu").count(MOSAIC) == 0

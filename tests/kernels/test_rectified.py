@@ -36,7 +36,7 @@ def masked_whatever_the_width(monkeypatch):
     monkeypatch.setattr(rectified, "MASKED_BYTES", 4)
 
 
-interpreted = functools.partial(rectified.conv, interpret=True, **SMALL)
+interpreted = functools.partial(rectified.conv, interpret="cuda", **SMALL)
 
 
 def composed(x, kernel, bias, spec):

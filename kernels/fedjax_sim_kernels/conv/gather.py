@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,9 @@ Source = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 """Of rows and offsets of the window: the rows that are multiplied there, and which of them there are."""
 
 
+Platform = Literal["cuda", "tpu"]
+
+
 class Sliding(NamedTuple):
     """A window over padded images; hashable.
 
@@ -76,9 +79,9 @@ class Sliding(NamedTuple):
       strides: steps of it.
       dilation: how far apart its elements are.
       precision: of the products.
-      tile: what a program computes of results and of the images' gradient.
-      sums: what a program computes of the kernels' gradient.
-      interpret: whether there is no accelerator.
+      tile: what a program computes of results and of the images' gradient, on a GPU.
+      sums: what a program computes of the kernels' gradient, on a GPU.
+      interpret: whose kernels run where there is no accelerator; ``None`` for XLA's convolution there.
     """
 
     batch: int
@@ -90,7 +93,7 @@ class Sliding(NamedTuple):
     precision: Any
     tile: Tile
     sums: Sums
-    interpret: bool
+    interpret: Platform | None
 
     @property
     def offsets(self) -> int:
@@ -106,7 +109,7 @@ class Sliding(NamedTuple):
             compute,
             jax.ShapeDtypeStruct(shape, dtype),
             grid=grid,
-            interpret=self.interpret,
+            interpret=self.interpret is not None,
             compiler_params=triton.CompilerParams(num_warps=of.warps, num_stages=of.stages),
         )
 

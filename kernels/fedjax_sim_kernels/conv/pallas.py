@@ -1,13 +1,14 @@
-"""Convolution as one product over rows that are gathered where they stand (implicit GEMM), as Pallas kernels for GPUs.
+"""Convolution as one product over rows that are read where they stand (implicit GEMM), as Pallas kernels.
 
 No buffer of patches and no group per client: clients with kernels of their own are one more axis of the grid. The product
 and the two products that its gradients are, are one primitive: they are closed under differentiation, in reverse and in
-forward mode. The kernels are in ``gather.py``.
+forward mode. The kernels are in ``gather.py`` for GPUs and in ``pallas_tpu.py`` for TPUs, to which nothing dispatches.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from fedjax_sim_kernels import bilinear
-from fedjax_sim_kernels.conv.gather import SUMS, TILE, Sliding, Sums, Tile, correlated, gathered
+from fedjax_sim_kernels.conv.gather import SUMS, TILE, Platform, Sliding, Sums, Tile, correlated, gathered
 from fedjax_sim_kernels.conv.spec import ConvSpec, plain, restored, window_of
 from fedjax_sim_kernels.windows import window_counts
 
@@ -56,15 +57,15 @@ def conv(
     *,
     tile: Tile = TILE,
     sums: Sums = SUMS,
-    interpret: bool = False,
+    interpret: Platform | None = None,
 ) -> jax.Array:
-    """Equals ``reference.conv`` for what it supports; ``interpret`` runs it where there is no accelerator."""
+    """Equals ``reference.conv`` for what it supports; ``interpret`` runs that platform's kernels where there is none."""
     x, kernel, sliding = opened(lhs, rhs, spec, tile, sums, interpret)
     return closed(sliding_p.bind(x, kernel, layout="forth", sliding=sliding), spec, sliding)
 
 
 def opened(
-    lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, tile: Tile, sums: Sums, interpret: bool
+    lhs: jax.Array, rhs: jax.Array, spec: ConvSpec, tile: Tile, sums: Sums, interpret: Platform | None
 ) -> tuple[jax.Array, jax.Array, Sliding]:
     """Images and kernel as the primitives take them, of one client, and how the window slides."""
     x, kernel = plain(lhs, rhs, spec)
@@ -114,6 +115,18 @@ def _compute(a: jax.Array, b: jax.Array, *, layout: Layout, sliding: Sliding) ->
     return gathered(a, turned, sliding.batch * math.prod(sliding.space), sliding.seeing, sliding)
 
 
+def _compute_on_tpu(a: jax.Array, b: jax.Array, *, layout: Layout, sliding: Sliding) -> jax.Array:
+    """XLA's convolution where one image is more than a TPU's fast memory holds."""
+    pallas_tpu = importlib.import_module(
+        "fedjax_sim_kernels.conv.pallas_tpu"
+    )  # Not to load Mosaic for a GPU.
+    channels = a.shape[-1] if layout == "to_kernel" else b.shape[1] // sliding.offsets
+    if not pallas_tpu.fits(sliding, channels, b.shape[-1]):
+        return _elsewhere(a, b, layout=layout, sliding=sliding)
+    run = {"forth": pallas_tpu.forward, "to_x": pallas_tpu.to_images, "to_kernel": pallas_tpu.to_kernels}
+    return run[layout](a, b, sliding)
+
+
 def _abstract(a, b, *, layout: Layout, sliding: Sliding):
     if layout == "forth":
         shape = (sliding.batch * math.prod(sliding.positions), b.shape[-1])
@@ -156,7 +169,8 @@ def _elsewhere(a: jax.Array, b: jax.Array, *, layout: Layout, sliding: Sliding) 
 
 
 def _anywhere(a: jax.Array, b: jax.Array, *, layout: Layout, sliding: Sliding) -> jax.Array:
-    return (_compute if sliding.interpret else _elsewhere)(a, b, layout=layout, sliding=sliding)
+    compute = {None: _elsewhere, "cuda": _compute, "tpu": _compute_on_tpu}[sliding.interpret]
+    return compute(a, b, layout=layout, sliding=sliding)
 
 
 def with_clients(bind: Callable[..., jax.Array], operands, axes, shared: bool, sliding: Sliding):
@@ -193,3 +207,4 @@ bilinear.differentiate(sliding_p, "forth", "to_x", "to_kernel")
 batching.primitive_batchers[sliding_p] = _batched
 mlir.register_lowering(sliding_p, mlir.lower_fun(_anywhere, multiple_results=False))
 mlir.register_lowering(sliding_p, mlir.lower_fun(_compute, multiple_results=False), platform="cuda")
+mlir.register_lowering(sliding_p, mlir.lower_fun(_compute_on_tpu, multiple_results=False), platform="tpu")

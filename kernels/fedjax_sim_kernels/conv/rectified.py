@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from fedjax_sim_kernels.conv.gather import SUMS, TILE, Sliding, Sums, Tile, correlated
+from fedjax_sim_kernels.conv.gather import SUMS, TILE, Platform, Sliding, Sums, Tile, correlated
 from fedjax_sim_kernels.conv.pallas import closed, forward, opened, sliding_p, with_clients
 from fedjax_sim_kernels.conv.spec import ConvSpec
 
@@ -29,7 +29,7 @@ def conv(
     *,
     tile: Tile = TILE,
     sums: Sums = SUMS,
-    interpret: bool = False,
+    interpret: Platform | None = None,
 ) -> jax.Array:
     """Equals ``jax.nn.relu(conv(lhs, rhs) + bias)`` for what ``pallas.supports``; ``bias`` is ``[features]``."""
     x, kernel, sliding = opened(lhs, rhs, spec, tile, sums, interpret)
@@ -63,7 +63,7 @@ def _composed(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, sliding: Slid
 
 
 def _anywhere(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, sliding: Sliding) -> jax.Array:
-    return (_compute if sliding.interpret else _composed)(x, kernel, bias, sliding=sliding)
+    return (_compute if sliding.interpret == "cuda" else _composed)(x, kernel, bias, sliding=sliding)
 
 
 def _differentiated(primals, tangents, *, sliding: Sliding):
@@ -129,7 +129,7 @@ def _tangent_compute(x: jax.Array, b: jax.Array, y: jax.Array, *, layout: Layout
 
 
 def _tangent_anywhere(x: jax.Array, b: jax.Array, y: jax.Array, *, layout: Layout, sliding: Sliding):
-    compute = _tangent_compute if sliding.interpret else _tangent_composed
+    compute = _tangent_compute if sliding.interpret == "cuda" else _tangent_composed
     return compute(x, b, y, layout=layout, sliding=sliding)
 
 
