@@ -22,7 +22,7 @@ class Turns(NamedTuple):
     steps: np.ndarray
     before: np.ndarray
 
-    def only(self, mask: np.ndarray) -> Turns:
+    def only(self, mask: np.ndarray | slice) -> Turns:
         return Turns(*(field[mask] for field in self))
 
 

@@ -139,10 +139,9 @@ class Planner:
         came = np.bincount(
             turns.round[occupied] * self.replicas + turns.replica[occupied], minlength=room * self.replicas
         )
-        group = self.group[turns.client]
         queues = []
         for index in range(self.groups):
-            mine = np.flatnonzero(group == index)
+            mine = slice(None) if self.groups == 1 else np.flatnonzero(self.group[turns.client] == index)
             rows = [None if values is None else values[mine] for values in explicit]
             queues.append(self._queue(index, room, turns.only(mine), rows))
         return Plan(np.int32(rounds), came.reshape(room, self.replicas).astype(np.int32), tuple(queues))
@@ -291,7 +290,11 @@ class Planner:
         if self.homes:
             device = turns.client // self.slots
         elif self.devices == 1:
-            device = np.zeros(len(turns.client), np.int64)
+            # Rounds stand one after the other, and so do the places of each.
+            count = np.bincount(turns.round)
+            return np.zeros_like(turns.round), np.arange(len(turns.round)) - np.repeat(
+                np.cumsum(count) - count, count
+            )
         else:
             rounds = runs(turns.steps.sum(axis=-1), turns.round)
             device = np.array(
