@@ -6,13 +6,22 @@ import os
 import platform
 from pathlib import Path
 
+_CPUINFO = Path("/proc/cpuinfo")
+
 
 def processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    """The processor's name, as far as the system tells it, with family and model on x86.
+
+    A virtual machine may hide all but the maker: ``AMD EPYC (family 25, model 1)`` is Zen 3, model 17 is Zen 4.
+    """
+    facts: dict[str, str] = {}
+    for line in _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []:
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    if not (name := facts.get("model name")):
+        return platform.processor() or platform.machine()
+    family, model = facts.get("cpu family", ""), facts.get("model", "")
+    return f"{name} (family {family}, model {model})" if family.isdigit() and model.isdigit() else name
 
 
 def cores() -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 
 from fedjax_sim import experiment
+from fedjax_sim._src import machine
 from fedjax_sim.bench import _measure
 
 CHANGES = [
@@ -63,7 +64,7 @@ def measure(rounds: int) -> dict:
     costs = outcome.histories[0].costs
     device = device_seconds(found, 50)
     return {
-        "hardware": _measure.hardware(jax.device_count()),
+        "hardware": _measure.hardware(machine.cores()),
         "rounds": rounds,
         "rows": rows,
         "changes": CHANGES,

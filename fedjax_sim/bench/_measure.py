@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +25,7 @@ def use_cores(count: int | None) -> int:
 
 
 def hardware(cores: int) -> dict[str, Any]:
-    """Processor, accelerator and versions."""
+    """Processor, accelerator and versions; the UTC day, the revision of this library, and the flags of XLA."""
     import flax
     import jax
     import jaxlib
@@ -41,7 +43,44 @@ def hardware(cores: int) -> dict[str, Any]:
         "flax": flax.__version__,
         "optax": optax.__version__,
         "numpy": numpy.__version__,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "revision": _revision(Path(__file__).resolve().parents[1]),
+        "xla_flags": os.environ.get("XLA_FLAGS") or None,
     }
+
+
+def _revision(package: Path, seconds: float = 0.9) -> str | None:
+    """Commit of the checkout that a package lies in, with ``+`` when tracked files differ from it.
+
+    ``None`` without git, outside of a checkout, in one that does not track the package, and when git takes longer.
+    """
+    deadline = time.monotonic() + seconds
+
+    def ask(*arguments: str) -> list[str]:
+        # Without optional locks: killed at the deadline, git leaves none behind.
+        command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(package), *arguments]
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=max(0.0, deadline - time.monotonic()),
+            check=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        return done.stdout.splitlines()
+
+    try:
+        # An environment inside another project's checkout is not that project's revision.
+        ask("ls-files", "--error-unmatch", "--", "__init__.py")
+        lines = ask("status", "--porcelain=v2", "--branch", "--no-ahead-behind", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), "(initial)")
+    if commit == "(initial)":  # git's word for a branch without commits
+        return None
+    return commit[:10] + "+" * any(not line.startswith("#") for line in lines)
 
 
 def headline(hardware: Mapping[str, Any]) -> str:

@@ -1,27 +1,30 @@
 """Time of a round: the lanes and sharded engines against the sequential one, on the same cores, interleaved.
 
 Each row is one (workload, engine, layout). Times are medians over interleaved repetitions, compilation apart, blocking
-on results; a workload's repetitions stop when they have taken ``--seconds`` altogether, but there are two at least.
+on results; a workload's repetitions stop when they have taken ``--seconds`` altogether, but there are two at least. One core and
+the whole machine are two processes, which take turns: ``x 1 core`` is a median over pairs of neighbours in time.
 
 The floor of a row is the larger of two times, by arithmetic and by memory traffic, as ``fedjax_sim/bench/_floors.py``
 explains them.
 
 Compilation beyond the budget of 10 s is marked with an exclamation mark.
 
-    fedjax-sim bench rounds                       # one core, then the whole machine; table and JSON
+    fedjax-sim bench rounds                       # one core and the whole machine in turn; table and JSON
     fedjax-sim bench rounds -- --cores 1 --workloads linear emnist
+    fedjax-sim bench rounds -- --accelerator      # all of JAX's devices
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
@@ -35,75 +38,174 @@ from fedjax_sim.simulate import Simulation
 COMPILE_BUDGET_SECONDS = 10.0
 COLUMNS = (
     "workload", "engine", "devices", "lanes", "ms/round", "examples/s", "steps occ.", "GFLOP/s", "floor ms", "of",
-    "of floor", "x sequential", "compile s",
+    "of floor", "x sequential", "x 1 core", "compile s",
 )  # fmt: skip
 Layout = tuple[str, int, int]
 """Engine, devices, lanes."""
 
 
-def layouts(lanes: Sequence[int], cores: int) -> dict[Layout, Engine]:
+def layouts(lanes: Sequence[int], devices: int) -> dict[Layout, Engine]:
     found: dict[Layout, Engine] = {("sequential", 1, 1): engines.sequential()}
     found |= {("lanes", 1, count): engines.lanes(count) for count in lanes}
-    if cores > 1:
-        mesh = engines.client_mesh(cores)
-        found |= {("sharded", cores, count): engines.sharded(mesh, lanes=count) for count in lanes[:3]}
+    if devices > 1:
+        mesh = engines.client_mesh(devices)
+        found |= {("sharded", devices, count): engines.sharded(mesh, lanes=count) for count in lanes[:3]}
     return found
 
 
-def measure(workload: Workload, cores: int, args, machine: Machine) -> list[dict[str, Any]]:
-    """One row per layout, interleaved."""
-    data, rounds = workload.data(), workload.rounds
-    calls, last, expected = {}, {}, 0.0
-    for name, engine in layouts(args.lanes or workload.lanes, cores).items():
-        sim = Simulation(
-            workload.algorithm(compute=args.compute, products=args.products), data, cohort=workload.cohort, local=workload.local, engine=engine, rounds_per_chunk=rounds
-        )  # fmt: skip
-        state, history = sim.run(sim.init(0), rounds)
-        compile_seconds = history.costs.compile_seconds
-        expected += history.costs.run_seconds
+class Measurement:
+    """A workload on this process's cores: one compiled program for each layout, which are called in turn."""
 
-        def call(sim=sim, state=state, name=name, compile_seconds=compile_seconds) -> float:
+    def __init__(self, workload: Workload, cores: int, args):
+        self._workload, self._cores = workload, cores
+        self._layouts: dict[Layout, tuple[Simulation, Any, float]] = {}
+        self._times: dict[Layout, list[float]] = {}
+        self._last: dict[Layout, Any] = {}
+        self.expected = 0.0
+        """Seconds that one repetition will take."""
+        data, rounds = workload.data(), workload.rounds
+        devices = cores if jax.default_backend() == "cpu" else len(jax.devices())
+        for name, engine in layouts(args.lanes or workload.lanes, devices).items():
+            algorithm = workload.algorithm(compute=args.compute, products=args.products)
+            sim = Simulation(
+                algorithm, data, cohort=workload.cohort, local=workload.local, engine=engine, rounds_per_chunk=rounds
+            )  # fmt: skip
+            state, history = sim.run(sim.init(0), rounds)
+            self._layouts[name] = sim, state, history.costs.compile_seconds
+            self.expected += history.costs.run_seconds
+
+    def repeat(self) -> None:
+        """Times every layout once."""
+        rounds = self._workload.rounds
+        for name, (sim, state, _) in self._layouts.items():
             start = time.perf_counter()
             new, history = sim.run(state, rounds)
             jax.block_until_ready(new)
-            seconds = (time.perf_counter() - start) / rounds
-            last[name] = history.costs, _floors.work_of(sim, new, history.costs, rounds), compile_seconds
-            return seconds
+            self._times.setdefault(name, []).append((time.perf_counter() - start) / rounds)
+            self._last[name] = history.costs, _floors.work_of(sim, new, history.costs, rounds)
 
-        calls[name] = call
-    repeats = max(2, min(args.repeats, int(args.seconds / expected)))
-    times = _measure.interleaved(calls, repeats)
-    sequential = times["sequential", 1, 1]
-    rows = []
-    for name, values in times.items():
-        costs, work, compile_seconds = last[name]
-        seconds, floors = _measure.spread(values), work.floors(machine)
-        ratios = [a / b for a, b in zip(sequential, values, strict=True)]
-        rows.append({
-            "workload": workload.name, "engine": name[0], "devices": name[1], "lanes": name[2], "cores": cores,
-            "seconds_per_round": {**seconds, "repetitions": repeats, "rounds": rounds},
-            "examples_per_second": costs.examples / rounds / seconds["median"],
-            "precision": costs.precision, "step_occupancy": costs.step_occupancy, "example_occupancy": costs.example_occupancy,
-            "flops_per_second": work.flops / seconds["median"], "bytes_per_round": work.bytes,
-            **floors, "share_of_floor": floors["floor_seconds"] / seconds["median"], "times_sequential": _measure.spread(ratios),
-            "compile_seconds": compile_seconds, "steps_per_round": costs.steps / rounds,
-        })  # fmt: skip
-    return rows
+    def rows(self, machine: Machine) -> list[dict[str, Any]]:
+        """One row per layout."""
+        sequential, rounds, rows = self._times["sequential", 1, 1], self._workload.rounds, []
+        for name, values in self._times.items():
+            (costs, work), compile_seconds = self._last[name], self._layouts[name][2]
+            seconds, floors = _measure.spread(values), work.floors(machine)
+            rows.append({
+                "workload": self._workload.name, "engine": name[0], "devices": name[1], "lanes": name[2], "cores": self._cores,
+                "seconds_per_round": {**seconds, "repetitions": len(values), "rounds": rounds, "in_turn": values},
+                "examples_per_second": costs.examples / rounds / seconds["median"],
+                "precision": costs.precision, "step_occupancy": costs.step_occupancy, "example_occupancy": costs.example_occupancy,
+                "flops_per_second": work.flops / seconds["median"], "bytes_per_round": work.bytes,
+                **floors, "share_of_floor": floors["floor_seconds"] / seconds["median"],
+                "times_sequential": times_as_fast(sequential, values),
+                "compile_seconds": compile_seconds, "steps_per_round": costs.steps / rounds,
+            })  # fmt: skip
+        return rows
 
 
-def one_process(args) -> dict[str, Any]:
-    """Measures on the cores that ``args.cores`` asks for."""
-    cores = _measure.use_cores(None if args.cores == "all" else int(args.cores))
-    if cores > 1 and not args.accelerator:
-        jax.config.update("jax_num_cpu_devices", cores)
-    precision = _floors.precision_of(args.compute, args.products)
-    machine = Machine(_measure.matmul_flops_per_second(precision), _measure.bytes_per_second())
-    rows = [row for name in args.workloads for row in measure(WORKLOADS[name], cores, args, machine)]
-    return {
-        "hardware": _measure.hardware(cores), "matmul_flops_per_second": machine.flops_per_second,
-        "bytes_per_second": machine.bytes_per_second, "repeats": args.repeats,
-        "compile_budget_seconds": COMPILE_BUDGET_SECONDS, "rows": rows,
-    }  # fmt: skip
+def times_as_fast(baseline: Sequence[float], values: Sequence[float]) -> dict[str, float]:
+    """Spread of the quotients of what was measured one after the other."""
+    return _measure.spread([a / b for a, b in zip(baseline, values, strict=True)])
+
+
+# --- who measures --------------------------------------------------------------------------------------------
+
+
+class Station(Protocol):
+    """Cores that measure: ``ask`` for the ``"machine"``, to ``"prepare"`` a workload, to ``"repeat"``, and for the ``"rows"``."""
+
+    def ask(self, what: str, name: str = "") -> Any: ...
+
+
+class Here:
+    """This process, on the cores that ``args.cores`` asks for."""
+
+    def __init__(self, args):
+        self._args = args
+        accelerator = args.accelerator
+        self._cores = _measure.use_cores(None if accelerator or args.cores == "all" else int(args.cores))
+        if self._cores > 1 and not accelerator:
+            jax.config.update("jax_num_cpu_devices", self._cores)
+        if (jax.default_backend() == "cpu") == accelerator:
+            raise ValueError(
+                f"JAX runs on {jax.default_backend()}: {'leave out' if accelerator else 'add'} --accelerator, which measures "
+                "its devices instead of the processor's cores."
+            )
+        precision = _floors.precision_of(args.compute, args.products)
+        self._machine = Machine(_measure.matmul_flops_per_second(precision), _measure.bytes_per_second())
+
+    def ask(self, what: str, name: str = "") -> Any:
+        if what == "machine":
+            return {
+                "hardware": _measure.hardware(self._cores), "matmul_flops_per_second": self._machine.flops_per_second,
+                "bytes_per_second": self._machine.bytes_per_second, "repeats": self._args.repeats,
+                "compile_budget_seconds": COMPILE_BUDGET_SECONDS,
+            }  # fmt: skip
+        if what == "prepare":
+            self._now = Measurement(WORKLOADS[name], self._cores, self._args)
+            return self._now.expected
+        return self._now.repeat() if what == "repeat" else self._now.rows(self._machine)
+
+    def serve(self) -> None:
+        """Answers the questions on standard input, a line of JSON each, on standard output."""
+        for line in sys.stdin:
+            print(json.dumps(self.ask(*json.loads(line))), flush=True)
+
+
+class There:
+    """Another process, which does nothing but what it is asked for."""
+
+    def __init__(self, process: subprocess.Popen):
+        self._process = process
+
+    def ask(self, what: str, name: str = "") -> Any:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps([what, name]), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise ValueError(
+                f"the process of {self._process.args} ended with {self._process.wait()}; what it said stands above."
+            )
+        return json.loads(answer)
+
+
+@contextlib.contextmanager
+def processes(args) -> Iterator[list[Station]]:
+    """One core, and all of them."""
+    with contextlib.ExitStack() as stack:
+        stations: list[Station] = []
+        for cores in ("1", "all"):
+            command = [
+                sys.executable, "-m", "fedjax_sim", "bench", "rounds", "--", "--serve", "--cores", cores,
+                "--repeats", str(args.repeats),
+                *(["--lanes", *map(str, args.lanes)] if args.lanes else []),
+                *(["--compute", args.compute] if args.compute else []),
+                *(["--products", args.products] if args.products else []),
+            ]  # fmt: skip
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            stations.append(There(process))
+        yield stations
+
+
+def measure(stations: Sequence[Station], args) -> list[dict[str, Any]]:
+    """What each found. They take turns, so that a drift of the machine's speed meets all alike, and none has the cores of another."""
+    results = [station.ask("machine") | {"rows": []} for station in stations]
+    for name in args.workloads:
+        expected = sum(station.ask("prepare", name) for station in stations)
+        for _ in range(max(2, min(args.repeats, int(args.seconds / expected)))):
+            for station in stations:
+                station.ask("repeat")
+        parts = [station.ask("rows") for station in stations]
+        fastest = min(parts[0], key=lambda row: row["seconds_per_round"]["median"])
+        for result, rows in zip(results, parts, strict=True):
+            for row in rows if rows is not parts[0] else []:
+                one, all_of_them = (which["seconds_per_round"]["in_turn"] for which in (fastest, row))
+                row["times_one_core"] = times_as_fast(one, all_of_them)
+            result["rows"] += rows
+    return results
 
 
 def show(result: dict[str, Any]) -> None:
@@ -119,6 +221,7 @@ def show(result: dict[str, Any]) -> None:
             r["examples_per_second"], f"{r['step_occupancy']:.1%}", r["flops_per_second"] / 1e9,
             1e3 * r["floor_seconds"], _floors.bounding(r),
             f"{r['share_of_floor']:.0%}", f"{r['times_sequential']['median']:.2f}",
+            f"{r['times_one_core']['median']:.2f}" if "times_one_core" in r else "",
             f"{'! ' if r in slow else ''}{r['compile_seconds']:.1f}",
         )
         for r in result["rows"]
@@ -137,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--cores", default="both", help="a number, 'all', or 'both': one core, then all of them"
+        "--cores", default="both", help="a number, 'all', or 'both': one core and all of them, in turn"
     )
     real = [name for name in WORKLOADS if name != "toy"]
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=real)
@@ -148,28 +251,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--seconds", type=float, default=120, help="for a workload's repetitions; two are made in any case"
     )
-    parser.add_argument("--accelerator", action="store_true", help="leave the CPU's device count alone")
+    parser.add_argument(
+        "--accelerator", action="store_true", help="measure JAX's devices, with all cores beside"
+    )
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=None, help="where the JSON goes")
     args = parser.parse_args(arguments)
-    if args.cores != "both":
-        result = one_process(args)
-        show(result)
-        if args.out is not None:
-            _measure.write_json(args.out, result)
+    if args.serve:
+        Here(args).serve()
         return
-    results = []
-    for cores in ("1", "all"):
-        part = Path(f"{args.out or 'rounds.json'}.{cores}.part")
-        command = [
-            sys.executable, "-m", "fedjax_sim", "bench", "rounds", "--", "--cores", cores, "--workloads",
-            *args.workloads, "--repeats", str(args.repeats), "--seconds", str(args.seconds), "--out", str(part),
-            *(["--lanes", *map(str, args.lanes)] if args.lanes else []),
-            *(["--compute", args.compute] if args.compute else []),
-            *(["--products", args.products] if args.products else []),
-            *(["--accelerator"] if args.accelerator else []),
-        ]  # fmt: skip
-        subprocess.run(command, check=True)
-        results.append(json.loads(part.read_text()))
-        part.unlink()
+    if args.cores == "both" and not args.accelerator:
+        with processes(args) as stations:
+            results = measure(stations, args)
+    else:
+        results = measure([Here(args)], args)
+    for result in results:
+        show(result)
     if args.out is not None:
-        _measure.write_json(args.out, results)
+        _measure.write_json(args.out, results if len(results) > 1 else results[0])

@@ -20,11 +20,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 import optax
 
 from fedjax_sim import algorithms, models, tasks
+from fedjax_sim._src import machine
 from fedjax_sim.bench import _measure
 from fedjax_sim.data import ClientData, cohorts, stored, write
 from fedjax_sim.data.local_work import LocalWork
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.measure is not None:
         print(json.dumps(measure(args)))
         return
-    hardware = _measure.hardware(jax.device_count())
+    hardware = _measure.hardware(machine.cores())
     with tempfile.TemporaryDirectory() as temporary:
         args.folder = args.folder or Path(temporary) / "set"
         if not args.folder.exists():

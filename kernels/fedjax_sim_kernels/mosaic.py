@@ -18,7 +18,7 @@ LANES = 128
 """Columns of a vector register: blocks are as many of them."""
 
 _WORDS = 2**18
-"""Elements of a block at most, 1 MB, unless ``LANES`` columns have more."""
+"""Elements of a block at most, 1 MB, unless ``LANES`` columns have more: those of 20,000 rows are more than a v5e holds."""
 
 
 def over_blocks(

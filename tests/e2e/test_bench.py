@@ -1,9 +1,10 @@
-"""Benchmarks at toy size: that they run, what they write, and how two files are compared. Nothing is timed here."""
+"""Benchmarks at toy size: that they run and what they write. Nothing is timed here."""
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 from fedjax_sim_kernels import backends
 
-from fedjax_sim.bench import _compare, _kernels, _rounds
+from fedjax_sim.bench import _kernels, _rounds
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -152,6 +153,27 @@ def test_rounds_states_floors_and_marks_slow_compilation(tmp_path, capsys):
     )
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_rounds_of_one_core_and_of_all_take_turns(tmp_path):
+    done = bench(
+        tmp_path, "rounds", "--", "--workloads", "toy", "--lanes", "1", "--repeats", "3", "--out", "r.json"
+    )
+    assert done.returncode == 0, done.stderr
+    one, all_of_them = json.loads((tmp_path / "r.json").read_text())
+    assert one["hardware"]["cores"] == 1 < all_of_them["hardware"]["cores"]
+    fastest = min(one["rows"], key=lambda row: row["seconds_per_round"]["median"])["seconds_per_round"]
+    assert not any("times_one_core" in row for row in one["rows"])
+    for row in all_of_them["rows"]:
+        pairs = zip(fastest["in_turn"], row["seconds_per_round"]["in_turn"], strict=True)
+        assert row["times_one_core"]["median"] == statistics.median(a / b for a, b in pairs)
+    assert "x 1 core" in done.stdout
+
+
+def test_rounds_says_what_to_add_where_there_is_no_accelerator(tmp_path):
+    done = bench(tmp_path, "rounds", "--", "--accelerator", "--workloads", "toy")
+    assert done.returncode == 2 and "leave out --accelerator" in done.stderr
+
+
 def test_published_runs_whole_experiments_with_their_evaluations(tmp_path):
     done = bench(
         tmp_path, "published", "--", "--experiments", "toy", "--precision", "default", "bfloat16", "--rounds", "2",
@@ -178,29 +200,6 @@ def test_published_runs_whole_experiments_with_their_evaluations(tmp_path):
     assert "of floor" in done.stdout and "matrix product, bfloat16" in done.stdout
 
 
-def written(path: Path, rows: list[dict], processor="one") -> str:
-    hardware = {"processor": processor, "cores": 1, "devices": ["cpu"], "jax": "0"}
-    path.write_text(json.dumps({"hardware": hardware, "rows": rows}))
-    return str(path)
-
-
-def row(model: str, low: float, median: float, high: float, **more) -> dict:
-    return {"model": model, "seconds_per_round": {"min": low, "median": median, "max": high}, **more}
-
-
-def test_two_files_side_by_side(tmp_path, capsys):
-    a = written(tmp_path / "a.json", [row("cnn", 3, 4, 5, lanes=2), row("mlp", 1, 2, 3), row("rnn", 1, 1, 1)])
-    b = written(
-        tmp_path / "b.json", [row("mlp", 2, 2.5, 4), row("cnn", 1, 2, 2.5, lanes=2, used=True)], "two"
-    )
-    _compare.main([a, b])
-    shown = capsys.readouterr().out
-    assert "a  " in shown and ": one, 1 core(s), cpu, jax 0" in shown and ": two, 1 core(s)" in shown
-    lines = {line.split("  ")[0]: line.rstrip() for line in shown.splitlines()}
-    assert lines["cnn 2 lanes"].endswith("2.00") and lines["mlp"].endswith("0.80 ~")
-    assert "1 rows stand in one file alone" in shown
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -214,11 +213,6 @@ def test_what_is_no_benchmark_is_named(tmp_path, content, message):
     path = tmp_path / "b.json"
     if content is not None:
         path.write_text(content)
-    done = bench(tmp_path, "compare", "--", written(tmp_path / "a.json", [row("cnn", 1, 1, 1)]), str(path))
+    right = ROOT / "benchmarks/results/published-h200.json"
+    done = bench(tmp_path, "compare", "--", str(right), str(path))
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
-
-
-def test_files_of_other_benchmarks_have_nothing_in_common(tmp_path):
-    a, b = (written(tmp_path / f"{name}.json", [row(name, 1, 1, 1)]) for name in "ab")
-    with pytest.raises(ValueError, match="have no row in common: are they of the same benchmark"):
-        _compare.main([a, b])

@@ -202,7 +202,15 @@ def test_every_form_lowers_for_a_tpu(name, clients):
     assert kernels_called(name, clients, ON_TPUS, MOSAIC, "tpu") == CALLS.get(name, 1)
 
 
-def test_images_too_large_for_a_tpus_fast_memory_are_left_to_xla():
-    case = NAMED["emnist-2"]._replace(batch=1, image=(224, 224))
+LARGE = NAMED["emnist-2"]._replace(batch=1, image=(224, 224))
+WIDE = NAMED["resnet-3x3"]._replace(batch=1, in_channels=200, out_channels=40)
+
+
+@pytest.mark.parametrize(
+    "case", [LARGE, WIDE, EMNIST._replace(dtype="float16")], ids=["large", "wide", "float16"]
+)
+def test_what_a_tpus_kernels_do_not_support_is_left_to_xla(case):
     run = functools.partial(conv.conv, spec=case.spec)
-    assert lowered(run, floats(*case.x), floats(*case.kernel), platform="tpu").count(MOSAIC) == 0
+    arguments = (jax.ShapeDtypeStruct(shape, case.dtype) for shape in (case.x, case.kernel))
+    assert conv.supports(*case.arguments(0), case.spec)
+    assert lowered(run, *arguments, platform="tpu").count(MOSAIC) == 0

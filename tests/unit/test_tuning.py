@@ -9,6 +9,7 @@ import pytest
 
 import fedjax_sim as fs
 from fedjax_sim import _tuning
+from fedjax_sim._src import machine
 from fedjax_sim.engines import Layout, _auto, _costs
 
 FEW = [Layout(1, "compact"), Layout(2, "masked")]
@@ -85,6 +86,21 @@ def test_auto_takes_what_was_measured_for_these_shapes_and_no_others(clock):
     assert lanes(simulation(fs.engines.lanes(2))) == 2, "a count that is given stands"
     rounds = simulation(fs.engines.lanes(finish="compact"))
     assert lanes(rounds) == 3 and rounds._rounds.layout == Layout(3, "compact")
+
+
+def test_auto_takes_nothing_that_was_measured_on_another_processor_of_the_same_name(
+    clock, monkeypatch, tmp_path
+):
+    """Virtual machines on Zen 3 and on Zen 4 both call theirs AMD EPYC."""
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
+    zen = "cpu family : 25\nmodel : {}\nmodel name : AMD EPYC\n"
+    machine._CPUINFO.write_text(zen.format(1))
+    sim = simulation()
+    sim.tune(sim.init(0), layouts=[Layout(3, "masked")])
+    lanes = lambda: simulation().run(sim.init(0), 1)[1].costs.lanes  # noqa: E731
+    assert lanes() == 3
+    machine._CPUINFO.write_text(zen.format(17))
+    assert lanes() != 3
 
 
 def test_a_step_is_traced_once_for_its_costs(monkeypatch):

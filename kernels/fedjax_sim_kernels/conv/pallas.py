@@ -116,12 +116,12 @@ def _compute(a: jax.Array, b: jax.Array, *, layout: Layout, sliding: Sliding) ->
 
 
 def _compute_on_tpu(a: jax.Array, b: jax.Array, *, layout: Layout, sliding: Sliding) -> jax.Array:
-    """XLA's convolution where one image is more than a TPU's fast memory holds."""
+    """XLA's convolution where the kernels do not support it: where one image is more than a TPU's fast memory holds, ..."""
     pallas_tpu = importlib.import_module(
         "fedjax_sim_kernels.conv.pallas_tpu"
     )  # Not to load Mosaic for a GPU.
     channels = a.shape[-1] if layout == "to_kernel" else b.shape[1] // sliding.offsets
-    if not pallas_tpu.fits(sliding, channels, b.shape[-1]):
+    if not pallas_tpu.supports(sliding, channels, b.shape[-1], a.dtype):
         return _elsewhere(a, b, layout=layout, sliding=sliding)
     run = {"forth": pallas_tpu.forward, "to_x": pallas_tpu.to_images, "to_kernel": pallas_tpu.to_kernels}
     return run[layout](a, b, sliding)

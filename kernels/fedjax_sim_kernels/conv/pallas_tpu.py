@@ -87,9 +87,14 @@ def layout_of(sliding: Sliding) -> Layout:
     )
 
 
-def fits(sliding: Sliding, channels: int, features: int) -> bool:
-    """Whether a block of images, of results and all kernels fit."""
+def supports(sliding: Sliding, channels: int, features: int, dtype: Any) -> bool:
+    """Blocks of images, of results and of all kernels that fit, in types that are multiplied.
+
+    Rows of more than one register can only be read from every eighth on.
+    """
     lying = layout_of(sliding)
+    if dtype not in (jnp.float32, jnp.bfloat16) or (lying.reach and max(channels, features) > LANES):
+        return False
     row = lambda count: _up(count, LANES)  # noqa: E731
     rows = lying.rows + lying.reach
     images = math.prod(sliding.strides) * rows * row(channels)

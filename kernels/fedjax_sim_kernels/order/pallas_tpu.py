@@ -23,7 +23,8 @@ def trimmed_mean(rows: jax.Array, valid: jax.Array, trim: jax.Array, *, interpre
 
 
 def _counted(function: Callable, rows: jax.Array, valid: jax.Array, trim, interpret: bool) -> jax.Array:
-    flat = rows.reshape(rows.shape[0], -1)
+    # Of 16 bits two rows lie in one of a register, and cannot be read alone.
+    flat = rows.reshape(rows.shape[0], -1).astype(jnp.float32)
     there = valid.astype(jnp.int32)
     count = jnp.sum(there)
     total = over_blocks(
@@ -31,10 +32,10 @@ def _counted(function: Callable, rows: jax.Array, valid: jax.Array, trim, interp
         [jnp.where(jnp.isnan(flat), jnp.inf, flat)],
         scalars=[there, jnp.stack([count, jnp.asarray(trim, jnp.int32)])],
         columns=[there[:, None]],
-        out=(1, rows.dtype),
+        out=(1, jnp.float32),
         interpret=interpret,
     )
-    return total.reshape(rows.shape[1:])
+    return total.reshape(rows.shape[1:]).astype(rows.dtype)
 
 
 def _ranks(valid, rows) -> jax.Array:
@@ -64,5 +65,5 @@ def _median(valid, settings, there, rows, out):
 def _trimmed_mean(valid, settings, there, rows, out):
     rank, count, trim = _ranks(valid, rows), settings[0, 0], settings[0, 1]
     kept = (there[...] != 0) & (rank >= trim) & (rank < count - trim)
-    total = jnp.sum(jnp.where(kept, rows[...].astype(jnp.float32), 0), axis=0, keepdims=True)
-    out[...] = (total / jnp.maximum(count - 2 * trim, 1).astype(jnp.float32)).astype(out.dtype)
+    total = jnp.sum(jnp.where(kept, rows[...], 0), axis=0, keepdims=True)
+    out[...] = total / jnp.maximum(count - 2 * trim, 1).astype(jnp.float32)
