@@ -18,7 +18,18 @@ def _main(name: str) -> Main:
     return main
 
 
-_NAMES = ("rounds", "published", "kernels", "scaling", "streaming", "privacy", "host", "peers", "compare")
+_NAMES = (
+    "rounds",
+    "published",
+    "kernels",
+    "scaling",
+    "streaming",
+    "privacy",
+    "host",
+    "accuracy",
+    "peers",
+    "compare",
+)
 
 BENCHMARKS: dict[str, Main] = {name: _main(name) for name in _NAMES}
 """Name to a function that takes a list of command-line arguments."""
