@@ -29,7 +29,7 @@ def measure(folder: str, args) -> list[dict[str, Any]]:
     """One row for every so many rounds and each engine."""
     data = fs.data.images(folder)
     data = fs.data.repartition(data, fs.partitions.iid(data.train.num_examples // EXAMPLES))
-    workload = WORKLOADS["cifar10"]
+    workload = WORKLOADS[args.workload]
     engines = {"sequential": fs.engines.sequential(), "lanes": fs.engines.lanes(args.lanes)}
     sims = {
         name: fs.Simulation(
@@ -74,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", help="of images, as fs.data.images reads them")
+    parser.add_argument(
+        "--workload", choices=WORKLOADS, default="cifar10", help="model, cohort and local work"
+    )
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--every", type=int, default=10, help="rounds between evaluations")
     parser.add_argument("--lanes", type=int, default=5)

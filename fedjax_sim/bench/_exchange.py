@@ -51,6 +51,7 @@ class Result:
       versions: of what it ran on.
       params: the trained weights by name.
       layout: how clients shared the device, where they did.
+      floors: the least time of a round, from this package's process (``bench/_floors.py``).
     """
 
     seconds: list[float]
@@ -59,6 +60,7 @@ class Result:
     versions: dict[str, str]
     params: dict[str, np.ndarray]
     layout: str | None = None
+    floors: dict[str, Any] | None = None
 
 
 def write_work(workload: Workload, folder: Path, rounds: int, seed: int = 0) -> Work:

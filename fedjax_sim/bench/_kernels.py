@@ -56,7 +56,7 @@ from fedjax_sim_kernels.products import shapes as products_shapes
 
 from fedjax_sim.bench import _measure
 
-COLUMNS = ("kernel", "shape", "form", "ms", "min", "max", "floor ms", "of floor", "x reference")
+COLUMNS = ("kernel", "shape", "form", "ms", "min", "max", "floor ms", "of floor", "x reference", "compile s")
 _TARGET_SECONDS = 0.02
 _MOST_REPETITIONS = 50
 
@@ -188,9 +188,16 @@ def sum_cases(clients: int) -> Iterator[Case]:
         arguments = shape.arguments(0)
         used = order.choose(arguments[0])
         yield Case("order", f"{shape.name} median", forms, used, arguments, 0, arguments[0].nbytes)
+        trim = jnp.asarray(len(arguments[0]) // 10)
+        forms = {
+            "reference": functools.partial(reference.trimmed_mean, trim=trim),
+            "network": functools.partial(network.trimmed_mean, trim=trim),
+            **_on_accelerators("order", "trimmed_mean", trim=trim),
+        }
+        yield Case("order", f"{shape.name} trimmed mean", forms, used, arguments, 0, arguments[0].nbytes)
 
 
-def _on_accelerators(kernel: str, function: str, **settings: int) -> dict[str, Callable[..., Any]]:
+def _on_accelerators(kernel: str, function: str, **settings: Any) -> dict[str, Callable[..., Any]]:
     """The Pallas form where there is a device to compile it for; Pallas is imported then, not with the command line."""
     if jax.default_backend() == "cpu":
         return {}
@@ -204,7 +211,7 @@ GROUPS = {"conv": conv_cases, "pooling": pooling_cases, "products": product_case
 
 def compiled_cases(
     cases: Iterable[Case], threads: int
-) -> Iterator[tuple[Case, Mapping[str, Callable[[], Any]]]]:
+) -> Iterator[tuple[Case, Mapping[str, Callable[[], tuple[Callable[..., Any], float]]]]]:
     """Each case with a function per form that returns its program, or raises what compiling raised.
 
     On an accelerator all are compiled at once, before any is timed: 72 programs took half a minute that way on 16 cores,
@@ -222,18 +229,24 @@ def compiled_cases(
     yield from found
 
 
-def _program(form: Callable[..., Any], case: Case) -> Callable[..., Any]:
-    return jax.jit(form).lower(*case.arguments).compile()
+def _program(form: Callable[..., Any], case: Case) -> tuple[Callable[..., Any], float]:
+    """A form compiled, and the seconds that it took; side by side with others, where they are."""
+    start = time.perf_counter()
+    return jax.jit(form).lower(*case.arguments).compile(), time.perf_counter() - start
 
 
 def measure(
-    case: Case, programs: Mapping[str, Callable[[], Any]], repeats: int, rate: float, bandwidth: float
+    case: Case,
+    programs: Mapping[str, Callable[[], tuple[Callable[..., Any], float]]],
+    repeats: int,
+    rate: float,
+    bandwidth: float,
 ) -> list[dict]:
     """One row per form, interleaved."""
-    calls = {}
+    calls, compile_seconds = {}, {}
     for name, program in programs.items():
         try:
-            compiled = program()
+            compiled, compile_seconds[name] = program()
             jax.block_until_ready(compiled(*case.arguments))
         except Exception as error:
             print(f"{case.kernel} {case.shape}: {name} does not run here, {type(error).__name__}: {error}")
@@ -258,6 +271,7 @@ def measure(
             "seconds": _measure.spread(seconds), "floor_seconds": floor,
             "share_of_floor": floor / _measure.spread(seconds)["median"],
             "times_reference": _measure.spread([a / b for a, b in zip(found["reference"], seconds, strict=True)]),
+            "compile_seconds": compile_seconds[name],
         }
         for name, seconds in found.items()
     ]  # fmt: skip
@@ -268,7 +282,7 @@ def show(rows: Sequence[dict]) -> None:
         (
             row["kernel"], row["shape"], row["form"] + (" *" if row["used"] else ""),
             *(1e3 * row["seconds"][name] for name in ("median", "min", "max")), 1e3 * row["floor_seconds"],
-            f"{row['share_of_floor']:.0%}", f"{row['times_reference']['median']:.2f}",
+            f"{row['share_of_floor']:.0%}", f"{row['times_reference']['median']:.2f}", row["compile_seconds"],
         )
         for row in rows
     ]  # fmt: skip

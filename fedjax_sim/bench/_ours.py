@@ -22,7 +22,9 @@ import numpy as np  # noqa: E402
 
 from fedjax_sim import engines  # noqa: E402
 from fedjax_sim._src.types import Variables  # noqa: E402
+from fedjax_sim.bench import _floors, _measure  # noqa: E402
 from fedjax_sim.bench._exchange import weights_by_name  # noqa: E402
+from fedjax_sim.bench._floors import Machine  # noqa: E402
 from fedjax_sim.bench._workloads import WORKLOADS  # noqa: E402
 from fedjax_sim.data import ClientData  # noqa: E402
 from fedjax_sim.data.local_work import LocalWork  # noqa: E402
@@ -42,16 +44,20 @@ def main(path: str) -> None:
     seconds, cpu_seconds, end = [], [], state
     for _ in range(job["chunks"]):
         before = time.perf_counter(), time.process_time()
-        end, _ = sim.run(state, job["rounds"])
+        end, history = sim.run(state, job["rounds"])
         jax.block_until_ready(end)
         seconds.append(time.perf_counter() - before[0])
         cpu_seconds.append(time.process_time() - before[1])
+    # On the same core and right behind what is held against it.
+    machine = Machine(_measure.matmul_flops_per_second(), _measure.bytes_per_second())
+    floors = _floors.work_of(sim, end, history.costs, job["rounds"]).floors(machine)
     result = Path(job["result"])
     weights: dict[str, Any] = weights_by_name(sim, end)
     np.savez(result.with_suffix(".npz"), **weights)
     packages = ("fedjax-sim", "jax", "numpy")
     result.write_text(json.dumps({
         "seconds": seconds, "cpu_seconds": cpu_seconds, "startup_seconds": startup, "layout": str(sim._rounds.layout),
+        "floors": floors,
         "versions": {"python": sys.version.split()[0], **{name: metadata.version(name) for name in packages}},
     }))  # fmt: skip
 

@@ -4,7 +4,8 @@ Each peer runs in a virtual environment of its own, which the first call makes (
 ones find again. First everybody trains two rounds, deep networks at a hundredth of the learning rate, where float32
 does not yet make small differences large; a peer whose update is not ours is not timed. Then everybody is timed on one core, in
 turn: rounds after the warm-up for a peer, chunks of the same rounds for this package. Dropout is off on all sides.
-``x`` says how many times as many examples this package trains in a core-second.
+``x`` says how many times as many examples this package trains in a core-second. The floor is that of this package's rounds
+(``fedjax_sim/bench/_floors.py``), at rates that its process measures on the same core; a share is by time on the clock.
 
     fedjax-sim bench peers
     fedjax-sim bench peers -- --workloads emnist --peers torch fedjax --out peers.json
@@ -16,6 +17,7 @@ import argparse
 import contextlib
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_sim.bench import _environments, _exchange, _measure
+from fedjax_sim.bench import _environments, _exchange, _floors, _measure
 from fedjax_sim.bench._exchange import Result, Work
 from fedjax_sim.bench._workloads import WORKLOADS
 
@@ -41,6 +43,7 @@ COLUMNS = (
     "x",
     "apart",
     "ms/round",
+    "of floor",
     "start s",
 )
 OURS = "fedjax_sim"
@@ -205,12 +208,24 @@ def measure(workload: str, interpreters: dict[str, str], args) -> list[dict[str,
         other["ours_times_as_fast"] = (
             rows[0]["examples_per_core_second"]["median"] / other["examples_per_core_second"]["median"]
         )
+        other |= floors_of(timed[OURS], other["seconds_per_round"]["median"])
     missing = [name for name in commands if name in failed or name not in timed]
     reasons = {name: failed.get(name, "agrees, times were not asked for") for name in missing}
     return rows + [
         {"workload": workload, "program": name, "apart": apart.get(name), "not_measured": reasons[name]}
         for name in missing
     ]
+
+
+def floors_of(ours: list[Result], seconds: float) -> dict[str, Any]:
+    """The least time of a round of mean size, the same for everybody, and the share of it that so many seconds are."""
+    found = [result.floors for result in ours if result.floors is not None]
+    each = {
+        name: statistics.median(floors["floors_seconds"][name] for floors in found)
+        for name in found[0]["floors_seconds"]
+    }
+    least = max(each.values())
+    return {"floors_seconds": each, "floor_seconds": least, "share_of_floor": least / seconds}
 
 
 def row(
@@ -237,7 +252,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
             row["workload"], row["program"], *(row["examples_per_second"][name] for name in ("median", "min", "max")),
             row["examples_per_core_second"]["median"], f"{row['ours_times_as_fast']:.2f}",
             "" if row["apart"] is None else f"{row['apart']:.1e}", 1e3 * row["seconds_per_round"]["median"],
-            row["startup_seconds"]["median"],
+            f"{row['share_of_floor']:.1%} of {_floors.bounding(row)}", row["startup_seconds"]["median"],
         )
         for row in rows
         if "not_measured" not in row

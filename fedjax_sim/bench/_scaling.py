@@ -2,7 +2,7 @@
 
 A logistic regression 60-10 over clients whose sizes follow a power law, batch 10; one row each for a number of lanes, of
 clients a round, of clients altogether, of devices. ``planning`` is the host's share of a round; ``growth`` the resident
-memory that the measured rounds added.
+memory that the measured rounds added. Floors are explained in ``fedjax_sim/bench/_floors.py``; of the devices that a row uses.
 
     fedjax-sim bench scaling
     fedjax-sim bench scaling -- --only population --populations 1000000 --cohort 10000
@@ -21,7 +21,8 @@ import numpy as np
 import optax
 
 from fedjax_sim import algorithms, engines, models, tasks
-from fedjax_sim.bench import _measure
+from fedjax_sim.bench import _floors, _measure
+from fedjax_sim.bench._floors import Machine
 from fedjax_sim.bench._workloads import features_of, power_law_clients
 from fedjax_sim.data import ClientData, cohorts
 from fedjax_sim.data.local_work import LocalWork
@@ -30,8 +31,8 @@ from fedjax_sim.simulate import Simulation
 
 CLASSES, BATCH = 10, 10
 COLUMNS = (
-    "what", "population", "cohort", "devices", "lanes", "ms/round", "min", "max", "examples/s", "steps occ.", "planning",
-    "memory MB", "growth MB",
+    "what", "population", "cohort", "devices", "lanes", "ms/round", "min", "max", "examples/s", "of floor",
+    "steps occ.", "planning", "memory MB", "growth MB", "compile s",
 )  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def cases(args) -> Iterator[tuple[str, ClientData, int, Engine]]:
             yield "population", equal_clients(population), args.cohort or 100, engines.lanes(4)
 
 
-def measure(what: str, data: ClientData, cohort: int, engine: Engine, args) -> dict:
+def measure(what: str, data: ClientData, cohort: int, engine: Engine, args, machine: Machine) -> dict:
     task = tasks.classification(models.linear(CLASSES))
     rounds = args.rounds
     sim = Simulation(
@@ -77,6 +78,7 @@ def measure(what: str, data: ClientData, cohort: int, engine: Engine, args) -> d
         local=LocalWork(epochs=1, batch_size=BATCH), engine=engine, rounds_per_chunk=rounds,
     )  # fmt: skip
     state, history = sim.run(sim.init(0), rounds)
+    compile_seconds = history.costs.compile_seconds
     before, times = resident_megabytes(), []
     compiling = 0.0
     for _ in range(args.repeats):
@@ -91,11 +93,16 @@ def measure(what: str, data: ClientData, cohort: int, engine: Engine, args) -> d
     memory = resident_megabytes()
     planning = statistics.median(_planning(sim, state, rounds) for _ in range(args.repeats))
     seconds, costs = _measure.spread(times), history.costs
+    part = engine.devices / len(jax.devices())
+    floors = _floors.work_of(sim, state, costs, rounds).floors(
+        Machine(part * machine.flops_per_second, part * machine.bytes_per_second)
+    )
     return {
         "what": what, "population": data.num_clients, "cohort": cohort, "devices": engine.devices, "lanes": costs.lanes,
         "seconds_per_round": seconds, "examples_per_second": costs.examples / rounds / seconds["median"],
         "step_occupancy": costs.step_occupancy, "planning_share": planning / seconds["median"],
         "resident_megabytes": memory, "growth_megabytes": memory - before,
+        **floors, "share_of_floor": floors["floor_seconds"] / seconds["median"], "compile_seconds": compile_seconds,
     }  # fmt: skip
 
 
@@ -129,17 +136,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         jax.config.update("jax_num_cpu_devices", cores)
     hardware = _measure.hardware(cores)
     print(f"{_measure.headline(hardware)}\n")
-    rows = [measure(*case, args) for case in cases(args)]
+    machine = Machine(_measure.matmul_flops_per_second(), _measure.bytes_per_second())
+    rows = [measure(*case, args, machine) for case in cases(args)]
     _measure.print_table(COLUMNS, [
         (
             row["what"], f"{row['population']:,}", f"{row['cohort']:,}", row["devices"], row["lanes"],
             *(1e3 * row["seconds_per_round"][name] for name in ("median", "min", "max")), row["examples_per_second"],
-            f"{row['step_occupancy']:.1%}", f"{row['planning_share']:.1%}", row["resident_megabytes"],
-            row["growth_megabytes"],
+            f"{row['share_of_floor']:.1%} of {_floors.bounding(row)}", f"{row['step_occupancy']:.1%}", f"{row['planning_share']:.1%}", row["resident_megabytes"],
+            row["growth_megabytes"], row["compile_seconds"],
         )
         for row in rows
     ])  # fmt: skip
     if args.out is not None:
         _measure.write_json(
-            args.out, {"hardware": hardware, "rounds": args.rounds, "repeats": args.repeats, "rows": rows}
-        )
+            args.out,
+            {
+                "hardware": hardware, "matmul_flops_per_second": machine.flops_per_second,
+                "bytes_per_second": machine.bytes_per_second, "rounds": args.rounds, "repeats": args.repeats, "rows": rows,
+            },
+        )  # fmt: skip

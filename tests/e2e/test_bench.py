@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import statistics
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from fedjax_sim_kernels import backends
 
@@ -54,7 +56,9 @@ def test_kernels_mark_what_a_gpu_takes(monkeypatch):
     for case in _kernels.sum_cases(1):
         assert case.used in case.forms
         used.setdefault(case.used, set()).add(f"{case.kernel} {case.shape}")
-    assert used.keys() == {"reference", "pallas"} and used["pallas"] == {"order emnist-10 median"}
+    assert used.keys() == {"reference", "pallas"} and used["pallas"] == {
+        "order emnist-10 median", "order emnist-10 trimmed mean",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
@@ -75,7 +79,8 @@ def test_programs_stay_with_their_cases_and_what_does_not_compile_says_so_when_i
     ]
     for n, (case, programs) in enumerate(_kernels.compiled_cases(iter(cases), threads=2)):
         assert case is cases[n]
-        assert programs["plain"]()(*case.arguments).tolist() == [n, n]
+        program, seconds = programs["plain"]()
+        assert program(*case.arguments).tolist() == [n, n] and seconds > 0
         with pytest.raises(NotImplementedError, match="no such form"):
             programs["broken"]()
     assert n == 2
@@ -172,6 +177,29 @@ def test_rounds_of_one_core_and_of_all_take_turns(tmp_path):
 def test_rounds_says_what_to_add_where_there_is_no_accelerator(tmp_path):
     done = bench(tmp_path, "rounds", "--", "--accelerator", "--workloads", "toy")
     assert done.returncode == 2 and "leave out --accelerator" in done.stderr
+
+
+def test_accuracy_of_lanes_stands_beside_that_of_the_sequential_engine(tmp_path):
+    """On images that a network can learn: a bright spot says of which class they are."""
+    generator = np.random.default_rng(0)
+    labels = {part: generator.integers(0, 4, count) for part, count in (("train", 200), ("test", 40))}
+    for part, own in labels.items():
+        images = generator.integers(0, 80, (len(own), 12, 12, 1), dtype=np.uint8)
+        images[np.arange(len(own)), 2 * own + 2, 5] = 255
+        with lzma.open(tmp_path / f"{part}_images.npy.xz", "wb") as file:
+            np.save(file, images)
+    np.savez(tmp_path / "labels.npz", **{f"{part}_label": own for part, own in labels.items()})
+    done = bench(
+        tmp_path, "accuracy", "--", str(tmp_path), "--workload", "toy", "--rounds", "6", "--every", "3", "--out", "a.json"
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert [(row["engine"], row["rounds"]) for row in rows] == [
+        ("sequential", 3), ("lanes", 3), ("sequential", 6), ("lanes", 6),
+    ]  # fmt: skip
+    for sequential, lanes in zip(rows[::2], rows[1::2], strict=True):
+        assert lanes["apart"] < 1e-3 and abs(lanes["accuracy"] - sequential["accuracy"]) <= 0.05
+    assert rows[-1]["loss"] < rows[0]["loss"]
 
 
 def test_published_runs_whole_experiments_with_their_evaluations(tmp_path):
