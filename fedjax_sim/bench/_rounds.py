@@ -5,7 +5,7 @@ on results; a workload's repetitions stop when they have taken ``--seconds`` alt
 the whole machine are two processes, which take turns: ``x 1 core`` is a median over pairs of neighbours in time.
 
 The floor of a row is the larger of two times, by arithmetic and by memory traffic, as ``fedjax_sim/bench/_floors.py``
-explains them.
+explains them. The machine's rates are measured anew before every repetition, and a share is a median over repetitions.
 
 Compilation beyond the budget of 10 s is marked with an exclamation mark.
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -61,6 +62,8 @@ class Measurement:
         self._layouts: dict[Layout, tuple[Simulation, Any, float]] = {}
         self._times: dict[Layout, list[float]] = {}
         self._last: dict[Layout, Any] = {}
+        self._precision: _measure.Precision = _floors.precision_of(args.compute, args.products)
+        self.machines: list[Machine] = []
         self.expected = 0.0
         """Seconds that one repetition will take."""
         data, rounds = workload.data(), workload.rounds
@@ -75,8 +78,10 @@ class Measurement:
             self.expected += history.costs.run_seconds
 
     def repeat(self) -> None:
-        """Times every layout once."""
+        """Times every layout once, behind the machine itself."""
         rounds = self._workload.rounds
+        rate, bandwidth = _measure.matmul_flops_per_second(self._precision), _measure.bytes_per_second()
+        self.machines.append(Machine(rate, bandwidth))
         for name, (sim, state, _) in self._layouts.items():
             start = time.perf_counter()
             new, history = sim.run(state, rounds)
@@ -84,19 +89,20 @@ class Measurement:
             self._times.setdefault(name, []).append((time.perf_counter() - start) / rounds)
             self._last[name] = history.costs, _floors.work_of(sim, new, history.costs, rounds)
 
-    def rows(self, machine: Machine) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
         """One row per layout."""
         sequential, rounds, rows = self._times["sequential", 1, 1], self._workload.rounds, []
         for name, values in self._times.items():
             (costs, work), compile_seconds = self._last[name], self._layouts[name][2]
-            seconds, floors = _measure.spread(values), work.floors(machine)
+            seconds, floors = _measure.spread(values), work.floors(typical(self.machines))
+            each = [work.floors(machine)["floor_seconds"] for machine in self.machines]
             rows.append({
                 "workload": self._workload.name, "engine": name[0], "devices": name[1], "lanes": name[2], "cores": self._cores,
                 "seconds_per_round": {**seconds, "repetitions": len(values), "rounds": rounds, "in_turn": values},
                 "examples_per_second": costs.examples / rounds / seconds["median"],
                 "precision": costs.precision, "step_occupancy": costs.step_occupancy, "example_occupancy": costs.example_occupancy,
                 "flops_per_second": work.flops / seconds["median"], "bytes_per_round": work.bytes,
-                **floors, "share_of_floor": floors["floor_seconds"] / seconds["median"],
+                **floors, "share_of_floor": times_as_fast(each, values)["median"],
                 "times_sequential": times_as_fast(sequential, values),
                 "compile_seconds": compile_seconds, "steps_per_round": costs.steps / rounds,
             })  # fmt: skip
@@ -108,11 +114,19 @@ def times_as_fast(baseline: Sequence[float], values: Sequence[float]) -> dict[st
     return _measure.spread([a / b for a, b in zip(baseline, values, strict=True)])
 
 
+def typical(machines: Sequence[Machine]) -> Machine:
+    """Medians of what was measured several times."""
+    return Machine(*map(statistics.median, zip(*machines, strict=True)))
+
+
 # --- who measures --------------------------------------------------------------------------------------------
 
 
 class Station(Protocol):
-    """Cores that measure: ``ask`` for the ``"machine"``, to ``"prepare"`` a workload, to ``"repeat"``, and for the ``"rows"``."""
+    """Cores that measure: ``ask`` to ``"prepare"`` a workload, to ``"repeat"``, for the ``"rows"``, and in the end for the ``"machine"``.
+
+    ``"start"`` does nothing, but is answered when the process is there.
+    """
 
     def ask(self, what: str, name: str = "") -> Any: ...
 
@@ -131,20 +145,25 @@ class Here:
                 f"JAX runs on {jax.default_backend()}: {'leave out' if accelerator else 'add'} --accelerator, which measures "
                 "its devices instead of the processor's cores."
             )
-        precision = _floors.precision_of(args.compute, args.products)
-        self._machine = Machine(_measure.matmul_flops_per_second(precision), _measure.bytes_per_second())
+        self._machines: list[Machine] = []
 
     def ask(self, what: str, name: str = "") -> Any:
-        if what == "machine":
-            return {
-                "hardware": _measure.hardware(self._cores), "matmul_flops_per_second": self._machine.flops_per_second,
-                "bytes_per_second": self._machine.bytes_per_second, "repeats": self._args.repeats,
-                "compile_budget_seconds": COMPILE_BUDGET_SECONDS,
-            }  # fmt: skip
+        if what == "start":
+            return None
         if what == "prepare":
             self._now = Measurement(WORKLOADS[name], self._cores, self._args)
             return self._now.expected
-        return self._now.repeat() if what == "repeat" else self._now.rows(self._machine)
+        if what == "repeat":
+            return self._now.repeat()
+        if what == "rows":
+            self._machines += self._now.machines
+            return self._now.rows()
+        machine = typical(self._machines)
+        return {
+            "hardware": _measure.hardware(self._cores), "matmul_flops_per_second": machine.flops_per_second,
+            "bytes_per_second": machine.bytes_per_second, "repeats": self._args.repeats,
+            "compile_budget_seconds": COMPILE_BUDGET_SECONDS,
+        }  # fmt: skip
 
     def serve(self) -> None:
         """Answers the questions on standard input, a line of JSON each, on standard output."""
@@ -192,7 +211,9 @@ def processes(args) -> Iterator[list[Station]]:
 
 def measure(stations: Sequence[Station], args) -> list[dict[str, Any]]:
     """What each found. They take turns, so that a drift of the machine's speed meets all alike, and none has the cores of another."""
-    results = [station.ask("machine") | {"rows": []} for station in stations]
+    for station in stations:
+        station.ask("start")
+    found: list[list[dict[str, Any]]] = [[] for _ in stations]
     for name in args.workloads:
         expected = sum(station.ask("prepare", name) for station in stations)
         for _ in range(max(2, min(args.repeats, int(args.seconds / expected)))):
@@ -200,12 +221,12 @@ def measure(stations: Sequence[Station], args) -> list[dict[str, Any]]:
                 station.ask("repeat")
         parts = [station.ask("rows") for station in stations]
         fastest = min(parts[0], key=lambda row: row["seconds_per_round"]["median"])
-        for result, rows in zip(results, parts, strict=True):
-            for row in rows if rows is not parts[0] else []:
+        for place, rows in enumerate(parts):
+            for row in rows if place else []:
                 one, all_of_them = (which["seconds_per_round"]["in_turn"] for which in (fastest, row))
                 row["times_one_core"] = times_as_fast(one, all_of_them)
-            result["rows"] += rows
-    return results
+            found[place] += rows
+    return [station.ask("machine") | {"rows": rows} for station, rows in zip(stations, found, strict=True)]
 
 
 def show(result: dict[str, Any]) -> None:

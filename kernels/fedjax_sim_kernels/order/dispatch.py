@@ -28,10 +28,10 @@ FORMS: Mapping[Backend, Few] = {
     "nvidia": Few("pallas", 16),
     "other": Few("reference", 0),
 }
-"""Median of 20 rows of 1,206,590 on a core of a Zen 4, ms: network 179, sort 1,456; a network for more than 1,024 rows would be
+"""Median of 20 rows of 1,206,590 on a core of a Zen 4, ms: network 183, sort 1,545; a network for more than 1,024 rows would be
 a longer program than the gain is worth. Of 10 such rows on an H200: Pallas 0.146, sort 1.24, network 32.6. Counting takes the
 square of the rows, filled up to a power of two: of 50 rows of 199,210 sort 0.594, Pallas 5.87, network 10.3. Between 16 and
-50 rows nothing was timed, and no trimmed mean, which counts alike."""
+50 rows nothing was timed on a GPU, and no trimmed mean, which counts alike."""
 
 
 def choose(rows: jax.Array) -> Form:
