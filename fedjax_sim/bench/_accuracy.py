@@ -15,10 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fedjax_sim as fs
+from fedjax_sim import data as sets
+from fedjax_sim import engines
 from fedjax_sim._src import tree
 from fedjax_sim.bench import _measure
 from fedjax_sim.bench._workloads import WORKLOADS
+from fedjax_sim.data import partitions
+from fedjax_sim.simulate import Simulation
 
 COLUMNS = ("rounds", "sequential", "lanes", "apart")
 EXAMPLES = 50
@@ -27,15 +30,15 @@ EXAMPLES = 50
 
 def measure(folder: str, args) -> list[dict[str, Any]]:
     """One row for every so many rounds and each engine."""
-    data = fs.data.images(folder)
-    data = fs.data.repartition(data, fs.partitions.iid(data.train.num_examples // EXAMPLES))
+    data = sets.images(folder)
+    data = sets.repartition(data, partitions.iid(data.train.num_examples // EXAMPLES))
     workload = WORKLOADS[args.workload]
-    engines = {"sequential": fs.engines.sequential(), "lanes": fs.engines.lanes(args.lanes)}
+    both = {"sequential": engines.sequential(), "lanes": engines.lanes(args.lanes)}
     sims = {
-        name: fs.Simulation(
+        name: Simulation(
             workload.algorithm(), data.train, cohort=workload.cohort, local=workload.local, engine=engine
         )
-        for name, engine in engines.items()
+        for name, engine in both.items()
     }
     states = {name: sim.init(args.seed) for name, sim in sims.items()}
     model = lambda name: sims[name].algorithm.params(states[name].server).params  # noqa: E731
