@@ -22,9 +22,6 @@ from fedjax_sim.data.plans import Plan, Planner
 Place = Callable[[Mapping[str, Any]], Any]
 """An engine's ``place_columns``."""
 
-MOST_RESIDENT = 2**31 - 1
-"""Rows that a plan, whose numbers have 32 bits, can tell apart."""
-
 PIECE_BYTES = 1 << 26
 """What is read in one go from data in memory or in a mapped file: between two pieces, gathering can be ended."""
 
@@ -186,7 +183,7 @@ def feed_of(data: Clients, stream: bool | None, check: Check | None) -> Feed:
     half of a device; without ``stream`` given.
 
     Raises:
-      ValueError: the task's check refuses resident data; a source, or more rows than a plan can number, are to be resident.
+      ValueError: the task's check refuses resident data, or a source is to be resident.
     """
     if isinstance(data, ClientSource):
         if stream is False:
@@ -195,13 +192,8 @@ def feed_of(data: Clients, stream: bool | None, check: Check | None) -> Feed:
                 "clients into memory with data.select(clients).in_memory."
             )
         return Streamed(data, check)
-    memory, many = device_bytes(), data.num_examples > MOST_RESIDENT
-    if stream is False and many:
-        raise ValueError(
-            f"stream is False, but of {data.num_examples:,} examples on a device a plan can number {MOST_RESIDENT:,} (32 bits): "
-            "leave it out."
-        )
-    if stream or (stream is None and (many or (memory is not None and data.nbytes > memory / 2))):
+    memory = device_bytes()
+    if stream or (stream is None and memory is not None and data.nbytes > memory / 2):
         return Streamed(data, check)
     if check is not None:
         check(data.columns)

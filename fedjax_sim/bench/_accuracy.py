@@ -1,8 +1,8 @@
 """Accuracy on real images, of the lanes engine beside the sequential one: the same seed, cohorts and random bits.
 
 The model and the local work of pfl-research's CIFAR10 benchmark, on a folder of images that ``fs.data.images`` reads, dealt out
-evenly. ``apart`` is the distance of the two models relative to how far they have come: rounding at first, which training makes
-larger from round to round, so that accuracies agree as those of two seeds do, or better.
+evenly. ``apart`` is the distance of the two models relative to how far they have come: rounding at first, which training at this
+learning rate makes larger from round to round.
 
     fedjax-sim bench accuracy -- FOLDER
     fedjax-sim bench accuracy -- FOLDER --rounds 100 --every 20 --out accuracy.json

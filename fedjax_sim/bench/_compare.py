@@ -6,7 +6,7 @@ Rows are matched by what they measure: workload, engine, devices; kernel, shape,
 cores name a row only where one of the files has the same row with several of them; elsewhere a line says
 where they differ. If a file has a row twice, the second is ``#2``. ``b is faster`` is the quotient of the
 medians, above 1 where b is; it is marked where the two ranges overlap. All benchmarks' files can be compared
-but those of ``bench host``, which have totals and no rows.
+but those of ``bench host`` and ``bench accuracy``, which have no rows with times.
 """
 
 from __future__ import annotations

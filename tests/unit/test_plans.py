@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedjax_sim as fs
-from fedjax_sim._feed import Streamed, feed_of
 from fedjax_sim._src import keys
 from fedjax_sim.data._turns import Past, levelled, occurrences, room_for
 from fedjax_sim.data.cohorts import Cohort
@@ -376,13 +375,3 @@ def test_groups_are_counted_once():
     planner.group[:] = 0  # nobody looks again
     assert [planner.queue_cap(group) for group in range(3)] == caps == [3, 1, 3]
     assert dataclasses.replace(planner).queue_cap(0) == 6
-
-
-def test_more_rows_than_a_plan_can_number_are_not_resident():
-    """Numbers of 32 bits would begin anew, and clients would train on others' rows."""
-    rows = 2**31 + 10
-    columns = {name: np.broadcast_to(np.zeros(1, np.int8), (rows,)) for name in ("x", "y")}
-    data = fs.ClientData(columns, np.array([0, rows - 5, rows]), np.arange(2))
-    assert isinstance(feed_of(data, None, None), Streamed)
-    with pytest.raises(ValueError, match="stream is False, but of 2,147,483,658 examples"):
-        feed_of(data, False, None)

@@ -116,10 +116,9 @@ def _compute(a: jax.Array, b: jax.Array, *, layout: Layout, sliding: Sliding) ->
 
 
 def _compute_on_tpu(a: jax.Array, b: jax.Array, *, layout: Layout, sliding: Sliding) -> jax.Array:
-    """XLA's convolution where the kernels do not support it: where one image is more than a TPU's fast memory holds, ..."""
-    pallas_tpu = importlib.import_module(
-        "fedjax_sim_kernels.conv.pallas_tpu"
-    )  # Not to load Mosaic for a GPU.
+    """By the kernels for TPUs, or by XLA's convolution what they do not support."""
+    # Imported here, not to load Mosaic for a GPU.
+    pallas_tpu = importlib.import_module("fedjax_sim_kernels.conv.pallas_tpu")
     channels = a.shape[-1] if layout == "to_kernel" else b.shape[1] // sliding.offsets
     if not pallas_tpu.supports(sliding, channels, b.shape[-1], a.dtype):
         return _elsewhere(a, b, layout=layout, sliding=sliding)
