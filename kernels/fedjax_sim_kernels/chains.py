@@ -2,12 +2,14 @@
 
 The largest value of a window grows with its values, so a bias that all of the window has and the ReLU may come after it, with the same
 results: a quarter of the numbers for windows of two by two, forth and back. (Where rounding makes two sums equal, the gradient goes to
-the larger value rather than to the first.) What a ReLU without a pooling follows on NVIDIA GPUs, where
+the larger value rather than to the first.) Winograd's tiles are
+the windows of a pooling by two, which then takes the largest of what they give before it comes together. What a ReLU without a pooling follows on NVIDIA GPUs, where
 a convolution is a kernel of ours that XLA puts nothing into, is one pass with it.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence, Set
 from typing import Any, NamedTuple
@@ -16,7 +18,7 @@ import jax
 from jax import lax
 from jax.extend.core import Jaxpr, Var, jaxprs_in_params
 
-from fedjax_sim_kernels import backends, conv
+from fedjax_sim_kernels import backends, conv, pooling
 from fedjax_sim_kernels.walk import bound
 
 
@@ -29,10 +31,11 @@ class Convolution(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """A value that is not computed yet: ``x``, with its bias if that has come."""
+    """A value that is not computed yet: ``x``, with what has come after it."""
 
     x: Any
     bias: Any = None
+    relu: bool = False
 
 
 def waiting(program: Jaxpr) -> Set[Any]:
@@ -42,22 +45,47 @@ def waiting(program: Jaxpr) -> Set[Any]:
     user = {v: equation for v, equation in uses if times[v] == 1}
     maker: dict[Any, Any] = {v: equation for equation in program.eqns for v in equation.outvars}
     found: set[Any] = set()
-    for relu in program.eqns:
-        if len(relu.invars) != 1 or len(relu.outvars) != 1 or not isinstance(relu.invars[0], Var):
-            continue
-        before, after = relu.invars[0], relu.outvars[0]
-        added = maker.get(before) if user.get(before) is relu else None
-        pool, links = user.get(after), set()
-        if pool is not None and _takes_the_largest(pool):
-            biased = added is not None and _bias_of(added, _moving(pool)) is not None
-            links = {before, after} if biased else {after}
-        elif added is not None and backends.current() == "nvidia":
-            x = _convolution_behind(added, maker, user)
-            links = set() if x is None else {x, before}
-        # Last, for it traces.
-        if links and _is_relu(relu):
-            found |= links
+    for pool in filter(_takes_the_largest, program.eqns):
+        found |= _before_pooling(pool, maker, user)
+    if backends.current() == "nvidia":
+        for relu in program.eqns:
+            if found.isdisjoint(relu.outvars):
+                found |= _before_relu(relu, maker, user)
     return found
+
+
+def _before_pooling(pool: Any, maker: dict[Any, Any], user: dict[Any, Any]) -> set[Any]:
+    """A ReLU, a bias that all of a window has, and a convolution that is made in the pooling's windows; each may lack."""
+    links: set[Any] = set()
+
+    def made_for(end: Any, x: Any) -> Any:
+        return maker.get(x) if isinstance(x, Var) and user.get(x) is end else None
+
+    end, x = pool, pool.invars[0]
+    made = made_for(end, x)
+    if made is not None and _is_relu(made):
+        links.add(x)
+        end, x = made, made.invars[0]
+        made = made_for(end, x)
+    bias = None if made is None else _bias_of(made, _moving(pool))
+    if made is not None and bias is not None:
+        links.add(x)
+        end, x = made, next(v for v in made.invars if v is not bias)
+        made = made_for(end, x)
+    if made is not None and made.primitive.name == "conv_general_dilated" and _in_quarters(made, pool):
+        links.add(x)
+    return links
+
+
+def _before_relu(relu: Any, maker: dict[Any, Any], user: dict[Any, Any]) -> set[Any]:
+    """A bias, and a convolution before it that can be one operation with both."""
+    if len(relu.invars) != 1 or len(relu.outvars) != 1 or not isinstance(relu.invars[0], Var):
+        return set()
+    after = relu.invars[0]
+    added = maker.get(after) if user.get(after) is relu else None
+    x = None if added is None else _convolution_behind(added, maker, user)
+    # The last question, for it traces.
+    return {x, after} if x is not None and _is_relu(relu) else set()
 
 
 def continued(
@@ -74,25 +102,26 @@ def continued(
       waits: as ``waiting`` says.
       usual: the equation's results for arrays.
     """
-    name = equation.primitive.name
-    begun = next((operand for operand in operands if isinstance(operand, Waiting)), None)
     if not waits.isdisjoint(equation.outvars):
-        if name == "conv_general_dilated":
+        if equation.primitive.name == "conv_general_dilated":
             lhs, rhs = operands
             return Waiting(Convolution(lhs, rhs, conv.ConvSpec.of(equation.params)))
-        place = _bias_place(equation)
-        if place is None:  # a ReLU
-            return begun or Waiting(operands[0])
-        x = operands[1 - place]
-        return Waiting(x.x if isinstance(x, Waiting) else x, operands[place])
+        place = _place_of_bias(equation)
+        x = operands[0 if place is None else 1 - place]
+        x = x if isinstance(x, Waiting) else Waiting(x)
+        return x._replace(relu=True) if place is None else x._replace(bias=operands[place])
+    begun = next((operand for operand in operands if isinstance(operand, Waiting)), None)
     if begun is None:
         return None
-    if isinstance(begun.x, Convolution):
-        return conv.with_relu(
-            begun.x.lhs, begun.x.rhs, lax.reshape(begun.bias, (begun.bias.size,)), begun.x.spec
-        )
-    (largest,) = usual([begun.x])
-    return jax.nn.relu(largest if begun.bias is None else largest + begun.bias)
+    made = begun.x
+    if not _takes_the_largest(equation):
+        return conv.with_relu(made.lhs, made.rhs, lax.reshape(begun.bias, (begun.bias.size,)), made.spec)
+    if isinstance(made, Convolution):
+        result = functools.reduce(pooling.first_largest, conv.quarters(*made))
+    else:
+        (result,) = usual([made])
+    result = result if begun.bias is None else result + begun.bias
+    return jax.nn.relu(result) if begun.relu else result
 
 
 # --- what stands in a chain ----------------------------------------------------------------------------------
@@ -111,6 +140,20 @@ def _takes_the_largest(equation: Any) -> bool:
     return not dilated and all(inside)
 
 
+def _in_quarters(made: Any, pool: Any) -> bool:
+    """Whether a convolution makes just what a pooling takes the largest of: windows of two by two that touch."""
+    spec, (lhs, rhs) = conv.ConvSpec.of(made.params), (v.aval for v in made.invars)
+    space = spec.dimension_numbers.out_spec[2:]
+    settings = zip(
+        pool.params["window_dimensions"], pool.params["window_strides"], pool.params["padding"], strict=True
+    )
+    fits = all(
+        setting == ((2, 2, (0, 0)) if axis in space else (1, 1, (0, 0)))
+        for axis, setting in enumerate(settings)
+    )
+    return fits and conv.choose(lhs, rhs, spec)[0] == "winograd"
+
+
 def _moving(pool: Any) -> list[int]:
     """Axes along which a window has more than one value, or other positions than the array."""
     settings = zip(
@@ -119,7 +162,7 @@ def _moving(pool: Any) -> list[int]:
     return [axis for axis, setting in enumerate(settings) if setting != (1, 1, (0, 0))]
 
 
-def _bias_place(equation: Any) -> int | None:
+def _place_of_bias(equation: Any) -> int | None:
     """Which operand of a sum is the smaller one, of as many axes; ``None`` for any other equation."""
     if equation.primitive.name != "add":
         return None
@@ -131,7 +174,7 @@ def _bias_place(equation: Any) -> int | None:
 
 def _bias_of(equation: Any, axes: Collection[int]) -> Any:
     """The smaller operand of a sum if it is the same along these axes of the larger one."""
-    place = _bias_place(equation)
+    place = _place_of_bias(equation)
     if place is None or any(equation.invars[place].aval.shape[axis] != 1 for axis in axes):
         return None
     return equation.invars[place]
@@ -139,7 +182,7 @@ def _bias_of(equation: Any, axes: Collection[int]) -> Any:
 
 def _convolution_behind(added: Any, maker: dict[Any, Any], user: dict[Any, Any]) -> Any:
     """The result of a convolution that takes the form "pallas" and gets nothing but a bias over its features."""
-    place = _bias_place(added)
+    place = _place_of_bias(added)
     x: Any = None if place is None else added.invars[1 - place]
     made = maker.get(x)
     if made is None or made.primitive.name != "conv_general_dilated" or user.get(x) is not added:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxprs_in_params
 
-from fedjax_sim_kernels import chains, conv, pooling
+from fedjax_sim_kernels import chains, conv, pooling, threefry
 from fedjax_sim_kernels.products import Outer, product
 from fedjax_sim_kernels.walk import bound, evaluate
 
@@ -124,11 +124,15 @@ def _dot(lhs: jax.Array, rhs: jax.Array, **settings: Any) -> jax.Array | None:
 
 
 def _random_bits(key: jax.Array, *, bit_width: int, shape: tuple[int, ...]) -> jax.Array | None:
-    """The same bits along one axis: threefry counts them in that order, and with several axes it takes long to compile."""
-    if key.ndim or len(shape) < 2 or jax.random.key_impl(key) != "threefry2x32":
+    """The same bits, on CPU written out, else along one axis: so threefry counts them, and with several it takes long to compile."""
+    if key.ndim or jax.random.key_impl(key) != "threefry2x32":
         return None
-    bits = jax.random.bits(key, (math.prod(shape),), jnp.dtype(f"uint{bit_width}"))
-    return lax.reshape(bits, shape)
+    count = math.prod(shape)
+    if jax.default_backend() == "cpu" and bit_width == 32 and threefry.supports(count):
+        return lax.reshape(threefry.bits(key, count), shape)
+    if len(shape) < 2:
+        return None
+    return lax.reshape(jax.random.bits(key, (count,), jnp.dtype(f"uint{bit_width}")), shape)
 
 
 REPLACED: Mapping[str, Callable[..., jax.Array | None]] = {

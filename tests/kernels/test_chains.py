@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fedjax_sim_kernels import as_written, backends, client_batched
+from fedjax_sim_kernels import conv as conv_forms
+from fedjax_sim_kernels.conv import quarters
 from flax import linen as nn
 from flax import nnx
 from hypothesis import given, settings
@@ -341,6 +343,88 @@ def test_what_comes_behind_a_pooling(monkeypatch, backend, name):
     (_, expected), expected_grads = value_and_gradients(function)(X, KERNEL, BIAS)
     near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)  # noqa: E731
     jax.tree.map(near, (value, grads), (expected, expected_grads))
+
+
+# --- a convolution in the windows of its pooling -------------------------------------------------------------
+
+WIDE = jax.random.normal(jax.random.key(3), (2, 10, 12, 16))
+MANY = jax.random.normal(KEY, (3, 3, 16, 16)) / 12
+BIASES = jax.random.normal(jax.random.key(4), (16,))
+
+
+def first(x, window=(2, 2), strides=(2, 2), padding="VALID"):
+    """As ``largest`` for channels that come before the places."""
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, *window), (1, 1, *strides), padding)
+
+
+def to_channels_first(x, k, b):
+    y = lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NCHW"))
+    return first(nn.relu(y + b[:, None, None]))
+
+
+QUARTERS = {
+    "plain": lambda x, k, b: largest(nn.relu(conv(x, k) + b)),
+    "odd places": lambda x, k, b: largest(nn.relu(conv(x[:, 1:, 1:], k) + b)),
+    "an odd row": lambda x, k, b: largest(nn.relu(conv(x[:, 1:], k) + b)),
+    "one window": lambda x, k, b: largest(nn.relu(conv(x[:, :2, :3], k) + b)),
+    "no window": lambda x, k, b: largest(nn.relu(conv(x[:, :1], k) + b)) + b.sum(),
+    "nothing else": lambda x, k, b: largest(conv(x, k)) * b,
+    "bias alone": lambda x, k, b: largest(conv(x, k) + b),
+    "relu alone": lambda x, k, b: largest(nn.relu(conv(x, k))) * b,
+    "relu behind": lambda x, k, b: nn.relu(largest(conv(x, k) + b)),
+    "twice": lambda x, k, b: largest(nn.relu(conv(largest(conv(x, k) + b), k))),
+    "channels first": to_channels_first,
+    "jitted": jax.jit(lambda x, k, b: largest(nn.relu(conv(x, k) + b))),
+    "checkpoint": jax.checkpoint(lambda x, k, b: largest(nn.relu(conv(x, k) + b))),
+}
+TOGETHER = {
+    "overlapping": lambda x, k, b: largest(nn.relu(conv(x, k) + b), (3, 3), (2, 2)),
+    "padded": lambda x, k, b: largest(nn.relu(conv(x, k) + b), padding=((1, 1), (0, 0))),
+    "other windows": lambda x, k, b: largest(nn.relu(conv(x, k) + b), (3, 3), (3, 3)),
+    "steps of one": lambda x, k, b: largest(nn.relu(conv(x, k) + b), (2, 2), (1, 1)),
+    "mean": lambda x, k, b: nn.avg_pool(nn.relu(conv(x, k) + b), (2, 2), (2, 2)),
+    "used twice": lambda x, k, b: (lambda z: largest(z).mean() + z)(conv(x, k) + b),
+    "convolution used twice": lambda x, k, b: (lambda z: largest(z + b).mean() + z)(conv(x, k)),
+    "a result": lambda x, k, b: (lambda z: (largest(z + b), z))(conv(x, k)),
+    "another activation": lambda x, k, b: largest(nn.gelu(conv(x, k) + b)),
+    "an activation before the bias": lambda x, k, b: largest(nn.relu(conv(x, k)) + b),
+    "another form": lambda x, k, b: largest(nn.relu(conv(x, k[..., :4]) + b[:4])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*QUARTERS, *TOGETHER])
+def test_which_take_the_largest_of_quarters(monkeypatch, name):
+    monkeypatch.setattr(backends, "current", lambda: "cpu")
+    made = []
+    monkeypatch.setattr(conv_forms, "quarters", lambda *arguments: made.append(name) or quarters(*arguments))
+    function = {**QUARTERS, **TOGETHER}[name]
+    actual, expected = (
+        value_and_gradients(f)(WIDE, MANY, BIASES) for f in (client_batched(function), function)
+    )
+    assert len(made) == {"twice": 2}.get(name, name in QUARTERS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), actual, expected)
+
+
+def test_quarters_of_clients_with_weights_of_their_own(monkeypatch):
+    monkeypatch.setattr(backends, "current", lambda: "cpu")
+    own = [jnp.stack([leaf, -leaf, leaf / 2]) for leaf in (WIDE, MANY, BIASES)]
+    actual, expected = (
+        jax.jit(jax.vmap(value_and_gradients(f)))(*own)
+        for f in (client_batched(QUARTERS["plain"]), QUARTERS["plain"])
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), actual, expected)
+
+
+def test_of_equal_quarters_the_first_has_the_gradient(monkeypatch):
+    """Blank images give equal values everywhere; which has the gradient shows in the images' own."""
+    monkeypatch.setattr(backends, "current", lambda: "cpu")
+    function = lambda x: largest(nn.relu(conv(x, MANY) + jnp.abs(BIASES))).sum()  # noqa: E731
+    blank = jnp.zeros_like(WIDE)
+    actual, expected = (jax.grad(f)(blank) for f in (client_batched(function), function))
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+# --- numbers that are equal, and none ------------------------------------------------------------------------
 
 
 @given(

@@ -74,6 +74,11 @@ def with_relu(lhs: jax.Array, rhs: jax.Array, bias: jax.Array, spec: ConvSpec) -
     return importlib.import_module("fedjax_sim_kernels.conv.rectified").conv(lhs, rhs, bias, spec)
 
 
+def quarters(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> list[jax.Array]:
+    """The even and odd columns of a convolution's even and odd rows, where it takes the form "winograd", which makes them so."""
+    return winograd.quarters(lhs, rhs, spec)
+
+
 def module_of(form: Form) -> ModuleType:
     """Where a form is written. Pallas is imported where it is used: it takes half a second."""
     if form in ("vendor", "reference"):

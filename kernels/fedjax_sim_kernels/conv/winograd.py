@@ -46,6 +46,38 @@ def conv(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
     (2, 24, 24, 64)
     """
     x, kernel = plain(lhs, rhs, spec)
+    batch, height, width, _ = x.shape
+    rows = _quarters(x, kernel, spec)
+    out = jnp.stack([jnp.stack(row, axis=3) for row in rows], axis=2)  # [batch, down, 2, across, 2, features]
+    out = out.reshape(batch, height - 2 + height % 2, width - 2 + width % 2, kernel.shape[-1])
+    return restored(out[:, : height - 2, : width - 2], spec)
+
+
+def quarters(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> list[jax.Array]:
+    """What ``conv`` gives, in four: its even rows' even and odd columns, then its odd rows'.
+
+    They are what a tile gives, and the windows of a pooling by two: neither do they come together in between, nor do
+    their cotangents. A last row or column of an odd number of them is left out.
+
+    >>> import jax.numpy as jnp
+    >>> from jax import lax
+    >>> from fedjax_sim_kernels.conv import ConvSpec, winograd
+    >>> x, kernel = jnp.ones((2, 26, 26, 32)), jnp.ones((3, 3, 32, 64))
+    >>> axes = lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
+    >>> [part.shape for part in winograd.quarters(x, kernel, ConvSpec((1, 1), ((0, 0), (0, 0)), (1, 1), (1, 1), axes))]
+    [(2, 12, 12, 64), (2, 12, 12, 64), (2, 12, 12, 64), (2, 12, 12, 64)]
+    """
+    x, kernel = plain(lhs, rhs, spec)
+    _, height, width, _ = x.shape
+    parts = [
+        part[:, : height // 2 - 1, : width // 2 - 1] for row in _quarters(x, kernel, spec) for part in row
+    ]
+    # In one array, for the compiler would evaluate them again for each comparison.
+    return [restored(part, spec) for part in _split(lax.optimization_barrier(jnp.stack(parts)), 0)]
+
+
+def _quarters(x: jax.Array, kernel: jax.Array, spec: ConvSpec) -> list[list[jax.Array]]:
+    """The two rows of two positions that each tile gives, ``[batch, down, across, features]``."""
     batch, height, width, channels = x.shape
     features = kernel.shape[-1]
     # Tiles along each axis: half the positions of the output, rounded up.
@@ -60,10 +92,7 @@ def conv(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> jax.Array:
         values.reshape(batch, down, across, features) for values in lax.optimization_barrier(products)
     ]
     columns = [_out(elements[column::4]) for column in range(4)]
-    rows = [_out([column[row] for column in columns]) for row in range(2)]
-    out = jnp.stack([jnp.stack(row, axis=3) for row in rows], axis=2)  # [batch, down, 2, across, 2, features]
-    out = out.reshape(batch, 2 * down, 2 * across, features)
-    return restored(out[:, : height - 2, : width - 2], spec)
+    return [_out([column[row] for column in columns]) for row in range(2)]
 
 
 def _tiles(x: jax.Array, down: int, across: int) -> list[jax.Array]:

@@ -31,7 +31,7 @@ def pool(x: jax.Array, spec: PoolSpec) -> jax.Array:
     ]
     if any(item != (0, 0, 0) for item in config):
         x = lax.pad(x, jnp.asarray(neutral(spec.kind, x.dtype), x.dtype), config)
-    combine = {"max": _first_largest, "min": _first_smallest, "sum": lax.add}[spec.kind]
+    combine = {"max": first_largest, "min": _first_smallest, "sum": lax.add}[spec.kind]
     return functools.reduce(combine, window_slices(x, spec.window, spec.strides, spec.window_dilation))
 
 
@@ -39,7 +39,8 @@ def pool(x: jax.Array, spec: PoolSpec) -> jax.Array:
 # The comparison with itself lets NaN through.
 
 
-def _first_largest(first: jax.Array, second: jax.Array) -> jax.Array:
+def first_largest(first: jax.Array, second: jax.Array) -> jax.Array:
+    """The larger of two values, or NaN; of equal ones the first."""
     return jnp.where((second > first) | (second != second), second, first)
 
 
