@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -37,6 +37,13 @@ def current() -> Backend:
     if name != "gpu" or not device.device_kind.startswith("NVIDIA"):
         return "other"
     return "nvidia" if _has_triton() and float(device.compute_capability) >= OLDEST else "other"
+
+
+def varies(x: Any) -> bool:
+    """Whether devices have values of their own, as far as ``shard_map`` keeps account of it."""
+    aval = getattr(x, "aval", x)
+    # Up to jax 0.9 an attribute of its own.
+    return bool(getattr(getattr(aval, "manual_axis_type", None), "varying", getattr(aval, "vma", None)))
 
 
 def _has_triton() -> bool:

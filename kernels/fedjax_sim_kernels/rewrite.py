@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxprs_in_params
 
-from fedjax_sim_kernels import chains, conv, pooling, threefry
+from fedjax_sim_kernels import backends, chains, conv, pooling, recurrences, threefry
 from fedjax_sim_kernels.products import Outer, product
 from fedjax_sim_kernels.walk import bound, evaluate
 
@@ -31,8 +31,9 @@ def client_batched(function: Function) -> Function:
 
     ``vmap`` over per-client weights turns a convolution into a grouped one, and on CPU a convolution or a pooling
     inside a compiled loop runs on naive paths. A bias and a ReLU in front of a pooling that takes the largest come behind it,
-    and on NVIDIA GPUs into the convolution otherwise. Values and derivatives are those of the function, to rounding;
-    of values that rounding makes equal, another one may have a pooling's gradient.
+    and on NVIDIA GPUs into the convolution otherwise. On CPU a recurrence, which is a ``scan``, has the gradient of its weights
+    behind the loop. Values and derivatives are those of the function, to rounding; of values that rounding makes equal, another one
+    may have a pooling's gradient.
 
     Args:
       function: of pytrees of arrays; what is static is bound before. Any traced code: flax modules, linen or nnx, too.
@@ -170,11 +171,16 @@ def _concerns_inside(equation: Any, names: Collection[str]) -> bool:
     return any(_concerns(program, names) for program in jaxprs_in_params(equation.params))
 
 
-def _evaluate(program: ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
-    """The results of a program, with operations replaced."""
+def _evaluate(
+    program: ClosedJaxpr, arguments: Sequence[Any], instead: recurrences.Instead | None = None
+) -> list[Any]:
+    """The results of a program, with operations replaced, those first that ``instead`` knows."""
     waits = frozenset() if _UNTOUCHED.value else chains.waiting(program.jaxpr)
 
     def results(equation: Any, operands: list[Any]) -> Sequence[Any]:
+        known = None if instead is None else instead(equation, operands)
+        if known is not None:
+            return known
         found = chains.continued(equation, operands, waits, functools.partial(_results, equation))
         return _results(equation, operands) if found is None else [found]
 
@@ -239,8 +245,22 @@ def _scan(operands: list[Any], *, jaxpr: ClosedJaxpr, length, reverse, unroll, *
         results = function(*(value for _, value in sorted(given, key=lambda item: item[0])))
         return [results[place] for place in to_carry], [results[place] for place in to_ys]
 
-    start, xs = ([operands[place] for place in places] for places in (of_carry, of_xs))
-    carry, ys = lax.scan(body, start, xs, length=length, reverse=reverse, unroll=unroll)
+    loop = recurrences.Loop(
+        jaxpr.jaxpr,
+        functools.partial(_evaluate, jaxpr),
+        (of_constants, of_carry, of_xs),
+        (to_carry, to_ys),
+        length,
+        reverse,
+        unroll,
+    )
+    stays = _UNTOUCHED.value or jax.default_backend() != "cpu" or any(map(backends.varies, operands))
+    taken = None if stays else recurrences.products(loop)
+    if taken is not None:
+        carry, ys = recurrences.scan(loop, taken, operands)
+    else:
+        start, xs = ([operands[place] for place in places] for places in (of_carry, of_xs))
+        carry, ys = lax.scan(body, start, xs, length=length, reverse=reverse, unroll=unroll)
     made = zip([*to_carry, *to_ys], [*carry, *ys], strict=True)
     return [value for _, value in sorted(made, key=lambda item: item[0])]
 

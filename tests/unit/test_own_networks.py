@@ -1,8 +1,10 @@
 """A network of one's own, in linen or nnx and as its tutorials write one, costs what the package's own does: the same program."""
 
 import jax
+import numpy as np
 import optax
 import pytest
+from fedjax_sim_kernels import as_written
 from flax import linen as nn
 from flax import nnx
 
@@ -54,3 +56,34 @@ def test_a_network_of_ones_own_is_the_same_program(network):
     ours = program(fs.tasks.classification(fs.models.cnn(classes=10)))
     assert own == ours
     assert not any("stablehlo.convolution" in line for line in own) or jax.default_backend() != "cpu"
+
+
+class Recurrent(nn.Module):
+    """Reads an image row by row."""
+
+    @nn.compact
+    def __call__(self, x):
+        carry, _ = nn.RNN(nn.OptimizedLSTMCell(12), return_carry=True)(x.reshape(-1, 8, 8))
+        return nn.Dense(features=10)(carry[1])
+
+
+ENGINES = [fs.engines.sequential(), fs.engines.lanes(1), fs.engines.lanes(3, finish="masked")]
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=str)
+def test_a_recurrent_network_of_ones_own_trains_as_it_is_written(engine):
+    def trained(engine):
+        sim = fs.Simulation(
+            fs.algorithms.fedavg(fs.tasks.classification(Recurrent()), client=optax.sgd(0.5)),
+            fs.data.load("digits", clients=6, alpha=0.5, seed=0).train,
+            cohort=fs.cohorts.uniform(4),
+            local=fs.LocalWork(epochs=1, batch_size=16),
+            engine=engine,
+        )
+        return sim.run(sim.init(0), 2)[0].server.variables.params
+
+    actual = trained(engine)
+    with as_written():
+        expected = trained(fs.engines.sequential())
+    near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # noqa: E731
+    jax.tree.map(near, actual, expected)

@@ -11,7 +11,7 @@ import functools
 import importlib
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-from fedjax_sim_kernels import bilinear
+from fedjax_sim_kernels import backends, bilinear
 from fedjax_sim_kernels.conv.gather import SUMS, TILE, Platform, Sliding, Sums, Tile, correlated, gathered
 from fedjax_sim_kernels.conv.spec import ConvSpec, plain, restored, window_of
 from fedjax_sim_kernels.windows import window_counts
@@ -38,16 +38,9 @@ def supports(lhs: jax.Array, rhs: jax.Array, spec: ConvSpec) -> bool:
         and lhs.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
         and (spec.preferred_element_type is None or spec.preferred_element_type == lhs.dtype)
         and 0 not in (*positions, *lhs.shape, *rhs.shape)
-        and not _varies(lhs)
-        and not _varies(rhs)
+        and not backends.varies(lhs)
+        and not backends.varies(rhs)
     )
-
-
-def _varies(x: Any) -> bool:
-    """Whether devices have values of their own, as far as ``shard_map`` keeps account of it."""
-    aval = getattr(x, "aval", x)
-    # Up to jax 0.9 an attribute of its own.
-    return bool(getattr(getattr(aval, "manual_axis_type", None), "varying", getattr(aval, "vma", None)))
 
 
 def conv(
