@@ -39,7 +39,8 @@ from fedjax_sim.data.client_source import Clients
 from fedjax_sim.data.cohorts import Cohort
 from fedjax_sim.data.local_work import LocalWork
 from fedjax_sim.engines import Engine, Layout, SimState
-from fedjax_sim.engines._costs import TurnCosts, turn_costs
+from fedjax_sim.engines._auto import CHUNK, chunk_length
+from fedjax_sim.engines._costs import turn_costs
 from fedjax_sim.engines._problem import (
     Problem,
     column_specs,
@@ -66,8 +67,9 @@ class Simulation(Priced, Inspected):
       local: local work of every client.
       engine: from ``fs.engines``; ``lanes()`` by default.
       groups: name of each client's group, ``[clients]``, for algorithms whose clients differ.
-      rounds_per_chunk: rounds that run without the host; metrics come back and callbacks run between chunks. Fewer, where
-        the rows that ``client_state`` brings for them from elsewhere could fill more than a quarter of a device.
+      rounds_per_chunk: rounds that run without the host; metrics come back and callbacks run between chunks. By default ten, or
+        up to fifty where rounds are short and all data is on the devices. Fewer, where the rows that ``client_state`` brings
+        for them from elsewhere could fill more than a quarter of a device.
       public: public data for server updates that use it, a pytree.
       client_state: where the state that clients keep lies: on the ``"device"``, in the ``"host"``'s memory or on ``"disk"``, from
         where each chunk brings the rows of its cohorts; results are the same. A ``pathlib.Path`` is a folder for it on disk,
@@ -104,13 +106,14 @@ class Simulation(Priced, Inspected):
         local: LocalWork | None = None,
         engine: Engine | None = None,
         groups: Sequence[Any] | None = None,
-        rounds_per_chunk: int = 10,
+        rounds_per_chunk: int | None = None,
         public: Any = None,
         stream: bool | None = None,
         client_state: Where | None = None,
     ):
         check_types(algorithm, data, cohort, local, engine)
-        checks.positive_int("rounds_per_chunk", rounds_per_chunk)
+        if rounds_per_chunk is not None:
+            checks.positive_int("rounds_per_chunk", rounds_per_chunk)
         url = isinstance(client_state, str) and "://" in client_state
         if not (
             url
@@ -124,7 +127,7 @@ class Simulation(Priced, Inspected):
         self.data, self.cohort = data, cohort
         self.local = LocalWork() if local is None else local
         self.engine = engines.lanes() if engine is None else engine
-        self.rounds_per_chunk = rounds_per_chunk
+        self._asked = rounds_per_chunk
         if data.num_examples == 0:
             raise ValueError(
                 f"the data has {data.num_clients} clients and no example: there is nothing to train on."
@@ -134,7 +137,6 @@ class Simulation(Priced, Inspected):
         self._group = group_indices(algorithm, groups, data.num_clients)
         self._prepare(self._make_problem(lambda hyper: algorithm))
         self._rounds = self.engine.compile(self._problem)
-        self._turn_costs: tuple[TurnCosts, ...] | None = None
         self._personalisers: dict[tuple[LocalWork, int, int], Personaliser] = {}
 
     def __repr__(self) -> str:
@@ -158,9 +160,17 @@ class Simulation(Priced, Inspected):
         check_sampling(self.algorithm, self.cohort, self._template, self.data.num_clients)
         planner, replicated = self.planner(problem.replicas or 1), problem.replicas is not None
         self._clients = client_states_of(self._where, self._template, planner, replicated)
-        self.rounds_per_chunk = self._clients.rounds(self.rounds_per_chunk)
+        self.rounds_per_chunk = self._clients.rounds(self._asked or self._chunk(problem))
         if self._clients.rows_at_first != self._slots():
             self._initialise = initialiser(problem, self._clients.rows_at_first)
+
+    def _chunk(self, problem: Problem) -> int:
+        """Rounds of a chunk when nobody gives them; few where each brings its data to the devices."""
+        if not self._feed.stays:
+            return CHUNK
+        first = () if problem.replicas is None else (problem.replicas,)
+        state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*first, *x.shape), x.dtype), self._template)
+        return chunk_length(problem, state, self.data.sizes)
 
     def _variant(self, problem: Problem) -> Simulation:
         """This simulation with the algorithm of a sweep, which may have other stages, groups and state."""
@@ -254,10 +264,8 @@ class Simulation(Priced, Inspected):
         check_state(state, self._template, self.algorithm.name, self.data.num_clients)
         check_schedules((self.algorithm,), int(state.round), rounds)
         paid = self._paid(budget, int(state.round), rounds)
-        if self._turn_costs is None:
-            self._turn_costs = turn_costs(self._problem, state)
         runner = self._runner(
-            self._rounds, self._turn_costs, (self.algorithm,), evaluate_on, every, callbacks, single=True,
+            self._rounds, turn_costs(self._problem, state), (self.algorithm,), evaluate_on, every, callbacks, single=True,
             ends=None if paid is None else (paid,),
         )  # fmt: skip
         state, histories = self._execute(runner, state, rounds, checkpoints)

@@ -124,8 +124,13 @@ def scaled(x, factor, kept):
 
 def all_finite(tree) -> jax.Array:
     """``bool[]``: no inexact leaf holds NaN or infinity."""
-    checks = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack(checks)) if checks else jnp.ones((), bool)
+    # The largest magnitude tells, and a maximum takes the CPU half the time of a conjunction, and its compiler a fifth.
+    largest = [
+        jnp.max(jnp.abs(x), initial=0).astype(wide_dtype(x.dtype))
+        for x in jax.tree.leaves(tree)
+        if jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
+    return jnp.all(jnp.isfinite(jnp.stack(largest))) if largest else jnp.ones((), bool)
 
 
 def size(tree) -> int:

@@ -1,4 +1,4 @@
-"""The layout when nobody gives one: what was measured on this machine for these shapes, else a rule."""
+"""The layout when nobody gives one: what was measured on this machine for these shapes, else a rule. And a chunk's length."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
+import numpy as np
 
 from fedjax_sim._src import machine
 from fedjax_sim.data.plans import Plan
@@ -30,6 +31,10 @@ _CPU_FLOPS = 8e6
 
 _CPU_LANES = 4
 _ACCELERATOR_LANES = 64
+
+CHUNK, _LONGEST_CHUNK = 10, 50
+_CHUNK_FLOPS = 2e9
+"""Of a chunk's training: some tenths of a second of one core, which is slow at the smallest models."""
 
 
 class Layout(NamedTuple):
@@ -74,6 +79,26 @@ def _accelerator_lanes(turns: int) -> int:
     """At most 64, as many turns for each lane: of 100 turns, 64 lanes would have 28 that compute a second one for nobody."""
     each = max(1, -(-turns // _ACCELERATOR_LANES))
     return max(1, -(-turns // each))
+
+
+def chunk_length(problem: Problem, state: SimState, sizes: np.ndarray) -> int:
+    """Rounds of a chunk: ten, or up to fifty short ones.
+
+    What the host does once for a chunk was a tenth of rounds of two milliseconds. A chunk keeps callbacks and an interrupt
+    waiting, so longer rounds have no longer ones. It is the same on every machine.
+
+    Args:
+      problem: what the rounds run.
+      state: specs, with a replica axis if the problem has one.
+      sizes: examples of every client, ``int64[population]``.
+    """
+    costs, works = turn_costs(problem, state), problem.works(problem.algorithm())
+    of_turn = sum(
+        float(np.mean(work.steps(sizes))) * max(group.step_flops[stage] for group in costs)
+        for stage, work in enumerate(works)
+    )
+    of_round = of_turn * problem.expected_clients * (problem.replicas or 1)
+    return int(np.clip(_CHUNK_FLOPS / max(of_round, 1.0), CHUNK, _LONGEST_CHUNK))
 
 
 # --- what was measured before --------------------------------------------------------------------------------

@@ -182,7 +182,8 @@ class Experiment:
             with blame("engine"):
                 engine = build_part("engines", self.settings["engine"])
         algorithm, train = self.algorithm(changes), self.federated.train
-        chunk = min(self.settings["rounds_per_chunk"], self.rounds)
+        chunk = self.settings.get("rounds_per_chunk")
+        chunk = None if chunk is None else min(chunk, self.rounds)
         with blame(""):
             return Simulation(
                 algorithm, train, cohort=cohort, local=local, engine=engine, rounds_per_chunk=chunk

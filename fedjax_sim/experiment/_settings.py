@@ -30,7 +30,7 @@ class Run:
       name: of the run folder; made of algorithm and data if not given.
       rounds: rounds of training.
       seeds: one replica each, all in one program.
-      rounds_per_chunk: rounds that run without the host.
+      rounds_per_chunk: rounds that run without the host; ten, or up to fifty short ones, if not given.
       paths: folders, relative to this file, in which modules of your own are found.
       plots: draw the run at its end, into the run folder's plots/.
     """
@@ -38,7 +38,7 @@ class Run:
     name: str | None = None
     rounds: int = 100
     seeds: Sequence[int] = (0,)
-    rounds_per_chunk: int = 10
+    rounds_per_chunk: int | None = None
     paths: Sequence[str] = ()
     plots: bool = True
 
@@ -317,7 +317,7 @@ def flat_sweep(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _check_run(found: Settings) -> None:
     for key in ("rounds", "rounds_per_chunk"):
-        if found[key] < 1:
+        if found.get(key, 1) < 1:
             raise ConfigError(f"{key} is {found[key]}, expected an integer of at least 1.")
     seeds = found["seeds"]
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32:

@@ -95,6 +95,35 @@ def test_the_chunks_do_not_matter(five):
     assert_same(make_sim(rounds_per_chunk=5).run(make_sim().init(seed=0), rounds=5)[0], five[0])
 
 
+@pytest.mark.parametrize(
+    ("changes", "rounds"),
+    [
+        ({}, 50),
+        ({"rounds_per_chunk": 7}, 7),
+        ({"stream": True}, 10),
+        ({"model": fs.models.mlp(classes=CLASSES, hidden=(1024, 1024))}, 10),
+        ({"local": fs.LocalWork(epochs=1_000_000, batch_size=4)}, 10),
+    ],
+    ids=["short", "given", "streamed", "wide", "long"],
+)
+def test_short_rounds_have_long_chunks(changes, rounds):
+    """Fifty, or ten where an interrupt would have to wait for what a model or the local work costs."""
+    task = fs.tasks.classification(changes.pop("model", fs.models.linear(classes=CLASSES)))
+    sim = make_sim(fs.algorithms.fedavg(task, optax.sgd(0.1)), **{"rounds_per_chunk": None} | changes)
+    assert sim.rounds_per_chunk == rounds
+
+
+def test_a_chunk_has_as_many_operations_as_it_may():
+    """Between the longest and the shortest chunk, alone and of all replicas of a sweep together."""
+    sim = make_sim(fs.algorithms.fedavg(TASK, optax.sgd(0.1)), rounds_per_chunk=1)
+    _, history = sim.run(sim.init(seed=0), rounds=20)
+    epochs = int(2 * 2e9 / 30 / (history.costs.flops / 20))
+    long = make_sim(sim.algorithm, rounds_per_chunk=None, local=fs.LocalWork(epochs=epochs, batch_size=4))
+    assert 24 <= long.rounds_per_chunk <= 38
+    sweep = long._variant(long._make_problem(lambda hyper: long.algorithm, replicas=2))
+    assert sweep.rounds_per_chunk == pytest.approx(long.rounds_per_chunk / 2, abs=1)
+
+
 def test_a_state_stays_valid_after_it_was_run(sim, five):
     """The program consumes a copy: a state can be run from twice."""
     state = sim.init(seed=0)

@@ -7,7 +7,8 @@ for the small batches of clients that traffic costs as much as the products. The
 
 needs ``d recurrent`` only in its second term, whose hidden states are known once the recurrence has run: one product
 over all times, and so is its transpose, the gradient. The derivatives of the gates are known then, too, and are taken for
-all times at once. The matrix is transposed once for the third term, whose transpose runs through the loop backwards and
+all times at once. All four gates of a time are one ``tanh``, of which a sigmoid is a half, so that no gate is a pass of its own over
+the loop's product. The matrix is transposed once for the third term, whose transpose runs through the loop backwards and
 would meet it the wrong way round at every time. Forward mode keeps working.
 """
 
@@ -17,9 +18,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from fedjax_sim_kernels.lstm.reference import gates_to_state
 from fedjax_sim_kernels.products import product
 
 
@@ -43,12 +44,17 @@ def lstm(inputs: jax.Array, recurrent: jax.Array) -> jax.Array:
 
 
 def _run(inputs: jax.Array, recurrent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    zeros = jnp.zeros((inputs.shape[1], recurrent.shape[0]), inputs.dtype)
+    size = recurrent.shape[0]
+    zeros = jnp.zeros((inputs.shape[1], size), inputs.dtype)
+    scales = _scales(size, inputs.dtype)
 
     def step(carry: tuple[jax.Array, jax.Array], gates: jax.Array):
-        gates = gates + carry[0] @ recurrent
-        hidden, cell = gates_to_state(gates, carry[1])
-        return (hidden, cell), (hidden, cell, gates)
+        hidden, cell = carry
+        tanhs = jnp.tanh(scales * (gates + hidden @ recurrent))
+        i, f, g, o = _gates(tanhs)
+        cell = f * cell + i * g
+        hidden = o * jnp.tanh(cell)
+        return (hidden, cell), (hidden, cell, tanhs)
 
     return lax.scan(step, (zeros, zeros), inputs)[1]
 
@@ -57,7 +63,7 @@ def _run(inputs: jax.Array, recurrent: jax.Array) -> tuple[jax.Array, jax.Array,
 def _lstm_jvp(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]):
     inputs, recurrent = primals
     d_inputs, d_recurrent = tangents
-    hiddens, cells, gates = _run(inputs, recurrent)
+    hiddens, cells, tanhs = _run(inputs, recurrent)
     times, batch, size = hiddens.shape
     of_before = product(_before(hiddens).reshape(times * batch, size), d_recurrent)
     d_known = d_inputs + of_before.reshape(times, batch, 4 * size)
@@ -67,41 +73,44 @@ def _lstm_jvp(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, j
         d_hidden, d_cell = carry
         d_known, slopes = at
         d_gates = d_known + lax.dot_general(d_hidden, turned, (((1,), (1,)), ((), ())))
-        d_input, d_forget, d_new, d_output = jnp.split(d_gates, 4, axis=-1)
-        d_cell = slopes.kept * d_cell + slopes.input * d_input + slopes.forget * d_forget + slopes.new * d_new
-        d_hidden = slopes.output * d_output + slopes.cell * d_cell
+        d_input, d_forget, d_new, d_output = jnp.split(slopes.gates * d_gates, 4, axis=-1)
+        d_cell = slopes.kept * d_cell + d_input + d_forget + d_new
+        d_hidden = d_output + slopes.cell * d_cell
         return (d_hidden, d_cell), d_hidden
 
     zeros = jnp.zeros_like(hiddens[0])
-    _, d_hiddens = lax.scan(step, (zeros, zeros), (d_known, _slopes(gates, _before(cells), cells)))
+    _, d_hiddens = lax.scan(step, (zeros, zeros), (d_known, _slopes(tanhs, _before(cells), cells)))
     return hiddens, d_hiddens
 
 
 class _Slopes(NamedTuple):
-    """Derivatives of a time's new cell by the old one and by its gates, and of the hidden state by output gate and cell."""
+    """Derivatives of a time's new cell by the old one, of cell or hidden state by the gates, and of the hidden state by the cell."""
 
     kept: jax.Array
-    input: jax.Array
-    forget: jax.Array
-    new: jax.Array
-    output: jax.Array
+    gates: jax.Array
     cell: jax.Array
 
 
-def _slopes(gates: jax.Array, before: jax.Array, cells: jax.Array) -> _Slopes:
-    """Of all times, ``[time, batch, size]`` each."""
-    i, f, g, o = jnp.split(gates, 4, axis=-1)
-    i, f, g, o, c = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o), jnp.tanh(cells)
-    return _Slopes(
-        kept=f,
-        input=g * i * (1 - i),
-        forget=before * f * (1 - f),
-        new=i * (1 - g * g),
-        output=c * o * (1 - o),
-        cell=o * (1 - c * c),
-    )
+def _gates(tanhs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Input, forget, cell and output gate; a sigmoid is ``tanh(x / 2) / 2 + 1 / 2``."""
+    i, f, g, o = jnp.split(tanhs, 4, axis=-1)
+    return 0.5 * i + 0.5, 0.5 * f + 0.5, g, 0.5 * o + 0.5
+
+
+def _slopes(tanhs: jax.Array, before: jax.Array, cells: jax.Array) -> _Slopes:
+    """Of all times, ``[time, batch, size]`` and, of the gates, ``[time, batch, 4 * size]``."""
+    i, f, g, o = _gates(tanhs)
+    c = jnp.tanh(cells)
+    scales = _scales(cells.shape[-1], tanhs.dtype)
+    gates = scales * scales * (1 - tanhs * tanhs) * jnp.concatenate([g, before, i, c], axis=-1)
+    return _Slopes(f, gates, o * (1 - c * c))
 
 
 def _before(states: jax.Array) -> jax.Array:
     """The state that each time starts from."""
     return jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
+
+
+def _scales(size: int, dtype) -> jax.Array:
+    """What the gates are multiplied with before their ``tanh``, ``[4 * size]``."""
+    return jnp.asarray(np.repeat([0.5, 0.5, 1.0, 0.5], size), dtype)

@@ -1,0 +1,38 @@
+"""Arithmetic on pytrees that the rest relies on."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_sim._src import tree
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 70, 132])
+def test_one_element_that_is_not_finite_is_found(dtype, value, place):
+    """In any place of any leaf, compiled or not, also where many are looked at side by side."""
+    good = jnp.linspace(-3.0, 3.0, 133).astype(dtype).reshape(7, 19)
+    bad = good.reshape(-1).at[place].set(value).reshape(7, 19)
+    other = {"count": jnp.arange(3), "none": jnp.zeros((0, 4), dtype), "one": jnp.ones((), dtype)}
+    for finite in (tree.all_finite, jax.jit(tree.all_finite)):
+        assert finite({"x": good, **other})
+        assert not finite({"x": bad, **other})
+        assert not finite({"x": good, "y": bad[0, 0] * 0 + bad.reshape(-1)[place], **other})
+    both = jax.vmap(lambda x: tree.all_finite({"x": x, **other}))(jnp.stack([good, bad, -good]))
+    np.testing.assert_array_equal(both, [True, False, True])
+
+
+def test_the_largest_numbers_are_finite():
+    """Nothing is squared or added up on the way."""
+    for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
+        largest = jnp.finfo(dtype).max
+        assert tree.all_finite([jnp.full((300, 40), largest, dtype), jnp.full(9, -largest, dtype)])
+
+
+def test_what_cannot_be_infinite_is_finite():
+    assert tree.all_finite({"integers": jnp.full(3, jnp.iinfo(jnp.int32).min), "mask": jnp.ones(2, bool)})
+    assert tree.all_finite(())
