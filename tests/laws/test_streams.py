@@ -97,7 +97,8 @@ def test_chunks_are_cut_where_their_examples_do_not_fit():
     states, lengths = [], {False: [], True: []}
     for stream, done in lengths.items():
         sim = fs.Simulation(
-            named("fedavg").build(), data, cohort=turns, local=named("fedavg").local, engine=engines.lanes(2), stream=stream
+            named("fedavg").build(), data, cohort=turns, local=named("fedavg").local, engine=engines.lanes(2),
+            rounds_per_chunk=10, stream=stream,
         )  # fmt: skip
         state, _ = sim.run(
             sim.init(seed=1), 20, callbacks=[lambda progress, done=done: done.append(progress.done)]
