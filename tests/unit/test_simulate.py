@@ -108,8 +108,9 @@ def test_the_chunks_do_not_matter(five):
 )
 def test_short_rounds_have_long_chunks(changes, rounds):
     """Fifty, or ten where an interrupt would have to wait for what a model or the local work costs."""
-    task = fs.tasks.classification(changes.pop("model", fs.models.linear(classes=CLASSES)))
-    sim = make_sim(fs.algorithms.fedavg(task, optax.sgd(0.1)), **{"rounds_per_chunk": None} | changes)
+    changes = {"model": fs.models.linear(classes=CLASSES), "rounds_per_chunk": None} | changes
+    task = fs.tasks.classification(changes.pop("model"))
+    sim = make_sim(fs.algorithms.fedavg(task, optax.sgd(0.1)), **changes)
     assert sim.rounds_per_chunk == rounds
 
 

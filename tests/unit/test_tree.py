@@ -21,7 +21,7 @@ def test_one_element_that_is_not_finite_is_found(dtype, value, place):
     for finite in (tree.all_finite, jax.jit(tree.all_finite)):
         assert finite({"x": good, **other})
         assert not finite({"x": bad, **other})
-        assert not finite({"x": good, "y": bad[0, 0] * 0 + bad.reshape(-1)[place], **other})
+        assert not finite({"x": good, "y": bad.reshape(-1)[place], **other})
     both = jax.vmap(lambda x: tree.all_finite({"x": x, **other}))(jnp.stack([good, bad, -good]))
     np.testing.assert_array_equal(both, [True, False, True])
 
