@@ -7,8 +7,8 @@ for the small batches of clients that traffic costs as much as the products. The
 
 needs ``d recurrent`` only in its second term, whose hidden states are known once the recurrence has run: one product
 over all times, and so is its transpose, the gradient. The derivatives of the gates are known then, too, and are taken for
-all times at once. All four gates of a time are one ``tanh``, of which a sigmoid is a half, so that no gate is a pass of its own over
-the loop's product. The matrix is transposed once for the third term, whose transpose runs through the loop backwards and
+all times at once. All four gates of a time are one ``tanh``, of which a sigmoid is a half, so that no gate is a pass of
+its own over the loop's product. The matrix is transposed once for the third term, whose transpose runs through the loop backwards and
 would meet it the wrong way round at every time. Forward mode keeps working.
 """
 
@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from fedjax_sim_kernels.products import product
@@ -113,4 +112,4 @@ def _before(states: jax.Array) -> jax.Array:
 
 def _scales(size: int, dtype) -> jax.Array:
     """What the gates are multiplied with before their ``tanh``, ``[4 * size]``."""
-    return jnp.asarray(np.repeat([0.5, 0.5, 1.0, 0.5], size), dtype)
+    return jnp.asarray([0.5] * 2 * size + [1.0] * size + [0.5] * size, dtype)
