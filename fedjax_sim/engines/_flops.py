@@ -54,6 +54,11 @@ def _of_contract(equation: Any) -> int:
     return equation.outvars[0].aval.size * depth
 
 
+def _of_panels(equation: Any) -> int:
+    panels = equation.outvars[0] if equation.params["layout"] == "gradient" else equation.invars[1]
+    return panels.aval.size * equation.invars[0].aval.shape[-2]
+
+
 def _of_conv(equation: Any) -> int:
     """Without the products with padding, and with the zeros between elements of a dilated input."""
     images, kernel = (operand.aval.shape for operand in equation.invars)
@@ -72,5 +77,10 @@ def _of_conv(equation: Any) -> int:
     return products
 
 
-_PRODUCTS = {"dot_general": _of_dot, "contract": _of_contract, "conv_general_dilated": _of_conv}
+_PRODUCTS = {
+    "dot_general": _of_dot,
+    "contract": _of_contract,
+    "panels": _of_panels,
+    "conv_general_dilated": _of_conv,
+}
 """Primitives that add up products: how many."""

@@ -118,7 +118,7 @@ def products_of(program: Jaxpr) -> tuple[str, ...]:
 def _products(program: Jaxpr) -> Iterator[tuple[str, str]]:
     """Dtype and precision of every product in a program, at any depth."""
     for equation in program.eqns:
-        if equation.primitive.name in ("dot_general", "contract", "conv_general_dilated"):
+        if equation.primitive.name in ("dot_general", "contract", "panels", "conv_general_dilated"):
             operands: Any = [operand.aval for operand in equation.invars]
             dtypes = dict.fromkeys(str(operand.dtype) for operand in operands)
             yield " x ".join(dtypes), _said(equation.params["precision"])

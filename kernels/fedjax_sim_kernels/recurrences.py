@@ -3,12 +3,14 @@
 A recurrence that is written with ``scan`` (flax's ``nn.RNN`` and ``nnx.RNN`` are) multiplies with the same weights at every time.
 Its derivative adds ``rows_t^T @ cotangents_t`` to an accumulator of the size of the weights each time, and meets the weights the wrong way
 round. Here the rows of all times are kept, as that derivative keeps them, and are one product with the cotangents of all times;
-the weights are turned once; and what is multiplied but not part of the recurrence is one product before the loop. ``lstm`` does the same by hand and
+the weights are laid out once for either direction; and what is multiplied but not part of the recurrence is one product before the loop. ``lstm`` does the same by hand and
 more. Forward mode keeps working.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Jaxpr, Literal, Var
 
-from fedjax_sim_kernels.products import product
+from fedjax_sim_kernels.products import panels
 from fedjax_sim_kernels.walk import bound
 
 Instead = Callable[[Any, list[Any]], Sequence[Any] | None]
@@ -54,13 +56,13 @@ class Products(NamedTuple):
       weights: the variable of each.
       before: equations that make weights of what the loop is given.
       early: those whose rows are given for each time: the operand of the body that they are.
-      late: those whose rows depend on what is carried: the variable of the rows.
+      late: those whose rows depend on what is carried, together where rows and precision are the same.
     """
 
     weights: dict[int, Any]
     before: list[Any]
     early: dict[int, int]
-    late: dict[int, Any]
+    late: dict[tuple[Any, Any], list[int]]
 
 
 def products(loop: Loop) -> Products | None:
@@ -86,7 +88,7 @@ def products(loop: Loop) -> Products | None:
             if rows in given:
                 found.early[place] = given[rows]
             elif rows not in ahead:
-                found.late[place] = rows
+                found.late.setdefault((rows, equation.params["precision"]), []).append(place)
             else:
                 continue
             found.weights[place] = weights
@@ -118,8 +120,9 @@ def scan(loop: Loop, taken: Products, operands: Sequence[Any]) -> tuple[list[Any
       taken: as ``products`` says.
       operands: of the loop.
 
-    In the derivative the weights are constants, and at each late product there is an addend of zero. What the weights' tangent adds there is
-    one product of it with the rows of all times; its transpose, the gradient, is one of those rows with the addends' cotangents.
+    Rows that meet several weights, as a cell's gates do, meet all of them at once. In the derivative the weights are constants, and
+    at each late product there is an addend of zero. What the weights' tangent adds there is one product of it with the rows of all
+    times; its transpose, the gradient, is one of those rows with the addends' cotangents.
     """
     constants, carried, given = ([operands[place] for place in places] for places in loop.places)
     equations = loop.body.eqns
@@ -129,25 +132,35 @@ def scan(loop: Loop, taken: Products, operands: Sequence[Any]) -> tuple[list[Any
         known.update(zip(equation.outvars, bound(equation, values), strict=True))
     weights = {place: known[v] for place, v in taken.weights.items()}
     early = {
-        place: _product(operands[rows], weights[place], equations[place])
+        place: panels.product(
+            operands[rows], weights[place], precision=_said(equations[place].params["precision"])
+        )
         for place, rows in taken.early.items()
     }
     place_of = {id(equation): place for place, equation in enumerate(equations)}
-    kept = {rows: number for number, rows in enumerate(dict.fromkeys(taken.late.values()))}
+    late = [_Late(rows.aval, _said(precision), places) for (rows, precision), places in taken.late.items()]
+    of_late = {place: number for number, part in enumerate(late) for place in part.places}
 
     def run(parts: _Parts, through: Callable[[int, jax.Array, Any], jax.Array], addends: Any, keep: bool):
         def body(carry: list[Any], at: Any):
             xs, before, added = at
             rows: dict[int, jax.Array] = {}
+            made: dict[int, jax.Array] = {}
 
             def instead(equation: Any, values: list[Any]) -> Sequence[Any] | None:
                 place = place_of[id(equation)]
                 if place in before:
                     return [before[place]]
-                if place in taken.late:
-                    rows[kept[taken.late[place]]] = values[0]
-                    return [through(place, values[0], added.get(place))]
-                return None
+                if place not in of_late:
+                    return None
+                if place not in made:
+                    number = of_late[place]
+                    rows[number] = values[0]
+                    product = through(number, values[0], added.get(number))
+                    widths = [weights[each].shape[1] for each in late[number].places]
+                    cuts = list(itertools.accumulate(widths[:-1]))
+                    made.update(zip(late[number].places, jnp.split(product, cuts, axis=-1), strict=True))
+                return [made[place]]
 
             values = dict(zip(loop.places[0], parts.constants, strict=True))
             values |= dict(zip(loop.places[1], carry, strict=True)) | dict(
@@ -160,9 +173,16 @@ def scan(loop: Loop, taken: Products, operands: Sequence[Any]) -> tuple[list[Any
         xs = (parts.given, parts.early, addends)
         return lax.scan(body, parts.carried, xs, length=loop.length, reverse=loop.reverse, unroll=loop.unroll)
 
+    def laid_out(weights: list[jax.Array], lay: Callable[..., jax.Array]) -> list[jax.Array]:
+        return [
+            lay(leaf, rows=math.prod(part.rows.shape[:-1]), times=loop.length)
+            for leaf, part in zip(weights, late, strict=True)
+        ]
+
     @jax.custom_jvp
-    def whole(parts: _Parts, weights: dict[int, jax.Array]):
-        plain = lambda place, rows, _: _product(rows, weights[place], equations[place])  # noqa: E731
+    def whole(parts: _Parts, weights: list[jax.Array]):
+        laid = laid_out(weights, panels.panels)
+        plain = lambda number, rows, _: panels.product(rows, laid[number], precision=late[number].precision)  # noqa: E731
         carry, (ys, _) = run(parts, plain, {}, keep=False)
         return carry, ys
 
@@ -171,28 +191,40 @@ def scan(loop: Loop, taken: Products, operands: Sequence[Any]) -> tuple[list[Any
         leaves, structure = jax.tree.flatten(parts)
         moved = dict(enumerate(jax.tree.leaves(tangents[0])))
         moved = {place: t for place, t in moved.items() if not isinstance(t, SymbolicZero)}
-        shifts = {place: t for place, t in tangents[1].items() if not isinstance(t, SymbolicZero)}
-        turned = {place: leaf.T for place, leaf in weights.items()}
+        shifts = {number: t for number, t in enumerate(tangents[1]) if not isinstance(t, SymbolicZero)}
+        laid, turned = laid_out(weights, panels.panels), laid_out(weights, panels.turned)
 
         def of(varied: dict[int, Any], addends: dict[int, jax.Array]):
-            def through(place: int, rows: jax.Array, added: Any) -> jax.Array:
-                return _through(rows, weights[place], turned[place], added, equations[place])
+            def through(number: int, rows: jax.Array, added: Any) -> jax.Array:
+                return _through(rows, laid[number], turned[number], added, late[number].precision)
 
             at = jax.tree.unflatten(structure, [varied.get(place, leaf) for place, leaf in enumerate(leaves)])
             carry, (ys, rows) = run(at, through, addends, keep=True)
             return (carry, ys), rows
 
-        outs: dict[int, Any] = {place: equations[place].outvars[0].aval for place in shifts}
-        zeros = {place: jnp.zeros((loop.length, *out.shape), out.dtype) for place, out in outs.items()}
+        zeros = {
+            number: jnp.zeros((loop.length, *late[number].rows.shape[:-1], t.shape[1]), t.dtype)
+            for number, t in shifts.items()
+        }
         varied = {place: leaves[place] for place in moved}
         results, linear, rows = jax.linearize(of, varied, zeros, has_aux=True)
         addends = {
-            place: _product(rows[kept[taken.late[place]]], t, equations[place]) for place, t in shifts.items()
+            number: panels.product(rows[number], t, precision=late[number].precision)
+            for number, t in shifts.items()
         }
         return results, linear(moved, addends)
 
     whole.defjvp(derivative, symbolic_zeros=True)
-    return whole(_Parts(constants, carried, given, early), {place: weights[place] for place in taken.late})
+    joined = [jnp.concatenate([weights[place] for place in part.places], axis=1) for part in late]
+    return whole(_Parts(constants, carried, given, early), joined)
+
+
+class _Late(NamedTuple):
+    """Products of the same rows: their shape, the precision, and their places."""
+
+    rows: Any
+    precision: Any
+    places: list[int]
 
 
 class _Parts(NamedTuple):
@@ -202,31 +234,27 @@ class _Parts(NamedTuple):
     early: dict[int, jax.Array]
 
 
-def _product(rows: jax.Array, weights: jax.Array, equation: Any) -> jax.Array:
-    """``rows @ weights``; the rows of all times are rows."""
-    flat = rows.reshape(-1, rows.shape[-1])
-    out = product(flat, weights, precision=equation.params["precision"] or lax.Precision.DEFAULT)
-    return out.reshape(*rows.shape[:-1], weights.shape[1])
+def _said(precision: Any) -> Any:
+    """As an equation has it: nothing is the default, and not what is in force by now."""
+    return precision or lax.Precision.DEFAULT
 
 
-def _through(rows: jax.Array, weights: jax.Array, turned: jax.Array, added: jax.Array | None, equation: Any):
+def _through(rows: jax.Array, weights: jax.Array, turned: jax.Array, added: jax.Array | None, precision: Any):
     """``rows @ weights + added``, where ``added`` is zero: it is there for its tangent. The weights are none of the variables."""
 
     @jax.custom_jvp
     def value(rows: jax.Array, weights: jax.Array, turned: jax.Array, added: jax.Array | None):
-        return _product(rows, weights, equation)
+        return panels.product(rows, weights, precision=precision)
 
     def derivative(primals: Any, tangents: Any):
-        _, _, turned, _ = primals
         by_rows, _, _, shift = tangents
-        out = equation.outvars[0].aval
-        total = jnp.zeros(out.shape, out.dtype)
+        out = value(*primals)
+        total = jnp.zeros_like(out)
         if not isinstance(by_rows, SymbolicZero):
-            dimensions = (((by_rows.ndim - 1,), (1,)), ((), ()))
-            total = lax.dot_general(by_rows, turned, dimensions, precision=equation.params["precision"])
+            total = panels.product_of_turned(by_rows, primals[2], precision=precision)
         if shift is not None and not isinstance(shift, SymbolicZero):
             total = total + shift
-        return value(*primals), total
+        return out, total
 
     value.defjvp(derivative, symbolic_zeros=True)
     return value(rows, weights, turned, added)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fedjax_sim_kernels import client_batched
-from fedjax_sim_kernels.products import contract_p, product, reference
+from fedjax_sim_kernels.products import contract_p, panels, product, reference
 from fedjax_sim_kernels.products.shapes import EDGE_CASES
 
 SHAPES = {case.name: case for case in EDGE_CASES}
@@ -142,3 +142,94 @@ def test_sums_in_64_bits():
         x, w = jnp.ones((2, 3), jnp.float32), jnp.ones((3, 4), jnp.float32)
         assert product(x, w, preferred_element_type=np.dtype("float64")).dtype == jnp.float64
         assert product(x, w).dtype == jnp.float32
+
+
+# --- weights in panels ---------------------------------------------------------------------------------------
+
+IN_PANELS = {"panels": panels.laid_out, "turned": lambda w: panels.laid_out(w.T)}
+PRODUCTS = {"panels": panels.product, "turned": panels.product_of_turned}
+FORMS = pytest.mark.parametrize("form", IN_PANELS)
+PANELS = pytest.mark.parametrize("rows", [0, 1, 4])
+
+
+def of_panels(form):
+    """As a function of the weights as they are."""
+    return lambda x, w: PRODUCTS[form](x, IN_PANELS[form](w))
+
+
+@FORMS
+@PANELS
+def test_panels_equal_the_product(form, rows):
+    given = arguments(SMALL._replace(rows=rows, depth=32, features=48))
+    jitted = [jax.jit(lambda *a, f=f: value_and_gradients(f, *a)) for f in (of_panels(form), reference)]
+    assert_close(*(f(*given) for f in jitted))
+
+
+@FORMS
+@pytest.mark.parametrize("axes", [(0, 0, 0), (0, None, 0), (None, 0, 0), (1, 2, 0)], ids=str)
+def test_panels_under_vmap(form, axes):
+    given = [
+        x[0] if axis is None else jnp.moveaxis(x, 0, axis)
+        for x, axis in zip(arguments(SMALL._replace(depth=16, features=32), 3), axes, strict=True)
+    ]
+    batched = lambda f: jax.vmap(lambda *a: value_and_gradients(f, *a), in_axes=axes)(*given)  # noqa: E731
+    assert_close(batched(of_panels(form)), batched(reference))
+
+
+@FORMS
+def test_panels_in_forward_mode_and_second_derivatives(form):
+    given = arguments(SMALL._replace(depth=16, features=32))
+
+    def curvature(function):
+        total = lambda x, w: jnp.sum(given[2] * jnp.sin(function(x, w)))  # noqa: E731
+        gradient = jax.grad(total, argnums=(0, 1))
+        return jax.tree.leaves(jax.jvp(gradient, given[:2], [jnp.cos(x) for x in given[:2]]))
+
+    assert_close(curvature(of_panels(form)), curvature(reference))
+
+
+def test_panels_are_what_they_say(panels_everywhere):
+    w = jnp.arange(32 * 48, dtype=jnp.float32).reshape(32, 48)
+    for laid, matrix in ((panels.panels(w, rows=4, times=1), w), (panels.turned(w, rows=4, times=1), w.T)):
+        assert laid.ndim == 3
+        for number, panel in enumerate(laid):
+            np.testing.assert_array_equal(panel, matrix[:, 16 * number : 16 * number + 16])
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "rows", "times"),
+    [((32, 40), "float32", 4, 9), ((32, 48), "bfloat16", 4, 9), ((32, 48), "float32", 1, 9)],
+    ids=["no whole panel", "narrow numbers", "one row"],
+)
+def test_what_stays_out_of_panels(shape, dtype, rows, times, panels_everywhere):
+    w = jnp.ones(shape, dtype)
+    assert panels.panels(w, rows, times) is w
+    assert panels.turned(w.T, rows, times).shape == shape
+
+
+def test_small_weights_and_short_loops_stay_out_of_panels(monkeypatch):
+    monkeypatch.setattr(panels, "_makes_products", lambda: True)
+    monkeypatch.setattr(panels.backends, "current", lambda: "cpu")
+    w = jnp.ones((256, 256))
+    assert panels.panels(w, rows=4, times=16).shape == (16, 256, 16)
+    assert panels.panels(w, rows=4, times=15) is w and panels.panels(w[:255], rows=4, times=16).ndim == 2
+    monkeypatch.setattr(panels, "_makes_products", lambda: False)
+    assert panels.panels(w, rows=4, times=16) is w
+    monkeypatch.setattr(panels.backends, "current", lambda: "nvidia")
+    assert panels.panels(w, rows=4, times=16) is w
+
+
+@pytest.mark.parametrize("weights", [1, 4])
+def test_products_in_panels_are_the_librarys(weights):
+    """Of rows that meet several weights, too: the numbers that would be added up are nowhere written."""
+    if jax.default_backend() != "cpu" or not panels._makes_products():
+        pytest.skip("this compiler makes a loop of a sum of products")
+
+    def loop(h, ws):
+        step = lambda h, _: (jnp.tanh(sum(jnp.sin(panels.product(h, w)) for w in ws)), None)  # noqa: E731
+        return jax.lax.scan(step, h, length=20)[0]
+
+    given = jnp.ones((4, 256)), [jnp.ones((16, 256, 16))] * weights
+    program = jax.jit(loop).lower(*given).compile()
+    assert program.as_text().count("kind=kCustom") == weights
+    assert program.memory_analysis().temp_size_in_bytes < 4 * 4 * 256 * 256

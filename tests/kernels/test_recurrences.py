@@ -165,6 +165,7 @@ TAKEN = {
     "joined weights": lambda h, x, w, u: step(h, x, jnp.concatenate([w[:2], w[2:]]), u),
     "turned weights": lambda h, x, w, u: step(h, x, w.T, u),
     "weights twice": lambda h, x, w, u: step(jnp.tanh(h @ w), x, w, u),
+    "rows that meet several weights": lambda h, x, w, u: step(h, jax.nn.sigmoid(h @ w[:, :2]) @ w[:2, :4], w, u),
     "weights elsewhere, too": lambda h, x, w, u: step(h + w[0] * w.sum(), x, w, u),
     "inputs that are made": lambda h, x, w, u: step(h, jnp.cos(x), w, u),
     "rows of both": lambda h, x, w, u: step(h + x[:, :1], x, w, u),
@@ -196,6 +197,18 @@ def test_what_is_taken_apart(name, settings):
         assert W.shape not in accumulated(client_batched(function), W, U, H, X)
 
 
+@pytest.mark.parametrize("name", TAKEN)
+def test_weights_in_panels(name, panels_everywhere):
+    """Of sixteen features, which is what a panel takes."""
+    w, u = (jax.random.normal(jax.random.key(n), (size, 16)) / 8 for n, size in enumerate((16, INPUTS)))
+    function, h = scanned(TAKEN[name]), jax.random.normal(KEY, (BATCH, 16))
+    same(function, w, u, h, X)
+    gradient = jax.grad(lambda *a: total(client_batched(function)(*a)), argnums=(0, 1, 2))
+    text = str(jax.make_jaxpr(gradient)(w, u, h, X))
+    # Backwards the turned weights' panels are multiplied as those of the weights are forth.
+    assert "layout=product" in text and "layout=turned" not in text and "layout=gradient" not in text
+
+
 @pytest.mark.parametrize("name", LEFT)
 def test_what_stays(name):
     function = scanned(LEFT[name])
@@ -203,6 +216,13 @@ def test_what_stays(name):
     assert "custom_jvp_call" not in text
     if name not in ("another type", "printed"):
         same(function, W, U, H, X)
+
+
+def test_rows_that_meet_several_weights_meet_them_at_once():
+    """As the gates of a cell do."""
+    layer = nn.RNN(nn.LSTMCell(SIZE), time_major=True)
+    program = jax.make_jaxpr(client_batched(layer.apply))(layer.init(KEY, X), X)
+    assert str(program).count("= contract[") == 1 + 4  # of what is carried, and of the inputs
 
 
 def test_it_is_the_weights_alone_that_leave_the_loop():

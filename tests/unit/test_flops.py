@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fedjax_sim_kernels.products import panels
 from flax import linen as nn
 
 import fedjax_sim as fs
@@ -33,6 +34,14 @@ def test_a_loop_counts_as_often_as_it_runs():
     # Forth once and back twice, in loops of their own.
     gradient = jax.grad(lambda x, w: chain(x, w).sum(), argnums=(0, 1))
     assert count(gradient, X, W) == pytest.approx(3 * 7 * 2 * 8 * 32 * 32, rel=0.05)
+
+
+@pytest.mark.parametrize("layout", ["product", "turned", "gradient"])
+def test_products_in_panels_count_as_products(layout):
+    rows, weights, results = jnp.ones((3, 8, 32)), jnp.ones((3, 4, 32, 16)), jnp.ones((3, 8, 64))
+    operands = {"product": (rows, weights), "turned": (results, weights), "gradient": (rows, results)}[layout]
+    product = lambda *a: panels.panels_p.bind(*a, layout=layout, precision=None)  # noqa: E731
+    assert count(product, *operands) == 3 * 2 * 8 * 32 * 64
 
 
 @pytest.mark.parametrize("unroll", [2, 3, 4, 8, True])

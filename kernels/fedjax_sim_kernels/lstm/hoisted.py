@@ -8,8 +8,9 @@ for the small batches of clients that traffic costs as much as the products. The
 needs ``d recurrent`` only in its second term, whose hidden states are known once the recurrence has run: one product
 over all times, and so is its transpose, the gradient. The derivatives of the gates are known then, too, and are taken for
 all times at once. All four gates of a time are one ``tanh``, of which a sigmoid is a half, so that no gate is a pass of
-its own over the loop's product. The matrix is transposed once for the third term, whose transpose runs through the loop backwards and
-would meet it the wrong way round at every time. Forward mode keeps working.
+its own over the loop's product. The matrix is laid out once for the products of the loop, and once more for the third
+term, whose transpose runs through the loop backwards and would meet it the wrong way round at every time. Forward mode
+keeps working.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fedjax_sim_kernels.products import product
+from fedjax_sim_kernels.products import panels, product
 
 
 @jax.custom_jvp
@@ -46,10 +47,11 @@ def _run(inputs: jax.Array, recurrent: jax.Array) -> tuple[jax.Array, jax.Array,
     size = recurrent.shape[0]
     zeros = jnp.zeros((inputs.shape[1], size), inputs.dtype)
     scales = _scales(size, inputs.dtype)
+    weights = panels.panels(recurrent, rows=inputs.shape[1], times=inputs.shape[0])
 
     def step(carry: tuple[jax.Array, jax.Array], gates: jax.Array):
         hidden, cell = carry
-        tanhs = jnp.tanh(scales * (gates + hidden @ recurrent))
+        tanhs = jnp.tanh(scales * (gates + panels.product(hidden, weights)))
         i, f, g, o = _gates(tanhs)
         cell = f * cell + i * g
         hidden = o * jnp.tanh(cell)
@@ -66,12 +68,12 @@ def _lstm_jvp(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, j
     times, batch, size = hiddens.shape
     of_before = product(_before(hiddens).reshape(times * batch, size), d_recurrent)
     d_known = d_inputs + of_before.reshape(times, batch, 4 * size)
-    turned = jnp.transpose(recurrent)
+    turned = panels.turned(recurrent, rows=batch, times=times)
 
     def step(carry: tuple[jax.Array, jax.Array], at: tuple[jax.Array, _Slopes]):
         d_hidden, d_cell = carry
         d_known, slopes = at
-        d_gates = d_known + lax.dot_general(d_hidden, turned, (((1,), (1,)), ((), ())))
+        d_gates = d_known + panels.product_of_turned(d_hidden, turned)
         d_input, d_forget, d_new, d_output = jnp.split(slopes.gates * d_gates, 4, axis=-1)
         d_cell = slopes.kept * d_cell + d_input + d_forget + d_new
         d_hidden = d_output + slopes.cell * d_cell

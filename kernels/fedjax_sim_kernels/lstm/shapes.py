@@ -27,6 +27,7 @@ EDGE_CASES = (
     LSTMShape("one-time", 1, 2, 4),
     LSTMShape("one-example", 9, 1, 4),
     LSTMShape("one-unit", 5, 3, 1),
+    LSTMShape("in-panels", 16, 2, 192),
 )
 
 MODELS = (LSTMShape("shakespeare", 80, 4, 256),)
