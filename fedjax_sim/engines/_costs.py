@@ -94,11 +94,15 @@ def _step(problem: Problem, stage: int, group: int, broadcast, state: SimState) 
     key = jax.eval_shape(turn.keys, jax.eval_shape(lambda: keys.root_key(0)), zero, entry)
     work = jax.eval_shape(turn.begin, problem.example_hyper, broadcast, key, zero, entry, row)
     rows = jax.ShapeDtypeStruct((turn.local.rows_per_step,), jnp.int32)
+    # Of any length: a stream's population may have more examples than places of 32 bits, which a chunk's have not.
+    columns = {
+        name: jax.ShapeDtypeStruct((1, *spec.shape[1:]), spec.dtype) for name, spec in problem.columns.items()
+    }
     with as_written():
         return jax.jit(turn.one_step).trace(
             problem.example_hyper,
             broadcast,
-            dict(problem.columns),
+            columns,
             rows,
             key,
             entry,

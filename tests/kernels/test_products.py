@@ -198,8 +198,13 @@ def test_panels_are_what_they_say(panels_everywhere):
 
 @pytest.mark.parametrize(
     ("shape", "dtype", "rows", "times"),
-    [((32, 40), "float32", 4, 9), ((32, 48), "bfloat16", 4, 9), ((32, 48), "float32", 1, 9)],
-    ids=["no whole panel", "narrow numbers", "one row"],
+    [
+        ((32, 40), "float32", 4, 9),
+        ((32, 48), "bfloat16", 4, 9),
+        ((32, 48), "float32", 1, 9),
+        ((32, 48), "float32", 65, 9),
+    ],
+    ids=["no whole panel", "narrow numbers", "one row", "many rows"],
 )
 def test_what_stays_out_of_panels(shape, dtype, rows, times, panels_everywhere):
     w = jnp.ones(shape, dtype)

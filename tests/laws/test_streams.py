@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 from laws.members import LANES, NAMES, SIZES, bits_equal, make_data, named, new_trial
 
@@ -137,3 +138,25 @@ def test_labels_are_checked_as_they_come():
     data.columns["y"][-1] = 17
     with pytest.raises(ValueError, match="column 'y' holds label 17"):
         run("fedavg_shuffled", data, True)
+
+
+def test_more_examples_than_places_of_32_bits():
+    """Of a population, not of a chunk: 6,000 clients of 400,000 alike examples train as 6,000 of eight do."""
+
+    class Alike(ClientSource):
+        def make(self, client):
+            size = self.sizes[client]
+            return {"x": np.full((size, 2), client % 7, np.uint8), "y": np.full(size, client % 3, np.uint8)}
+
+    def trained(size):
+        columns = {"x": jax.ShapeDtypeStruct((2,), np.uint8), "y": jax.ShapeDtypeStruct((), np.uint8)}
+        task = fs.tasks.classification(fs.models.linear(3), sample_input=np.zeros((1, 2), np.float32))
+        sim = fs.Simulation(
+            fs.algorithms.fedavg(task, client=optax.sgd(0.1), server=optax.sgd(1.0)),
+            Alike(np.full(6000, size), columns), cohort=fs.cohorts.uniform(3),
+            local=fs.LocalWork(batch_size=4, max_steps=2),
+        )  # fmt: skip
+        return sim.run(sim.init(0), rounds=3)[0].server
+
+    vast, small = trained(400_000), trained(8)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), vast, small)

@@ -1,7 +1,7 @@
 """Products of few rows with weights that a loop meets at every time, for CPUs.
 
-The CPU's library of products copies the weights into panels of ``WIDTH`` features before it multiplies, which for the few
-rows of a client's batch takes as long as the product itself. Where the weights are the same at all times of a loop they
+The CPU's library of products seems to copy the weights into panels of ``WIDTH`` features before it multiplies, which for
+the few rows of a client's batch takes as long as the product itself. Where the weights are the same at all times of a loop they
 are laid out so once, before it. What says that to XLA is a sum, written out: XLA makes a product of it, and the library
 takes a panel as it lies. The measurements are in ``docs/decisions/0015-products.md``.
 """
@@ -32,6 +32,9 @@ SMALLEST = 2**16
 
 FEWEST = 16
 """Products from which on it pays to lay the weights out."""
+
+MOST_ROWS = 64
+"""Rows up to which it does: of more, the copy is a small part of a product."""
 
 
 def panels(weights: jax.Array, rows: int, times: int) -> jax.Array:
@@ -105,9 +108,11 @@ def product_of_turned(rows: jax.Array, weights: jax.Array, *, precision: Any = N
 
 def _gains(weights: jax.Array, features: int, rows: int, times: int) -> bool:
     large = weights.size >= SMALLEST and features % WIDTH == 0
-    # Of one row the compiler makes a loop. And the primitive keeps no account of devices.
-    right = rows > 1 and times >= FEWEST and weights.dtype == jnp.float32 and not backends.varies(weights)
-    return large and right and backends.current() == "cpu" and _makes_products()
+    # Of one row the compiler makes a loop.
+    few = 1 < rows <= MOST_ROWS and times >= FEWEST
+    # The primitive keeps no account of devices.
+    plain = weights.dtype == jnp.float32 and not backends.varies(weights)
+    return large and few and plain and backends.current() == "cpu" and _makes_products()
 
 
 def _written(x: jax.Array) -> jax.Array:
