@@ -138,7 +138,9 @@ def scan(loop: Loop, taken: Products, operands: Sequence[Any]) -> tuple[list[Any
         for place, rows in taken.early.items()
     }
     place_of = {id(equation): place for place, equation in enumerate(equations)}
-    late = [_Late(rows.aval, _said(precision), places) for (rows, precision), places in taken.late.items()]
+    late = [
+        _Late(rows.aval.shape, _said(precision), places) for (rows, precision), places in taken.late.items()
+    ]
     of_late = {place: number for number, part in enumerate(late) for place in part.places}
 
     def run(parts: _Parts, through: Callable[[int, jax.Array, Any], jax.Array], addends: Any, keep: bool):
@@ -175,7 +177,7 @@ def scan(loop: Loop, taken: Products, operands: Sequence[Any]) -> tuple[list[Any
 
     def laid_out(weights: list[jax.Array], lay: Callable[..., jax.Array]) -> list[jax.Array]:
         return [
-            lay(leaf, rows=math.prod(part.rows.shape[:-1]), times=loop.length)
+            lay(leaf, rows=math.prod(part.shape[:-1]), times=loop.length)
             for leaf, part in zip(weights, late, strict=True)
         ]
 
@@ -203,7 +205,7 @@ def scan(loop: Loop, taken: Products, operands: Sequence[Any]) -> tuple[list[Any
             return (carry, ys), rows
 
         zeros = {
-            number: jnp.zeros((loop.length, *late[number].rows.shape[:-1], t.shape[1]), t.dtype)
+            number: jnp.zeros((loop.length, *late[number].shape[:-1], t.shape[1]), t.dtype)
             for number, t in shifts.items()
         }
         varied = {place: leaves[place] for place in moved}
@@ -222,7 +224,7 @@ def scan(loop: Loop, taken: Products, operands: Sequence[Any]) -> tuple[list[Any
 class _Late(NamedTuple):
     """Products of the same rows: their shape, the precision, and their places."""
 
-    rows: Any
+    shape: tuple[int, ...]
     precision: Any
     places: list[int]
 

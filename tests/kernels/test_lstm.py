@@ -48,6 +48,17 @@ def test_hoisted_equals_the_reference_under_vmap_over_matrices(case):
 
 
 @pytest.mark.parametrize("case", EDGE_CASES, ids=lambda case: case.name)
+def test_hoisted_equals_the_reference_under_vmap_over_inputs(case):
+    """Of one matrix, differentiated after ``vmap``."""
+    inputs, recurrent = jax.random.normal(jax.random.key(2), (3, *case.inputs)), arguments(case)[1]
+    actual, expected = (
+        value_and_gradients(jax.vmap(lstm, in_axes=(0, None)), inputs, recurrent)
+        for lstm in (hoisted.lstm, reference.lstm)
+    )
+    assert_equal(actual, expected)
+
+
+@pytest.mark.parametrize("case", EDGE_CASES, ids=lambda case: case.name)
 def test_forward_mode_equals_the_reference(case):
     primals, tangents = arguments(case), arguments(case, seed=1)
     actual, expected = (jax.jvp(lstm, primals, tangents)[1] for lstm in (hoisted.lstm, reference.lstm))

@@ -146,7 +146,7 @@ def test_sums_in_64_bits():
 
 # --- weights in panels ---------------------------------------------------------------------------------------
 
-IN_PANELS = {"panels": panels.laid_out, "turned": lambda w: panels.laid_out(w.T)}
+IN_PANELS = {"panels": lambda w: panels.laid_out(w, 1), "turned": lambda w: panels.laid_out(w, 0)}
 PRODUCTS = {"panels": panels.product, "turned": panels.product_of_turned}
 FORMS = pytest.mark.parametrize("form", IN_PANELS)
 PANELS = pytest.mark.parametrize("rows", [0, 1, 4])
@@ -174,6 +174,27 @@ def test_panels_under_vmap(form, axes):
     ]
     batched = lambda f: jax.vmap(lambda *a: value_and_gradients(f, *a), in_axes=axes)(*given)  # noqa: E731
     assert_close(batched(of_panels(form)), batched(reference))
+
+
+@FORMS
+@pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0), (1, 2)], ids=str)
+def test_gradients_of_a_batch_in_panels(form, axes):
+    """Differentiated after ``vmap``, not before it."""
+    x, w, weights = (
+        x[0] if axis is None else jnp.moveaxis(x, 0, axis)
+        for x, axis in zip(arguments(SMALL._replace(depth=16, features=32), 3), (*axes, 0), strict=True)
+    )
+
+    def gradients(function):
+        batched = jax.vmap(function, in_axes=axes)
+        return jax.grad(lambda x, w: jnp.sum(weights * jnp.sin(batched(x, w))), argnums=(0, 1))(x, w)
+
+    assert_close(gradients(of_panels(form)), gradients(reference))
+
+
+def test_panels_of_another_type_are_refused():
+    with pytest.raises(TypeError, match="bfloat16 and float32 in panels, expected one dtype"):
+        panels.product(jnp.ones((4, 32), jnp.bfloat16), jnp.ones((1, 32, 16)))
 
 
 @FORMS
@@ -224,17 +245,27 @@ def test_small_weights_and_short_loops_stay_out_of_panels(monkeypatch):
     assert panels.panels(w, rows=4, times=16) is w
 
 
+AFTER = {
+    "sine": jnp.sin,
+    "mean": lambda y: y - y.mean(-1, keepdims=True),
+    "mean of rows": lambda y: y - y.mean(0),
+    "normalised": lambda y: (y - y.mean(-1, keepdims=True)) / jnp.sqrt(1e-3 + y.var(-1, keepdims=True)),
+}
+
+
+@pytest.mark.parametrize("after", AFTER)
 @pytest.mark.parametrize("weights", [1, 4])
-def test_products_in_panels_are_the_librarys(weights):
-    """Of rows that meet several weights, too: the numbers that would be added up are nowhere written."""
+def test_products_in_panels_are_the_librarys(weights, after):
+    """Of rows that meet several weights, too, and with a sum behind: what would be added up is neither written nor made twice."""
     if jax.default_backend() != "cpu" or not panels._makes_products():
         pytest.skip("this compiler makes a loop of a sum of products")
 
     def loop(h, ws):
-        step = lambda h, _: (jnp.tanh(sum(jnp.sin(panels.product(h, w)) for w in ws)), None)  # noqa: E731
+        step = lambda h, _: (jnp.tanh(sum(AFTER[after](panels.product(h, w)) for w in ws)), None)  # noqa: E731
         return jax.lax.scan(step, h, length=20)[0]
 
     given = jnp.ones((4, 256)), [jnp.ones((16, 256, 16))] * weights
     program = jax.jit(loop).lower(*given).compile()
-    assert program.as_text().count("kind=kCustom") == weights
+    text = program.as_text()
+    assert text.count(" f32[4,16,256,16]{3,2,1,0} multiply(") == weights
     assert program.memory_analysis().temp_size_in_bytes < 4 * 4 * 256 * 256

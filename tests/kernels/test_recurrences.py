@@ -203,10 +203,29 @@ def test_weights_in_panels(name, panels_everywhere):
     w, u = (jax.random.normal(jax.random.key(n), (size, 16)) / 8 for n, size in enumerate((16, INPUTS)))
     function, h = scanned(TAKEN[name]), jax.random.normal(KEY, (BATCH, 16))
     same(function, w, u, h, X)
+    forth = str(jax.make_jaxpr(client_batched(function))(w, u, h, X)).count("layout=product")
     gradient = jax.grad(lambda *a: total(client_batched(function)(*a)), argnums=(0, 1, 2))
     text = str(jax.make_jaxpr(gradient)(w, u, h, X))
     # Backwards the turned weights' panels are multiplied as those of the weights are forth.
-    assert "layout=product" in text and "layout=turned" not in text and "layout=gradient" not in text
+    back = 0 if name in ("joined", "no gradient of the state") else forth
+    assert forth > 0 and text.count("layout=product") == forth + back
+    assert "layout=turned" not in text and "layout=gradient" not in text
+
+
+@pytest.mark.parametrize("name", ["plain", "rows that meet several weights"])
+def test_a_batch_that_shares_weights_in_panels(name, panels_everywhere):
+    """Differentiated after ``vmap``."""
+    w, u = (jax.random.normal(jax.random.key(n), (size, 16)) / 8 for n, size in enumerate((16, INPUTS)))
+    h, xs = jax.random.normal(KEY, (BATCH, 16)), jnp.stack([X, -X])
+
+    def batch(function):
+        return lambda w, xs: jax.vmap(lambda x: function(w, u, h, x))(xs)
+
+    gradients = [
+        jax.grad(lambda *a, f=f: total(batch(f)(*a)), argnums=(0, 1))(w, xs)
+        for f in (client_batched(scanned(TAKEN[name])), scanned(TAKEN[name]))
+    ]
+    jax.tree.map(near, *gradients)
 
 
 @pytest.mark.parametrize("name", LEFT)

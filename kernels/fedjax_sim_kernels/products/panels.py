@@ -9,6 +9,7 @@ takes a panel as it lies. The measurements are in ``docs/decisions/0015-products
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, Literal
 
 import jax
@@ -53,7 +54,7 @@ def panels(weights: jax.Array, rows: int, times: int) -> jax.Array:
     >>> panels(jnp.ones((60, 10)), rows=4, times=80).shape
     (60, 10)
     """
-    return laid_out(weights) if _gains(weights, weights.shape[1], rows, times) else weights
+    return laid_out(weights, 1) if _gains(weights, 1, rows, times) else weights
 
 
 def turned(weights: jax.Array, rows: int, times: int) -> jax.Array:
@@ -62,16 +63,14 @@ def turned(weights: jax.Array, rows: int, times: int) -> jax.Array:
     Returns:
       ``[depth / WIDTH, features, WIDTH]``, or the transposed weights.
     """
-    if not _gains(weights, weights.shape[0], rows, times):
-        return weights.T
-    depth, features = weights.shape
-    return _written(jnp.swapaxes(_written(weights).reshape(depth // WIDTH, WIDTH, features), 1, 2))
+    return laid_out(weights, 0) if _gains(weights, 0, rows, times) else weights.T
 
 
-def laid_out(weights: jax.Array) -> jax.Array:
-    """``[depth, features]`` as ``[features / WIDTH, depth, WIDTH]``."""
-    depth, features = weights.shape
-    return _written(jnp.swapaxes(_written(weights).reshape(depth, features // WIDTH, WIDTH), 0, 1))
+def laid_out(weights: jax.Array, axis: int) -> jax.Array:
+    """The axis in panels: ``[depth, features]`` as ``[features / WIDTH, depth, WIDTH]``, or ``[depth / WIDTH, features, WIDTH]``."""
+    shape = list(weights.shape)
+    shape[axis : axis + 1] = [shape[axis] // WIDTH, WIDTH]
+    return _written(jnp.moveaxis(_written(weights).reshape(shape), (axis, axis + 1), (0, 2)))
 
 
 def product(rows: jax.Array, weights: jax.Array, *, precision: Any = None) -> jax.Array:
@@ -81,8 +80,11 @@ def product(rows: jax.Array, weights: jax.Array, *, precision: Any = None) -> ja
       rows: ``[..., depth]``: all axes but the last are rows.
       weights: as ``panels`` returns them.
       precision: as in ``lax.dot_general``.
+
+    Returns:
+      ``[..., features]``.
     """
-    flat = rows.reshape(-1, rows.shape[-1])
+    flat = rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
     if weights.ndim == 2:
         out = contract.product(flat, weights, precision=precision)
     else:
@@ -97,8 +99,11 @@ def product_of_turned(rows: jax.Array, weights: jax.Array, *, precision: Any = N
       rows: ``[..., depth]``: all axes but the last are rows.
       weights: as ``turned`` returns them.
       precision: as in ``lax.dot_general``.
+
+    Returns:
+      ``[..., features]``.
     """
-    flat = rows.reshape(-1, rows.shape[-1])
+    flat = rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
     if weights.ndim == 2:
         out = lax.dot_general(flat, weights, (((1,), (1,)), ((), ())), precision)
     else:
@@ -106,8 +111,9 @@ def product_of_turned(rows: jax.Array, weights: jax.Array, *, precision: Any = N
     return out.reshape(*rows.shape[:-1], out.shape[-1])
 
 
-def _gains(weights: jax.Array, features: int, rows: int, times: int) -> bool:
-    large = weights.size >= SMALLEST and features % WIDTH == 0
+def _gains(weights: jax.Array, axis: int, rows: int, times: int) -> bool:
+    """Whether products with ``[depth, features]`` are faster with this axis in panels."""
+    large = weights.size >= SMALLEST and weights.shape[axis] % WIDTH == 0
     # Of one row the compiler makes a loop.
     few = 1 < rows <= MOST_ROWS and times >= FEWEST
     # The primitive keeps no account of devices.
@@ -124,45 +130,68 @@ panels_p = Primitive("panels")
 """The three products of rows, panels and results; axes before the two or three of each are a batch that both operands have."""
 
 
-def _sum(a: jax.Array, b: jax.Array, *, layout: Layout, precision: Any = None) -> jax.Array:
-    del precision  # there is one for float32 on CPUs
-    # Rows that meet several weights would be spread out once for all of them, and written to memory.
-    a, b = lax.optimization_barrier((a, b))
+def _computed(a: jax.Array, b: jax.Array, *, layout: Layout, precision: Any) -> jax.Array:
     if layout == "product":
-        found = jnp.sum(a[..., None, :, None] * b[..., None, :, :, :], -2)
-        return found.reshape(*found.shape[:-2], b.shape[-3] * WIDTH)
+        return _sum(a, b)
     if layout == "turned":
-        return jnp.sum(_split(a) * b[..., None, :, :, :], (-3, -1))
-    return jnp.sum(a[..., None, :, None] * _split(b), -4)
+        split = a.reshape(*a.shape[:-1], a.shape[-1] // WIDTH, WIDTH)
+        return jnp.einsum("...rjt,...jdt->...rd", split, b, precision=precision)
+    found = jnp.einsum("...rd,...rf->...df", a, b, precision=precision)
+    return jnp.swapaxes(found.reshape(*found.shape[:-1], found.shape[-1] // WIDTH, WIDTH), -3, -2)
 
 
-def _split(x: jax.Array) -> jax.Array:
-    """``[..., rows, features]`` as ``[..., rows, features / WIDTH, 1, WIDTH]``."""
-    return x.reshape(*x.shape[:-1], x.shape[-1] // WIDTH, 1, WIDTH)
+def _sum(rows: jax.Array, panels: jax.Array) -> jax.Array:
+    """The product, ``[..., rows, depth]`` with ``[..., panels, depth, WIDTH]``, float32 as it is.
+
+    Barriers keep the compiler from making loops of it: from spreading rows that meet several weights out once for all of them, and
+    from adding up in the same pass what is a sum over results, such as a mean.
+    """
+    rows, panels = lax.optimization_barrier((rows, panels))
+    found = lax.optimization_barrier(jnp.sum(rows[..., None, :, None] * panels[..., None, :, :, :], -2))
+    return found.reshape(*found.shape[:-2], panels.shape[-3] * WIDTH)
 
 
 def _abstract(a: Any, b: Any, *, layout: Layout, precision: Any) -> ShapedArray:
-    shape = jax.eval_shape(functools.partial(_sum, layout=layout), a, b).shape
+    if a.dtype != b.dtype:
+        raise TypeError(
+            f"a product of {a.dtype} and {b.dtype} in panels, expected one dtype: convert either."
+        )
+    shape = jax.eval_shape(functools.partial(_computed, layout=layout, precision=precision), a, b).shape
     return ShapedArray(shape, a.dtype)
 
 
-def _batched(operands: Any, axes: Any, **settings: Any):
-    if None in axes:
-        return jax.vmap(functools.partial(_sum, **settings), in_axes=axes)(*operands), 0
-    a, b = (jnp.moveaxis(operand, axis, 0) for operand, axis in zip(operands, axes, strict=True))
-    return panels_p.bind(a, b, **settings), 0
+def _batched(operands: Any, axes: Any, *, layout: Layout, precision: Any):
+    a, b = operands
+    of_a, of_b = axes
+    bind = functools.partial(panels_p.bind, layout=layout, precision=precision)
+    if of_b is None and layout != "gradient":
+        # Panels that all share: one product over everybody's rows.
+        a = jnp.moveaxis(a, of_a, -3)
+        out = bind(a.reshape(*a.shape[:-3], a.shape[-3] * a.shape[-2], a.shape[-1]), b)
+        return out.reshape(*a.shape[:-1], out.shape[-1]), a.ndim - 3
+    size = a.shape[of_a] if of_a is not None else b.shape[of_b]
+    a, b = (
+        jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
+        for x, axis in ((a, of_a), (b, of_b))
+    )
+    return bind(a, b), 0
 
 
 @functools.cache
 def _makes_products() -> bool:
     """Whether XLA makes products of such sums, of rows that meet two weights, too: as loops they take ten times as long."""
     rows, weights = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 256), (16, 256, WIDTH)))
-    both = jax.jit(lambda a, b, c: (_sum(a, b, layout="product"), _sum(a, c, layout="product")))
-    program = both.lower(rows, weights, weights).compile()
+    program = (
+        jax.jit(lambda a, b, c: (_sum(a, b), jnp.mean(_sum(a, c), -1)))
+        .lower(rows, weights, weights)
+        .compile()
+    )
     spread = rows.dtype.itemsize * rows.size * weights.shape[0] * WIDTH
-    memory = program.memory_analysis()
+    memory, text = program.memory_analysis(), program.as_text() or ""
     kept = memory is not None and memory.temp_size_in_bytes < spread
-    return kept and (program.as_text() or "").count("kind=kCustom") == 2
+    return (
+        kept and text.count("kind=kCustom") >= 2 and text.count(" f32[4,16,256,16]{3,2,1,0} multiply(") == 2
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "precision"))
@@ -174,4 +203,4 @@ panels_p.def_impl(_evaluate)
 panels_p.def_abstract_eval(_abstract)
 bilinear.differentiate(panels_p, "product", "turned", "gradient")
 batching.primitive_batchers[panels_p] = _batched
-mlir.register_lowering(panels_p, mlir.lower_fun(_sum, multiple_results=False))
+mlir.register_lowering(panels_p, mlir.lower_fun(_computed, multiple_results=False))
