@@ -80,6 +80,25 @@ def _folded(key: jax.Array, item) -> tuple[jax.Array, None]:
     return jax.random.fold_in(key, item), None
 
 
+def along(root: jax.Array, *paths: Sequence) -> list[jax.Array]:
+    """The keys ``key[integers]`` behind every integer of each path, ``fold`` of its beginning; all paths in one loop.
+
+    A program then has one threefry for them, a tenth of what a small one takes to compile.
+    """
+    longest = max(map(len, paths))
+    filled = [
+        jnp.stack([jnp.uint32(item) for item in (*path, *[0] * (longest - len(path)))]) for path in paths
+    ]
+    start = jnp.broadcast_to(root, (len(paths),))
+    made = jax.lax.scan(_folded_each, start, jnp.stack(filled, axis=1))[1]
+    return [made[: len(path), place] for place, path in enumerate(paths)]
+
+
+def _folded_each(roots: jax.Array, items: jax.Array) -> tuple[jax.Array, jax.Array]:
+    folded = jax.vmap(jax.random.fold_in)(roots, items)
+    return folded, folded
+
+
 def client_key(root: jax.Array, round_, stage: int, client, draw) -> jax.Array:
     return fold(root, CLIENT, round_, stage, client, draw)
 

@@ -111,16 +111,15 @@ class Turn:
         return groups(self._problem.build(hyper).stages[self._stage])[self._group]
 
     def keys(self, root: jax.Array, round_, entry: Entry) -> TurnKeys:
-        key = keys.client_key(root, round_, self._stage, entry.client, entry.draw)
-        if self.local.continue_epochs:
-            # The order of a pass that goes on in another round cannot depend on the round.
-            ordering, step = (
-                keys.fold(root, keys.PASSES, self._stage, entry.client),
-                keys.fold(key, keys.STEP),
-            )
-        else:
-            ordering, step = jax.vmap(keys.fold, (None, 0))(key, jnp.array([keys.ORDER, keys.STEP]))
-        return TurnKeys(key, step, jax.random.bits(ordering, (2,), jnp.uint32))
+        turn = (keys.CLIENT, round_, self._stage, entry.client, entry.draw)
+        # The order of a pass that goes on in another round cannot depend on the round.
+        order = (
+            (keys.PASSES, self._stage, entry.client) if self.local.continue_epochs else (*turn, keys.ORDER)
+        )
+        of_step, *of_order = keys.along(root, (*turn, keys.STEP), *((*order, word) for word in range(2)))
+        # These are the words of ``jax.random.bits(<key of the order>, (2,))``.
+        words = jnp.stack([jnp.bitwise_xor(*jax.random.key_data(path[-1])) for path in of_order])
+        return TurnKeys(of_step[-2], of_step[-1], words)
 
     def _context(self, key, round_, entry: Entry) -> ClientContext:
         return ClientContext(

@@ -59,6 +59,20 @@ def test_fold_is_fold_in_in_order():
     assert words(keys.fold(ROOT)) == words(ROOT)
 
 
+def test_along_several_paths_stand_the_keys_of_fold():
+    paths = [(1, 2, 3), (4,), (5, 6)]
+    for path, made in zip(paths, keys.along(ROOT, *paths), strict=True):
+        expected = [words(keys.fold(ROOT, *path[:length])) for length in range(1, len(path) + 1)]
+        assert [words(key) for key in made] == expected
+
+
+def test_random_bits_are_the_folds_of_their_places():
+    """What the words behind a client's order rest on (``engines._client.Turn.keys``)."""
+    first, second = keys.along(ROOT, (7, 0), (7, 1))
+    expected = jax.random.bits(keys.fold(ROOT, 7), (2,), jnp.uint32)
+    assert [np.bitwise_xor(*words(path[-1])) for path in (first, second)] == expected.tolist()
+
+
 def test_no_two_clients_rounds_stages_draws_or_servers_share_a_key():
     seen = [words(keys.client_key(ROOT, *place)) for place in itertools.product(range(3), repeat=4)]
     seen += [words(keys.server_key(ROOT, *place)) for place in itertools.product(range(3), repeat=2)]
