@@ -19,7 +19,7 @@ from fedjax_sim.aggregation._individual import FilterState, clip_by_client_norm,
 from fedjax_sim.aggregation._laplace import laplace_noise, local_gaussian_noise, local_laplace_noise
 from fedjax_sim.aggregation._mean import coverage_mean, mean, mean_by_model
 from fedjax_sim.aggregation._noise import gaussian_noise
-from fedjax_sim.aggregation._robust import coordinate_median
+from fedjax_sim.aggregation._robust import coordinate_median, trimmed_mean
 from fedjax_sim.aggregation._rotation import hadamard_rotation
 from fedjax_sim.aggregation._run import run
 from fedjax_sim.aggregation._simulated import simulated
@@ -61,5 +61,6 @@ __all__ = [
     "skellam_noise",
     "top_k",
     "tree_noise",
+    "trimmed_mean",
     "zero_out",
 ]

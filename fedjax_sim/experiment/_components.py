@@ -88,7 +88,7 @@ BUILT_IN: dict[str, dict[str, Callable[..., Any]]] = {
         name: getattr(aggregation, name)
         for name in (
             "identity", "mean", "clip_by_global_norm", "adaptive_clip", "gaussian_noise", "top_k", "coordinate_median",
-            "mean_by_model", "tree_noise", "banded_noise", "clip_by_client_norm", "filtered_gaussian_noise",
+            "trimmed_mean", "tree_noise", "banded_noise", "clip_by_client_norm", "filtered_gaussian_noise",
             "mean_by_model", "clip_by_leaf_norm", "clip_by_group_norm", "clip_by_l1_norm", "zero_out", "hadamard_rotation",
             "discrete_gaussian_noise", "skellam_noise", "laplace_noise", "local_gaussian_noise", "local_laplace_noise",
         )

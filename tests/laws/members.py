@@ -219,6 +219,7 @@ ALGORITHMS = [
     Member("banded_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=BANDED)),
     Member("local_noise", lambda: algorithms.fedavg(linear(), SGD, aggregate=LOCAL), keyed=True),
     Member("coordinate_median", lambda: algorithms.fedavg(linear(), SGD, aggregate=agg.coordinate_median())),
+    Member("trimmed_mean", lambda: algorithms.fedavg(linear(), SGD, aggregate=agg.trimmed_mean(0.3))),
     Member("frozen_layers", lambda: algorithms.fedavg(tasks.trainable(mlp(6), "Dense_1"), SGD)),
     Member(
         "heterofl",

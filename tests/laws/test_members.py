@@ -29,6 +29,7 @@ CLIPS = {name for name, facts in FACTS.items() if facts.limits_norm}
 IN_PRIVATE = {layer.facts[0].name for make in private.PRIVATE.values() for layer in make().parts}
 NOT_PRIVATE = {
     "coordinate_median": "gathers messages, which no noise on a sum covers: chain refuses it",
+    "trimmed_mean": "gathers messages, which no noise on a sum covers: chain refuses it",
     "coverage_mean": "divides by what the data decide: chain refuses noise behind it",
     "mean_by_model": "divides by what the data decide: chain refuses noise behind it",
 }
@@ -82,7 +83,8 @@ def test_exceptions_are_public_names():
 
 def test_refused_compositions_are_the_reason():
     """What is excepted from privacy cannot stand before noise."""
+    settings = {"trimmed_mean": (0.1,)}
     for name in NOT_PRIVATE:
-        layer = getattr(aggregation, name)()
+        layer = getattr(aggregation, name)(*settings.get(name, ()))
         with pytest.raises(ValueError, match=name):
             aggregation.chain(layer, private.CLIPPED, private.NOISE)

@@ -286,6 +286,16 @@ def coordinate_median(w, cohorts):
     return w
 
 
+def trimmed_mean(w, cohorts, share=0.4):
+    """Yin et al. 2018, algorithm 1 (option II), on the end points of local training."""
+    for cohort in cohorts:
+        ends = np.sort([sgd(w, i) for i in came(cohort)], axis=0)
+        cut = int(share * len(ends))
+        assert cut, "too few clients: nothing is trimmed"
+        w = ends[cut : len(ends) - cut].mean(axis=0)
+    return w
+
+
 def frozen_hidden(w, cohorts):
     """FedAvg on the output layer alone; the hidden layer keeps its start."""
     mask = np.concatenate([np.ones(CLASSES), np.zeros(FEATURES * HIDDEN), np.ones(HIDDEN * CLASSES)])
@@ -399,6 +409,7 @@ CASES = {
     "coordinate_median": Case(
         algorithms.fedavg(TASK, LOCAL, aggregate=agg.coordinate_median()), coordinate_median
     ),
+    "trimmed_mean": Case(algorithms.fedavg(TASK, LOCAL, aggregate=agg.trimmed_mean(0.4)), trimmed_mean),
     "frozen_hidden_layer": Case(
         algorithms.fedavg(fs.tasks.trainable(TASK, "^(bias|out)$"), LOCAL),
         frozen_hidden,

@@ -106,6 +106,7 @@ TRANSFORMS = {
     ),
     "two clips, mean": Layers((agg.clip_by_global_norm(2.0), agg.clip_by_global_norm(0.5), agg.mean())),
     "median, clip": Layers((agg.coordinate_median(), agg.clip_by_global_norm(0.5))),
+    "trimmed mean, clip": Layers((agg.trimmed_mean(0.3), agg.clip_by_global_norm(0.5))),
     "median, top_k": Layers((agg.coordinate_median(), agg.top_k(0.5))),
     "coverage mean": Layers((agg.coverage_mean(),), COVERED),
     "top_k, clip, coverage mean": Layers(

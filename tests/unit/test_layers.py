@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.messages import (
@@ -260,9 +261,49 @@ def test_the_coordinate_median_is_numpys(clients):
     np.testing.assert_allclose(got, np.median(values[1:-1], axis=0), rtol=1e-6)
 
 
-def test_the_median_of_nobody_is_zero():
-    got, _, _ = stacked(agg.coordinate_median(), sizes=[0, 0, 0])
+@pytest.mark.parametrize("clients", [1, 2, 4, 5, 11])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.4])
+def test_the_trimmed_mean_is_scipys(clients, share):
+    """Over the clients that came."""
+    values = np.random.default_rng(clients).normal(size=(clients + 2, 3, 2)).astype(np.float32)
+    sizes = [0, *[1] * clients, 0]
+    got, _, _ = agg.run(agg.trimmed_mean(share), jnp.asarray(values), key=KEY, num_examples=sizes)
+    np.testing.assert_allclose(got, scipy.stats.trim_mean(values[1:-1], share), rtol=1e-5, atol=1e-6)
+
+
+def test_a_share_of_clients_is_a_whole_number_where_decimals_say_so():
+    """``0.29 * 100`` is 28.999999999999996."""
+    values = jnp.where(jnp.arange(100) < 29, 1e30, 1.0)
+    assert float(agg.run(agg.trimmed_mean(0.29), values, key=KEY)[0]) == 1
+    assert float(agg.run(agg.trimmed_mean(0.28), values, key=KEY)[0]) > 1
+
+
+def test_however_close_to_a_half_a_value_is_left():
+    values = jnp.arange(6.0)
+    assert float(agg.run(agg.trimmed_mean(0.49999999), values, key=KEY)[0]) == 2.5
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.5, 1, np.nan])
+def test_what_no_ends_can_have_is_refused(share):
+    with pytest.raises(ValueError, match=f"trimmed_mean share is {share}, expected"):
+        agg.trimmed_mean(share)
+
+
+@pytest.mark.parametrize("layer", [agg.coordinate_median(), agg.trimmed_mean(0.2)])
+def test_a_gather_of_nobody_is_zero(layer):
+    got, _, _ = stacked(layer, sizes=[0, 0, 0])
     assert_trees_equal(got, jax.tree.map(lambda x: np.zeros(x.shape[1:]), UPDATES))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30, -1e30])
+def test_as_many_as_are_trimmed_cannot_move_the_mean_out_of_the_others_range(bad):
+    values = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+    for chosen in itertools.combinations(range(7), 2):
+        attacked = values.copy()
+        attacked[list(chosen)] = bad
+        others = np.delete(values, chosen, axis=0)
+        got, _, _ = agg.run(agg.trimmed_mean(0.3), jnp.asarray(attacked), key=KEY)
+        assert np.all((others.min(axis=0) <= got) & (got <= others.max(axis=0)))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30, -1e30])
