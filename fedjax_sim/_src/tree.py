@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -81,8 +82,22 @@ def where(condition, a, b):
 
 def squared_norm(tree) -> jax.Array:
     """Sum of squares over all leaves in float32, ``f32[]``."""
-    leaves = jax.tree.leaves(tree)
-    return sum((jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves), start=jnp.zeros((), jnp.float32))
+    parts = _in_few_rows([x.astype(jnp.float32) for x in jax.tree.leaves(tree)])
+    return sum((jnp.sum(jnp.square(x)) for x in parts), start=jnp.zeros((), jnp.float32))
+
+
+_SHORT = 4096
+"""Up to so many elements a leaf is joined with others before it is reduced."""
+
+
+def _in_few_rows(leaves: Sequence[jax.Array]) -> list[jax.Array]:
+    """The leaves, short ones of one type as one row: every reduction is operations to compile, a twentieth of a CNN's program."""
+    rows = [x for x in leaves if x.size > _SHORT]
+    short: dict[Any, list[jax.Array]] = {}
+    for x in leaves:
+        if x.size <= _SHORT:
+            short.setdefault(x.dtype, []).append(jnp.ravel(x))
+    return rows + [jnp.concatenate(of_type) for of_type in short.values()]
 
 
 def global_norm(tree) -> jax.Array:
@@ -125,11 +140,8 @@ def scaled(x, factor, kept):
 def all_finite(tree) -> jax.Array:
     """``bool[]``: no inexact leaf holds NaN or infinity."""
     # The largest magnitude tells, and a maximum takes the CPU half the time of a conjunction, and its compiler a fifth.
-    largest = [
-        jnp.max(jnp.abs(x), initial=0).astype(wide_dtype(x.dtype))
-        for x in jax.tree.leaves(tree)
-        if jnp.issubdtype(x.dtype, jnp.inexact)
-    ]
+    inexact = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    largest = [jnp.max(jnp.abs(x), initial=0).astype(wide_dtype(x.dtype)) for x in _in_few_rows(inexact)]
     return jnp.all(jnp.isfinite(jnp.stack(largest))) if largest else jnp.ones((), bool)
 
 

@@ -36,3 +36,14 @@ def test_the_largest_numbers_are_finite():
 def test_what_cannot_be_infinite_is_finite():
     assert tree.all_finite({"integers": jnp.full(3, jnp.iinfo(jnp.int32).min), "mask": jnp.ones(2, bool)})
     assert tree.all_finite(())
+
+
+@pytest.mark.parametrize("dtypes", [("float32",), ("float32", "bfloat16")])
+def test_a_norm_is_that_of_all_elements(dtypes):
+    """Of leaves that are joined on the way, of longer ones, scalars and empty ones, under ``vmap``, too."""
+    generator = np.random.default_rng(0)
+    shapes = [(), (0, 3), (5,), (64, 64), (64, 65), (3, 3, 7)]
+    leaves = [jnp.asarray(generator.normal(size=(2, *shape)), dtype) for shape in shapes for dtype in dtypes]
+    got = jax.vmap(tree.global_norm)(leaves)
+    flat = np.concatenate([np.asarray(x, np.float64).reshape(2, -1) for x in leaves], axis=1)
+    np.testing.assert_allclose(got, np.linalg.norm(flat, axis=1), rtol=1e-6)
