@@ -83,7 +83,7 @@ def _folded(key: jax.Array, item) -> tuple[jax.Array, None]:
 def along(root: jax.Array, *paths: Sequence) -> list[jax.Array]:
     """The keys ``key[integers]`` behind every integer of each path, ``fold`` of its beginning; all paths in one loop.
 
-    A program then has one threefry for them, a tenth of what a small one takes to compile.
+    A program then has one threefry for them.
     """
     longest = max(map(len, paths))
     filled = [

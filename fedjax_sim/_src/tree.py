@@ -91,7 +91,7 @@ _SHORT = 4096
 
 
 def _in_few_rows(leaves: Sequence[jax.Array]) -> list[jax.Array]:
-    """The leaves, short ones of one type as one row: every reduction is operations to compile, a twentieth of a CNN's program."""
+    """The leaves, short ones of one type as one row: every reduction is operations to compile and to call."""
     rows = [x for x in leaves if x.size > _SHORT]
     short: dict[Any, list[jax.Array]] = {}
     for x in leaves:
@@ -139,10 +139,11 @@ def scaled(x, factor, kept):
 
 def all_finite(tree) -> jax.Array:
     """``bool[]``: no inexact leaf holds NaN or infinity."""
-    # The largest magnitude tells, and a maximum takes the CPU half the time of a conjunction, and its compiler a fifth.
+    # Nothing times 0 is 0 but what is finite, and a sum takes the CPU and its compiler half the time of a conjunction. Not a maximum:
+    # that of 4,096 numbers and more passes over NaN there (jax 0.10.2).
     inexact = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    largest = [jnp.max(jnp.abs(x), initial=0).astype(wide_dtype(x.dtype)) for x in _in_few_rows(inexact)]
-    return jnp.all(jnp.isfinite(jnp.stack(largest))) if largest else jnp.ones((), bool)
+    nothing = [jnp.sum(x * 0) == 0 for x in _in_few_rows(inexact)]
+    return jnp.all(jnp.stack(nothing)) if nothing else jnp.ones((), bool)
 
 
 def size(tree) -> int:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from fedjax_sim_kernels import order
 
-from fedjax_sim._src import checks
+from fedjax_sim._src import checks, tree
 from fedjax_sim._src.types import Facts, Transform
 
 
@@ -30,10 +30,10 @@ def trimmed_mean(share: float) -> Transform:
 
     Guarantees:
       With at most ``floor(share * n)`` of ``n`` clients replaced by anything, each coordinate stays within the range of the
-      others.
+      others, but for the rounding of a sum.
 
     Args:
-      share: of the clients, left out at each end, in [0, 0.5).
+      share: of the clients, left out at each end, in [0, 0.5); a traced one (of a sweep) is not checked.
 
     Raises:
       ValueError: ``share`` outside [0, 0.5).
@@ -62,10 +62,10 @@ def trimmed_mean(share: float) -> Transform:
 
 
 def _gather(name: str, statistic: Callable[[jax.Array, jax.Array], jax.Array]) -> Transform:
-    """A statistic over the rows ``[clients, ...]`` of each leaf, of which some are there, ``bool[clients]``."""
+    """A statistic over the rows ``[clients, ...]`` of each leaf, of which some are there, ``bool[clients]``; in float32 at least."""
 
     def decode(message, server, ctx):
-        value = jax.tree.map(lambda rows: statistic(rows, ctx.mask), message.value)
+        value = jax.tree.map(lambda rows: statistic(rows, ctx.mask), tree.widen(message.value))
         return message._replace(value=value), server, {}
 
     return Transform(

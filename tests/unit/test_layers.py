@@ -271,6 +271,16 @@ def test_the_trimmed_mean_is_scipys(clients, share):
     np.testing.assert_allclose(got, scipy.stats.trim_mean(values[1:-1], share), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "bfloat16"])
+def test_gathers_decode_to_float32(dtype):
+    """As a mean does, whatever the model's dtypes: nothing is cut off or rounded before the server's step."""
+    values = jnp.array([1, 1, 2, 2, 2], dtype)
+    got, _, _ = agg.run(agg.trimmed_mean(0.2), values, key=KEY)
+    assert got.dtype == jnp.float32 and float(got) == pytest.approx(5 / 3, rel=1e-6)
+    got, _, _ = agg.run(agg.coordinate_median(), values[:4], key=KEY)
+    assert got.dtype == jnp.float32 and float(got) == 1.5
+
+
 def test_a_share_of_clients_is_a_whole_number_where_decimals_say_so():
     """``0.29 * 100`` is 28.999999999999996."""
     values = jnp.where(jnp.arange(100) < 29, 1e30, 1.0)

@@ -26,6 +26,22 @@ def test_one_element_that_is_not_finite_is_found(dtype, value, place):
     np.testing.assert_array_equal(both, [True, False, True])
 
 
+@pytest.mark.parametrize("size", [4095, 4096, 4097, 100_000])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_of_many_elements_is_found(size, value):
+    """The CPU's library for maxima, to which XLA hands long rows, passes over NaN; in a loop, in short leaves that are joined, too."""
+    good = jnp.linspace(-3.0, 3.0, size)
+    bad = good.at[size // 2].set(value)
+    looped = jax.jit(lambda x: jax.lax.fori_loop(0, 3, lambda _, found: found & tree.all_finite(x), True))
+    for finite in (tree.all_finite, jax.jit(tree.all_finite), looped):
+        assert finite(good)
+        assert not finite(bad)
+        assert not finite(jnp.full(size, value))
+        assert finite(jnp.array_split(good, 50))
+        assert not finite(jnp.array_split(bad, 50))
+    assert jax.vmap(tree.all_finite)(jnp.stack([good, bad])).tolist() == [True, False]
+
+
 def test_the_largest_numbers_are_finite():
     """Nothing is squared or added up on the way."""
     for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
