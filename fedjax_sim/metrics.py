@@ -104,7 +104,8 @@ def top_k_accuracy(k: int, label: str = "y") -> Metric:
         classes = outputs.shape[-1]
         at_label = jnp.take_along_axis(outputs, jnp.clip(labels, 0, classes - 1)[..., None], axis=-1)
         before = jnp.arange(classes) < labels[..., None]
-        rank = jnp.sum((outputs > at_label) | ((outputs == at_label) & before), axis=-1)
+        # Not "larger than": nothing is larger than NaN, which would be the first of all.
+        rank = jnp.sum(~(outputs <= at_label) | ((outputs == at_label) & before), axis=-1)
         return _hits(rank < k, labels >= 0)
 
     return metric

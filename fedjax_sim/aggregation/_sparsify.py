@@ -30,7 +30,7 @@ def top_k(share: float, *, error_feedback: bool = True) -> Transform:
     checks.fraction("top_k share", share)
 
     def keep(x):
-        count = max(1, round(share * x.size))
+        count = min(max(1, round(share * x.size)), x.size)
         flat = x.reshape(-1)
         _, index = jax.lax.top_k(jnp.abs(flat), count)
         return jnp.zeros_like(flat).at[index].set(flat[index], unique_indices=True).reshape(x.shape)

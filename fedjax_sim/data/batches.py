@@ -119,8 +119,11 @@ def _epoch(local: LocalWork, step: Array, size: Array, before: Array) -> tuple[A
     if local.continue_epochs:
         step = before + step
     # Nothing here is negative: without the sign's corrections a division is one operation instead of five.
-    rows = jnp.asarray(size if local.drop_remainder else size + count - 1)
-    per_epoch = jnp.maximum(lax.div(rows, jnp.asarray(count, rows.dtype)), 1)
+    size = jnp.asarray(size)
+    rows = jnp.asarray(count, size.dtype)
+    # Of size - 1: with size + rows - 1 the largest client of 32 bits would have no examples.
+    whole = lax.div(size, rows) if local.drop_remainder else lax.div(size - 1, rows) + 1
+    per_epoch = jnp.maximum(whole, 1)
     step = jnp.asarray(step, per_epoch.dtype)
     return lax.div(step, per_epoch), lax.rem(step, per_epoch)
 

@@ -40,8 +40,8 @@ def softmax_cross_entropy(label: str = "y") -> Loss:
                 f"{labels.dtype}{list(labels.shape)}, expected logits [batch, ..., classes] and integers [batch, ...]."
             )
         valid = (labels >= 0).astype(outputs.dtype)
-        # Signed, so that the lower limit is representable; the clipped rows are multiplied by 0 below.
-        index = jnp.maximum(labels.astype(jnp.int32), 0)
+        # A label below 0 is at no class: its logits may be infinite, and are multiplied by 0 below.
+        index = labels.astype(jnp.int32)
         below = outputs - jax.lax.stop_gradient(jnp.max(outputs, axis=-1, keepdims=True))
         # A sum over classes and not a lookup, whose gradient is a scatter: seven small operations in every step.
         classes = jax.lax.broadcasted_iota(jnp.int32, outputs.shape, outputs.ndim - 1)

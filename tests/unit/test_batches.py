@@ -183,6 +183,14 @@ def test_epoch_of_counts_passes(drop, expected):
     assert batches.epoch_of(local, jnp.arange(6), jnp.int32(10), jnp.int32(0)).tolist() == expected
 
 
+def test_the_largest_client_of_32_bits_has_passes():
+    size = 2**31 - 10
+    steps = -(-size // 20)
+    local = fs.LocalWork(epochs=2, batch_size=20)
+    found = batches.epoch_of(local, jnp.array([0, steps - 1, steps]), jnp.int32(size), jnp.int32(0))
+    assert found.tolist() == [0, 0, 1]
+
+
 @pytest.mark.parametrize("local", [LOCALS["shuffled"], LOCALS["several_batches_a_step"]])
 def test_passes_that_go_on_are_those_of_a_loader_that_outlives_the_round(local):
     """Rounds of 1, 4, 2, 7 steps see the rows that one round of as many steps sees."""

@@ -230,6 +230,11 @@ def test_top_k_works_leaf_by_leaf():
     assert_trees_equal(message.value, {"a": np.array([9.0, 0.0]), "b": np.array([0.0, 2.0])})
 
 
+def test_top_k_of_a_leaf_without_elements_is_that_leaf():
+    message, _, _ = encode(agg.top_k(0.5), {"a": jnp.zeros((0, 3)), "b": jnp.array([1.0, 2.0])})
+    assert_trees_equal(message.value, {"a": np.zeros((0, 3)), "b": np.array([0.0, 2.0])})
+
+
 def test_without_error_feedback_the_rest_is_dropped_and_the_bound_holds():
     transform = agg.top_k(0.5, error_feedback=False)
     message, kept, _ = encode(transform, jnp.array([1.0, -3.0]))

@@ -69,6 +69,13 @@ def test_top_1_accuracy_is_accuracy_also_with_ties():
         np.testing.assert_array_equal(first[0], second[0])
 
 
+def test_a_model_of_nan_has_no_label_among_its_largest():
+    outputs = jnp.full((4, 10), jnp.nan)
+    assert metrics.top_k_accuracy(3)(outputs, {"y": jnp.array([0, 1, 5, 9])})[0].tolist() == [0.0] * 4
+    outputs = jnp.arange(10.0).at[3].set(jnp.nan)[None].repeat(2, axis=0)
+    assert metrics.top_k_accuracy(1)(outputs, {"y": jnp.array([9, 3])})[0].tolist() == [0.0, 0.0]
+
+
 def test_squared_error_is_the_mean_over_an_examples_outputs():
     total, weight = metrics.squared_error()(
         jnp.array([[1.0, 3.0], [0.0, 0.0]]), {"y": jnp.array([[0, 0], [1, 0]])}

@@ -346,6 +346,16 @@ def test_sequence_loss_is_the_mean_over_valid_positions():
     np.testing.assert_array_equal(np.any(np.asarray(grads) != 0, axis=-1), labels >= 0)
 
 
+def test_a_padded_position_may_have_infinite_logits():
+    """As of a model that forbids its padding token."""
+    logits = jnp.array([[[-jnp.inf, 1.0, 2.0]] * 2])
+    batch = {"y": jnp.array([[1, -1]])}
+    loss = losses.softmax_cross_entropy()
+    np.testing.assert_allclose(loss(logits, batch), [np.log(1 + np.e)], rtol=1e-6)
+    grads = jax.grad(lambda x: jnp.sum(loss(x, batch)))(logits)
+    np.testing.assert_allclose(grads[0], [[0, -0.731059, 0.731059], [0, 0, 0]], atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int32"])
 def test_class_labels_of_any_integer_dtype(dtype):
     loss = losses.softmax_cross_entropy()
