@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim._src import checks
-from fedjax_sim._src.labels import several_hot
+from fedjax_sim._src.labels import aligned, several_hot
 from fedjax_sim._src.types import Batch, Mean, Metric, Metrics, Outputs, Task
 
 __all__ = [
@@ -76,7 +76,10 @@ def accuracy(label: str = "y", leave_out: Sequence[int] = ()) -> Metric:
 def binary_accuracy(label: str = "y") -> Metric:
     """Share of an example's labels, 0 or 1, that its logits are on the right side of: above 0 for a label of 1.
 
-    Outputs are logits of the label column's shape, ``f32[batch, ...]``.
+    Outputs are logits of the label column's shape, ``f32[batch, ...]``; ``f32[batch, 1]`` fits labels ``[batch]``.
+
+    Raises:
+      ValueError: at the call, when the shapes do not fit together.
 
     >>> import jax.numpy as jnp
     >>> from fedjax_sim import metrics
@@ -86,7 +89,7 @@ def binary_accuracy(label: str = "y") -> Metric:
     """
 
     def metric(outputs: Outputs, batch: Batch):
-        right = (outputs > 0) == (batch[label] > 0)
+        right = (aligned(outputs, batch[label], label) > 0) == (batch[label] > 0)
         per_example = jnp.mean(right.astype(jnp.float32).reshape(len(right), -1), axis=-1)
         return per_example, jnp.ones_like(per_example)
 
@@ -172,10 +175,16 @@ def recall_at_k(k: int, label: str = "y", listed: bool = False) -> Metric:
 
 
 def squared_error(label: str = "y") -> Metric:
-    """Mean over an example's outputs of the squared difference to the label column, of the same shape."""
+    """Mean over an example's outputs of the squared difference to the label column, of the same shape.
+
+    Outputs ``f32[batch, 1]`` fit labels ``[batch]``.
+
+    Raises:
+      ValueError: at the call, when the shapes do not fit together.
+    """
 
     def metric(outputs: Outputs, batch: Batch):
-        error = jnp.square(outputs - batch[label].astype(outputs.dtype))
+        error = jnp.square(aligned(outputs, batch[label], label) - batch[label].astype(outputs.dtype))
         per_example = jnp.mean(error.reshape(error.shape[0], -1), axis=-1)
         return per_example, jnp.ones_like(per_example)
 

@@ -20,7 +20,7 @@ def run(
       transform: a layer or a chain.
       updates: pytree with a leading axis ``[clients, ...]``, or a ``Message`` of such, where counts travel beside them.
       key: threefry key of the round, for this call alone: noise must not share it with what the clients drew.
-      num_examples: ``int[clients]``; 1 each by default. A client with 0 examples did not come.
+      num_examples: ``int[clients]``; 1 each by default. A client with 0 examples did not come: its update counts as zeros.
       expected_clients: divisor of ``mean(over="expected_cohort")``; the number of rows by default.
       state: what the previous call returned; ``None`` in the first round.
       round_: index of the round.
@@ -60,7 +60,9 @@ def run(
             client=client,
             num_examples=size,
         )
-        return transform.encode(update, part, server, context)
+        # Who did not come sends zeros, as in an engine, whatever stands in its row.
+        sent = jax.tree.map(lambda x: jnp.where(size > 0, x, jnp.zeros_like(x)), update)
+        return transform.encode(sent, part, server, context)
 
     messages, parts, measured = jax.vmap(encode)(updates, parts, sizes, jnp.arange(clients, dtype=jnp.int32))
     rows = gathers(transform)

@@ -187,12 +187,7 @@ def _resolve_loss(loss: LossName | Loss, label: str) -> tuple[Loss, Mapping[str,
         "squared_error": (losses.squared_error, "squared_error", metrics_.squared_error),
     }
     make_loss, name, make_metric = named[str(loss)]
-    of_aligned = make_metric(label)
-
-    def metric(outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return of_aligned(losses.aligned(outputs, batch[label], label), batch)
-
-    return make_loss(label), {name: metric}, "number"
+    return make_loss(label), {name: make_metric(label)}, "number"
 
 
 def resolve_classes(module: Any, classes: int | None) -> int | None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim._src.labels import several_hot
+from fedjax_sim._src.labels import aligned, several_hot
 from fedjax_sim._src.types import Batch, Loss, Outputs
 
 __all__ = ["sigmoid_binary_cross_entropy", "softmax_cross_entropy", "squared_error"]
@@ -101,19 +101,3 @@ def squared_error(label: str = "y") -> Loss:
         return jnp.mean(values.reshape(values.shape[0], -1), axis=-1)
 
     return loss
-
-
-def aligned(outputs: jax.Array, labels: jax.Array, label: str) -> jax.Array:
-    """Outputs in the shape of the labels: ``[batch, 1]`` becomes ``[batch]``.
-
-    Raises:
-      ValueError: the shapes differ otherwise. Broadcasting would silently pair every output with every label.
-    """
-    if outputs.shape == (*labels.shape, 1):
-        return outputs[..., 0]
-    if outputs.shape != labels.shape:
-        raise ValueError(
-            f"the outputs have shape {list(outputs.shape)} and column {label!r} {list(labels.shape)}, "
-            f"expected equal shapes, or outputs {[*labels.shape, 1]}."
-        )
-    return outputs

@@ -254,6 +254,15 @@ def test_a_client_without_examples_keeps_its_memory():
     assert kept.tolist() == memory.tolist()
 
 
+@pytest.mark.parametrize("layer", [agg.identity(), agg.clip_by_global_norm(10.0), agg.top_k(1.0)])
+def test_who_did_not_come_adds_nothing(layer):
+    """In a chain without a mean, too, and whatever stands in its row."""
+    for absent in (5.0, np.nan):
+        updates = jnp.array([[1.0, 2.0], [absent, 5.0]])
+        got, _, _ = agg.run(layer, updates, key=KEY, num_examples=[1, 0])
+        np.testing.assert_allclose(got, [1.0, 2.0], rtol=1e-6)
+
+
 # --- robust rules ---
 
 

@@ -76,6 +76,17 @@ def test_a_model_of_nan_has_no_label_among_its_largest():
     assert metrics.top_k_accuracy(1)(outputs, {"y": jnp.array([9, 3])})[0].tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("metric", [metrics.binary_accuracy(), metrics.squared_error()])
+def test_outputs_of_one_column_fit_labels_without_one(metric):
+    """As in the losses, and whoever gives the metric; other shapes would pair every output with every label."""
+    outputs, labels = jnp.array([[2.0], [-1.0], [0.5]]), jnp.array([1.0, 0.0, 1.0])
+    got, same = metric(outputs, {"y": labels}), metric(outputs[:, 0], {"y": labels})
+    for a, b in zip(got, same, strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match=r"the outputs have shape \[3\] and column 'y' \[3, 1\]"):
+        metric(outputs[:, 0], {"y": labels[:, None]})
+
+
 def test_squared_error_is_the_mean_over_an_examples_outputs():
     total, weight = metrics.squared_error()(
         jnp.array([[1.0, 3.0], [0.0, 0.0]]), {"y": jnp.array([[0, 0], [1, 0]])}
