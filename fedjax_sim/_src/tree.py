@@ -140,7 +140,7 @@ def scaled(x, factor, kept):
 def all_finite(tree) -> jax.Array:
     """``bool[]``: no inexact leaf holds NaN or infinity."""
     # Nothing times 0 is 0 but what is finite, and a sum takes the CPU and its compiler half the time of a conjunction. Not a maximum:
-    # that of 4,096 numbers and more passes over NaN there (jax 0.10.2).
+    # that of some thousand numbers passes over NaN there (jax 0.10.2).
     inexact = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     nothing = [jnp.sum(x * 0) == 0 for x in _in_few_rows(inexact)]
     return jnp.all(jnp.stack(nothing)) if nothing else jnp.ones((), bool)

@@ -437,7 +437,7 @@ def test_a_server_step_that_overflows_names_no_client():
 )
 @pytest.mark.parametrize("hidden", [(2048,), (64,) * 3], ids=["long leaves", "many leaves"])
 def test_a_model_of_nan_alone_is_not_finite(engine, hidden):
-    """Of any size: the CPU's library for maxima passes over NaN in 4,096 numbers and more."""
+    """Of any size: the CPU's library for maxima passes over NaN in some thousand numbers."""
     task = fs.tasks.classification(fs.models.mlp(classes=3, hidden=hidden))
     sim = make_sim(fs.algorithms.fedavg(task, optax.sgd(0.1), server=optax.sgd(float("nan"))), engine=engine)
     with pytest.raises(fs.NonFiniteModelError, match="not finite after round 0"):
